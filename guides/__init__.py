@@ -1,0 +1,1 @@
+"""Amortised guides: variational distributions of latents, given the symbols they stand for."""

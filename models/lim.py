@@ -1,0 +1,24 @@
+"""The Latent Information Model: latents are global, one per entity and one per relation.
+
+    h_e ~ prior_E                 for every entity e
+    h_p ~ prior_R                 for every relation p
+    y_τ ~ Bernoulli(sigmoid(φ(h_s, h_p, h_o) + b_p))   for every fact τ = (s, p, o)
+
+Cowen-Rivers & Minervini 2018, section 3. Each latent's KL divergence is paid once, whatever the number of its facts.
+"""
+
+import pyro
+
+from kgpyro.batches import Batch
+from kgpyro.setting import Setting
+
+
+def lim(kg: Setting, batch: Batch) -> None:
+    with pyro.plate("entity", kg.num_entities):
+        entities = pyro.sample("entities", kg.entity_prior)
+    with pyro.plate("relation_row", kg.num_relations):
+        relations = pyro.sample("relations", kg.relation_prior)
+
+    head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
+    with batch.fact_plate():
+        pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
