@@ -1,0 +1,30 @@
+"""kgpyro: Bayesian knowledge-graph embeddings in Pyro, with link predictions that say how sure they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kgpyro.errors import InputError
+from kgpyro.graph import Graph, load_graph
+from kgpyro.guide import Guide
+from kgpyro.posterior import Posterior
+
+if TYPE_CHECKING:
+    from kgpyro.fitting import fit
+
+__version__ = "0.1.0"
+__all__ = ["Graph", "Guide", "InputError", "Posterior", "fit", "load", "load_graph"]
+
+
+def load(folder: str | Path, **own: Any) -> Posterior:
+    """Read a saved run; see :meth:`kgpyro.Posterior.load`."""
+    return Posterior.load(folder, **own)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fit":  # Lightning takes seconds to import, and reading a run does not need it
+        from kgpyro.fitting import fit
+
+        return fit
+    raise AttributeError(f"module 'kgpyro' has no attribute {name!r}")

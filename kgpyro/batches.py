@@ -22,7 +22,6 @@ from torch import Tensor
 
 from kgpyro.graph import Queries
 
-
 # a plate, and for each site in it: whose latents they are ("entity" or "relation"), and of which ids
 Frame = tuple[Callable[[], AbstractContextManager[Any]], dict[str, tuple[str, Tensor | slice]]]
 
@@ -220,6 +219,6 @@ class Batches:
     def _sparse_labels(self, rows: int, row: Tensor, answer: Tensor) -> Tensor:
         ones = torch.ones(len(row), dtype=self.dtype, device=row.device)
         shape = (rows, self.num_entities)
-        return torch.sparse_coo_tensor(torch.stack([row, answer]), ones, shape, is_coalesced=True)
-
-
+        return torch.sparse_coo_tensor(
+            torch.stack([row, answer]), ones, shape, is_coalesced=True, check_invariants=False
+        )

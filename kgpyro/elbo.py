@@ -54,7 +54,7 @@ class WeightedELBO(ELBO):
         latent = {name for name, site in model_trace.iter_stochastic_nodes()}
         if mismatch := latent.symmetric_difference(name for name, _ in guide_trace.iter_stochastic_nodes()):
             raise InputError(
-                f"model and guide disagree on the latent sites {', '.join(sorted(mismatch))}; each must sample them all."
+                f"model and guide disagree on the sites {', '.join(sorted(mismatch))}; each must sample them all."
             )
         return model_trace, guide_trace
 
@@ -77,7 +77,7 @@ class WeightedELBO(ELBO):
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the β-weighted bound; ``last`` then holds its terms, detached."""
         terms = self.terms(model, guide, *args, **kwargs)
-        self.last = Terms(float(terms.log_likelihood), float(terms.kl), terms.kl_per_latent)
+        self.last = Terms(_number(terms.log_likelihood), _number(terms.kl), terms.kl_per_latent)
         return torch.as_tensor(self.kl_weight * terms.kl - terms.log_likelihood)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -88,6 +88,10 @@ class WeightedELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return float(loss.detach())
+
+
+def _number(value: float | Tensor) -> float:
+    return float(torch.as_tensor(value).detach())
 
 
 def _kl(q: Any, p: Any, drawn: Tensor) -> Tensor:

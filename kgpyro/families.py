@@ -13,6 +13,7 @@ A family turns a location and a scale in *unconstrained* space into a distributi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import power_spherical
@@ -55,9 +56,9 @@ class HypersphericalUniform(power_spherical.HypersphericalUniform, TorchDistribu
 
 
 class PowerSpherical(power_spherical.PowerSpherical, TorchDistributionMixin):
-    """Power spherical with Pyro's shapes: ``loc`` on the unit sphere ``(*batch, d)``, concentration ``scale`` ``(*batch)``."""
+    """Power spherical with Pyro's shapes: unit vectors ``loc`` ``(*batch, d)``, concentration ``scale``."""
 
-    arg_constraints = {"loc": constraints.sphere, "scale": constraints.positive}
+    arg_constraints: ClassVar = {"loc": constraints.sphere, "scale": constraints.positive}
     support = constraints.sphere
 
     def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None):
@@ -94,7 +95,7 @@ class Family:
         return 1 if self.spherical else size
 
     def __call__(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
-        """The posterior, event shape ``(d,)``, of ``loc`` ``(*, d)`` and ``scale`` ``(*, d)`` (``(*, 1)`` on the sphere)."""
+        """The posterior, event ``(d,)``, of ``loc`` ``(*, d)`` and ``scale`` ``(*, d)`` (on the sphere ``(*, 1)``)."""
         if self.spherical:
             unit = loc / torch.linalg.vector_norm(loc, dim=-1, keepdim=True).clamp_min(1e-7)
             return PowerSpherical(unit, scale.squeeze(-1).pow(-2))  # scale is an angle: concentration 1/scale²
@@ -129,7 +130,9 @@ def _scalar(support: constraints.Constraint) -> constraints.Constraint:
     """The same bounds as plain numbers, where every coordinate shares them."""
     bounds = {k: torch.as_tensor(v) for k, v in vars(support).items() if k.endswith("_bound")}
     if any(not bool((b == b.flatten()[0]).all()) for b in bounds.values()):
-        raise InputError(f"the prior's support {support} differs from coordinate to coordinate; give one bound for all.")
+        raise InputError(
+            f"the prior's support {support} differs from coordinate to coordinate; give one bound for all."
+        )
     return type(support)(*(float(bounds[k].flatten()[0]) for k in ("lower_bound", "upper_bound") if k in bounds))
 
 

@@ -102,8 +102,8 @@ class Graph:
 
 
 def _to_ids(frame: pd.DataFrame, entities: pd.Index, relations: pd.Index) -> Tensor:
-    columns = [entities.get_indexer(frame["head"]), relations.get_indexer(frame["relation"])]
-    columns.append(entities.get_indexer(frame["tail"]))
+    columns = [entities.get_indexer(pd.Index(frame["head"])), relations.get_indexer(pd.Index(frame["relation"]))]
+    columns.append(entities.get_indexer(pd.Index(frame["tail"])))
     return torch.stack([torch.as_tensor(c, dtype=torch.long) for c in columns], dim=1)
 
 
@@ -175,8 +175,10 @@ class Queries:
         return rows, self.answers[self.indptr[index[rows]] + within]
 
     def to(self, device: torch.device | str) -> Queries:
-        moved = (x.to(device) for x in (self.anchor, self.relation, self.indptr, self.answers))
-        return Queries(*moved, self.num_relations)
+        anchor, relation, indptr, answers = (
+            x.to(device) for x in (self.anchor, self.relation, self.indptr, self.answers)
+        )
+        return Queries(anchor, relation, indptr, answers, self.num_relations)
 
 
 def load_graph(name_or_folder: str | Path) -> Graph:
@@ -210,7 +212,9 @@ def _read_triples(path: Path) -> list[list[str]]:
         with opener(path, "rt", encoding="utf-8-sig", newline=None) as lines:
             rows = [line.rstrip("\r\n").split("\t") for line in lines]
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8 text: {error}.") from error
+        raise InputError(
+            f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8 text: {error}."
+        ) from error
     triples = [row for row in rows if row != [""]]
     if not triples:
         raise InputError(f"{path} is empty; it should hold one triple a line: head TAB relation TAB tail.")

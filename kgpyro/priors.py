@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -18,8 +18,6 @@ from torch import Tensor
 from kgpyro.errors import InputError
 from kgpyro.families import Family, HypersphericalUniform, family_for
 from kgpyro.names import import_dotted, is_dotted
-
-PriorLike = Union[str, TorchDistributionMixin, type, Callable[[int], TorchDistributionMixin], "Prior"]
 
 # What a parameter is where the call leaves it out: the standard member of the family.
 DEFAULTS = {
@@ -60,12 +58,17 @@ class Prior:
                 raise InputError(f"prior {self!r} has batch shape {tuple(base.batch_shape)}; need () or ({size},).")
             return base.expand([size]).to_event(1)
         if base.event_shape != (size,):
-            raise InputError(f"prior {self!r} has events of shape {tuple(base.event_shape)}; the latents need ({size},).")
+            raise InputError(
+                f"prior {self!r} has events of shape {tuple(base.event_shape)}; the latents need ({size},)."
+            )
         return base
 
     def family(self, size: int) -> Family:
         """The posterior family that fits the support. Raises InputError where none does."""
         return family_for(self.distribution(size))
+
+
+PriorLike: TypeAlias = str | TorchDistributionMixin | type | Callable[[int], TorchDistributionMixin] | Prior
 
 
 def resolve_prior(prior: PriorLike) -> Prior:
@@ -95,8 +98,9 @@ def resolve_prior(prior: PriorLike) -> Prior:
 @cache
 def prior_names() -> dict[str, type[TorchDistributionMixin]]:
     """Every family of ``pyro.distributions`` that could serve as a prior, by its name in snake case."""
-    names = {"hyperspherical_uniform": HypersphericalUniform}
-    for cls in vars(dist).values():
+    names: dict[str, Any] = {"hyperspherical_uniform": HypersphericalUniform}
+    members: list[Any] = list(vars(dist).values())
+    for cls in members:
         if inspect.isclass(cls) and issubclass(cls, TorchDistributionMixin) and _why_not(cls) is None:
             names[_snake(cls.__name__)] = cls
     return dict(sorted(names.items()))
@@ -115,7 +119,7 @@ _NO_FAMILY_BY_NAME = {
 
 
 @cache
-def _why_not(cls: type) -> str | None:
+def _why_not(cls: Any) -> str | None:
     """Why a class of ``pyro.distributions`` is no prior that a name can stand for; None where it is one."""
     if cls.__name__ in _NO_FAMILY_BY_NAME:
         return _NO_FAMILY_BY_NAME[cls.__name__]
@@ -135,9 +139,9 @@ def _why_not(cls: type) -> str | None:
     return None
 
 
-def _parameters(cls: type) -> list[str]:
+def _parameters(cls: Any) -> list[str]:
     """Names of the constructor's parameters that have no default."""
-    signature = inspect.signature(cls.__init__)
+    signature = inspect.signature(cls)
     positional = [p for name, p in signature.parameters.items() if name != "self"]
     if any(p.kind is p.VAR_POSITIONAL for p in positional):
         raise TypeError("no plain parameters")
@@ -163,7 +167,8 @@ def _parse(text: str) -> Prior:
     by_key = {name.replace("_", ""): (name, cls) for name, cls in prior_names().items()}
     key = call.func.id.replace("_", "").lower()
     if key not in by_key:
-        refused = {_snake(c.__name__).replace("_", ""): c for c in vars(dist).values() if inspect.isclass(c)}
+        classes: list[Any] = [c for c in vars(dist).values() if inspect.isclass(c)]
+        refused = {_snake(c.__name__).replace("_", ""): c for c in classes}
         why = f" {refused[key].__name__} {_why_not(refused[key])}." if key in refused and _why_not(refused[key]) else ""
         raise InputError(f"unknown prior {call.func.id!r}.{why} Choose from {', '.join(prior_names())}.")
     name, cls = by_key[key]
@@ -200,7 +205,7 @@ def _check_usable(base: TorchDistributionMixin, text: str | None) -> None:
 
 
 def _text_of(prior: TorchDistributionMixin) -> str | None:
-    """How a plain distribution object is written as a call; None where it is not a named family with scalar parameters."""
+    """How a distribution object is written as a call; None where it is no named family with scalar parameters."""
     cls = type(prior)
     name = _snake(cls.__name__)
     if prior_names().get(name) is not cls:

@@ -11,12 +11,13 @@ product ``(b, d) × (d, E)`` (or one ``cdist``) and nothing of shape ``(b, E, d)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError
+from kgpyro.names import import_dotted, is_dotted
 
 QueryForm = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,6 +50,14 @@ def _pad_back(x: Tensor) -> Tensor:
     return torch.cat([x, torch.zeros_like(x)], dim=-1)
 
 
+def _no_query(anchor: Tensor, relation: Tensor) -> Tensor:
+    raise NotImplementedError("this score has no query vectors")
+
+
+def _no_function(head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
+    raise NotImplementedError("this score has no triple form")
+
+
 @dataclass(frozen=True)
 class Score:
     """A scoring function that factors through query vectors.
@@ -79,7 +88,7 @@ class Score:
         return self.norm is None
 
     def sizes(self, dim: int) -> tuple[int, int]:
-        """Lengths of an entity's and of a relation's latent. Raises InputError for an odd dim where halves are needed."""
+        """Lengths of an entity's and a relation's latent. Raises InputError for an odd dim where halves are needed."""
         if self.even and dim % 2:
             raise InputError(
                 f"score {self.name} splits an embedding in two halves, so --dim must be even; got {dim}, try {dim + 1}."
@@ -104,7 +113,7 @@ class Score:
         return self.compare(self.tail_query(head, relation), tail)
 
     def facts(self, anchor: Tensor, relation: Tensor, candidate: Tensor, reverse: Tensor | None = None) -> Tensor:
-        """Scores of the facts that candidates make with their queries, shapes ``(n, d_e), (n, d_r), (n, d_e) -> (n,)``."""
+        """Scores of the facts of paired queries and candidates, ``(n, d_e), (n, d_r), (n, d_e) -> (n,)``."""
         return self.compare(self.queries(anchor, relation, reverse), candidate)
 
     def candidates(self, anchor: Tensor, relation: Tensor, table: Tensor, reverse: Tensor | None = None) -> Tensor:
@@ -116,42 +125,38 @@ class Score:
 
 
 @dataclass(frozen=True)
-class PykeenScore(Score):
-    """One of PyKEEN's interaction functions, scored against blocks of candidates.
+class TripleScore(Score):
+    """A scoring function known only in triple form, compared with the candidates block by block.
 
-    Only interactions without weights of their own and with one vector per entity and relation: weights belong into a
-    model, where they have a prior.
+    Attributes:
+        function: ``(h, r, t) -> φ``, broadcasting over leading dimensions, the last one the latents'.
+        block: largest number of latent values compared at once.
     """
 
-    interaction: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda h, r, t: h
-    block: int = 1 << 22  # largest number of latent values compared at once
+    tail_query: QueryForm = _no_query
+    head_query: QueryForm = _no_query
+    multilinear: bool = False
+    function: Callable[[Tensor, Tensor, Tensor], Tensor] = _no_function
+    block: int = 1 << 22
 
     @property
     def linear(self) -> bool:
         return False
 
     def triples(self, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
-        return self.interaction(head, relation, tail)
+        return self.function(head, relation, tail)
 
     def facts(self, anchor: Tensor, relation: Tensor, candidate: Tensor, reverse: Tensor | None = None) -> Tensor:
         if reverse is None:
             return self.triples(anchor, relation, candidate)
-        reverse = reverse.unsqueeze(-1)
-        return self.triples(
-            torch.where(reverse, candidate, anchor), relation, torch.where(reverse, anchor, candidate)
-        )
+        swap = reverse.unsqueeze(-1)
+        return self.triples(torch.where(swap, candidate, anchor), relation, torch.where(swap, anchor, candidate))
 
     def candidates(self, anchor: Tensor, relation: Tensor, table: Tensor, reverse: Tensor | None = None) -> Tensor:
-        step = max(1, self.block // max(1, anchor.numel()))
         anchor, relation = anchor.unsqueeze(1), relation.unsqueeze(1)
-        blocks = []
-        for part in table.split(step):
-            part = part.unsqueeze(0)
-            tails = self.triples(anchor, relation, part)
-            if reverse is not None:
-                tails = torch.where(reverse.unsqueeze(-1), self.triples(part, relation, anchor), tails)
-            blocks.append(tails)
-        return torch.cat(blocks, dim=1)
+        swap = None if reverse is None else reverse.unsqueeze(1)
+        blocks = table.unsqueeze(0).split(max(1, self.block // max(1, anchor.numel())), dim=1)
+        return torch.cat([self.facts(anchor, relation, part, swap) for part in blocks], dim=1)
 
 
 def _distmult(anchor: Tensor, relation: Tensor) -> Tensor:
@@ -198,20 +203,32 @@ SCORES = {
 SCORES["transe"] = SCORES["transe-l2"]
 
 
-def resolve_score(name: str | Score) -> Score:
-    """The scoring function of a name, in any case, or ``pykeen:NAME``. Raises InputError with the valid names."""
-    if isinstance(name, Score):
-        return name
-    kind, _, interaction = name.partition(":")
+def resolve_score(given: str | Score | Callable[..., Tensor]) -> Score:
+    """The scoring function that a user gives.
+
+    Args:
+        given: a name in any case, ``pykeen:NAME``, the dotted path of your own, a Score, or a function
+            ``(h, r, t) -> φ`` that broadcasts over leading dimensions.
+
+    Raises:
+        InputError: with the valid names.
+    """
+    if isinstance(given, Score):
+        return given
+    if not isinstance(given, str):
+        return TripleScore(getattr(given, "__name__", "function"), function=given)
+    kind, _, interaction = given.partition(":")
     if kind.lower() == "pykeen" and interaction:
         return _pykeen_score(interaction)
-    if name.lower() not in SCORES:
+    if is_dotted(given):
+        return replace(resolve_score(import_dotted(given, "score")), name=given)
+    if given.lower() not in SCORES:
         choices = ", ".join([s.name for key, s in SCORES.items() if key != "transe"])
-        raise InputError(f"unknown score {name!r}; choose from {choices}, TransE (L2), or pykeen:NAME.")
-    return SCORES[name.lower()]
+        raise InputError(f"unknown score {given!r}; choose from {choices}, TransE (L2), pykeen:NAME, or your own.")
+    return SCORES[given.lower()]
 
 
-def _pykeen_score(name: str) -> PykeenScore:
+def _pykeen_score(name: str) -> TripleScore:
     from pykeen.nn.modules import interaction_resolver  # imported here: it takes seconds
 
     key = interaction_resolver.normalize(name)
@@ -238,17 +255,11 @@ def _pykeen_score(name: str) -> PykeenScore:
             head, relation, tail = (torch.complex(*_halves(x)) for x in (head, relation, tail))
         return module(head, relation, tail)
 
-    def unused(anchor: Tensor, relation: Tensor) -> Tensor:
-        raise NotImplementedError("PyKEEN's interactions have no query vectors")
-
-    return PykeenScore(
+    return TripleScore(
         f"pykeen:{cls.__name__.removesuffix('Interaction')}",
-        unused,
-        unused,
+        function=interaction,
         even=bool(module.is_complex),
         relation_size=(lambda dim: dim * dim) if matrix else (lambda dim: dim),
-        multilinear=False,
-        interaction=interaction,
     )
 
 

@@ -56,7 +56,7 @@ class Setting(nn.Module):
         return self._priors["relation"].distribution(self.relation_size, like=self.intercept.detach())
 
     def start_intercept(self, observed: Tensor, facts: Tensor) -> None:
-        """Start ``b_p`` at the log-odds of the base rate, from the numbers of observed and of all facts per relation."""
+        """Start ``b_p`` at the log-odds of the base rate, from the numbers of observed and all facts per relation."""
         rate = (observed + 0.5) / (facts + 1.0)
         with torch.no_grad():
             self.intercept.copy_(torch.logit(rate))

@@ -6,8 +6,8 @@
 
 Cowen-Rivers & Minervini 2018, section 3. The guide knows a fact by its symbols, and the KL divergence is paid once per
 fact. Two things follow that the paper does not say. Under the prior every fact has the same marginal p(y), so the bound
-cannot exceed the entropy of the base rate: at KL weight 1 the optimum is guide = prior, a collapse. And at a weight β < 1
-the objective is a variational information bottleneck over the symbols (Alemi et al. 2017): β prices the information
+cannot exceed the entropy of the base rate: at KL weight 1 the optimum is guide = prior, a collapse. And at β < 1 the
+objective is a variational information bottleneck over the symbols (Alemi et al. 2017): β prices the information
 about its symbol that a latent carries.
 
 Facts come in groups that may share a draw without changing the bound's expectation, since each of its terms depends on

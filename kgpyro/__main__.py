@@ -1,0 +1,7 @@
+"""``python -m kgpyro COMMAND``."""
+
+import sys
+
+from kgpyro.commands import main
+
+sys.exit(main())

@@ -1,0 +1,180 @@
+"""The command line: ``fit``, ``evaluate`` and ``predict``, each over the typed signature of what it calls."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Union
+
+import docstring_parser
+import pandas as pd
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+import kgpyro
+from kgpyro.errors import InputError
+from kgpyro.posterior import Posterior
+
+OWN = ("prior", "entity_prior", "relation_prior", "score", "guide")
+
+
+def add_options(parser: ArgumentParser, function: Callable, skip: set[str]) -> None:
+    """One ``--option`` per keyword of a function: type and default from its signature, help from its docstring."""
+    documented = docstring_parser.parse(inspect.getdoc(function) or "").params
+    texts = {name.strip(): p.description or "" for p in documented for name in p.arg_name.split(",")}
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in skip or name == "self":
+            continue
+        option, text = f"--{name.replace('_', '-')}", " ".join(texts[name].replace("%", "%%").split())
+        if hints[name] is bool:
+            action = ActionYesNo(yes_prefix="", no_prefix="no-")
+            parser.add_argument(option, action=action, default=parameter.default, help=text)
+        else:
+            kind: Any = _written(hints[name])
+            parser.add_argument(option, type=kind, default=parameter.default, help=text)
+
+
+def _written(hint: Any) -> Any:
+    """The part of a type that can be written on a command line."""
+    parts = [part for part in (typing.get_args(hint) if _is_union(hint) else (hint,)) if _is_plain(part)]
+    return Union[tuple(parts)]  # noqa: UP007
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) is Union or type(hint).__name__ == "UnionType"
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in (str, int, float, bool, type(None)) or typing.get_origin(hint) is Literal
+
+
+def fit_command(arguments: Sequence[str] | None = None) -> int:
+    """``python -m kgpyro.fit``: fit, print the metrics, and save the run where ``--out`` says."""
+    parser = ArgumentParser(
+        prog="python -m kgpyro.fit", description="Fit a Bayesian knowledge-graph embedding and say how good it is."
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options.")
+    parser.add_argument(
+        "--dataset",
+        type=str,
+        default="nations",
+        help="name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test.",
+    )
+    add_options(parser, kgpyro.fit, skip={"graph"})
+    parser.add_argument(
+        "--per-relation",
+        action=ActionYesNo(yes_prefix="", no_prefix="no-"),
+        default=False,
+        help="also print metrics per relation, head and tail prediction apart.",
+    )
+
+    def run(options: dict[str, Any]) -> None:
+        per_relation, dataset = options.pop("per_relation"), options.pop("dataset")
+        posterior = kgpyro.fit(dataset, **options)
+        report(posterior, options["progress"])
+        if per_relation:
+            print(_table(posterior.evaluate(per_relation=True)))
+        if options["out"]:
+            print(f"\nSaved in {options['out']}; python -m kgpyro.evaluate and kgpyro.predict work from there.")
+
+    return _run(parser, arguments, run)
+
+
+def evaluate_command(arguments: Sequence[str] | None = None) -> int:
+    """``python -m kgpyro.evaluate DIR``: ranking metrics of a saved run."""
+    parser = _run_parser("evaluate", "Filtered and raw ranking metrics of a saved run.")
+    add_options(parser, Posterior.evaluate, skip=set())
+
+    def run(options: dict[str, Any]) -> None:
+        posterior = _load(options)
+        table = posterior.evaluate(**options)
+        print(f"{posterior}: {options['split']}, ranked by {options['by']}, realistic ranks\n\n{_table(table)}")
+
+    return _run(parser, arguments, run)
+
+
+def predict_command(arguments: Sequence[str] | None = None) -> int:
+    """``python -m kgpyro.predict DIR --head h --relation p``: the most probable answers, with intervals."""
+    parser = _run_parser("predict", "The most probable tails (or heads) of a query, with their uncertainty.")
+    add_options(parser, Posterior.predict, skip=set())
+
+    def run(options: dict[str, Any]) -> None:
+        posterior = _load(options)
+        table = posterior.predict(**options)
+        query = [options["head"] or "?", options["relation"], options["tail"] or "?"]
+        mass = f"{options['interval']:.0%}"
+        print(f"({', '.join(query)}): {mass} intervals of the fact's probability\n")
+        print(_table(table.assign(known=table["known"].map(lambda s: s or "-")), index=False))
+
+    return _run(parser, arguments, run)
+
+
+def _run_parser(name: str, description: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"python -m kgpyro.{name}", description=description)
+    parser.add_argument("run", type=str, help="folder of a saved run.")
+    for key in OWN:
+        text = f"name the run's own {key.replace('_', ' ')} again, where it is your code (package.module:object)."
+        parser.add_argument(f"--run-{key.replace('_', '-')}", type=str | None, default=None, help=text)
+    return parser
+
+
+def _load(options: dict[str, Any]) -> Posterior:
+    own = {key: options.pop(f"run_{key}") for key in OWN}
+    return kgpyro.load(options.pop("run"), **{k: v for k, v in own.items() if v is not None})
+
+
+def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Callable[[dict[str, Any]], None]) -> int:
+    parsed: Namespace = parser.parse_args(arguments)
+    options = {key: value for key, value in parsed.as_dict().items() if key not in ("config", "print_config")}
+    try:
+        command(options)
+    except InputError as error:
+        print(f"kgpyro: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def report(posterior: Posterior, progress: bool = True) -> None:
+    """Print what was fitted, the objective, the bound, and the ranking metrics of the test and validation splits."""
+    m, graph = posterior.metrics, posterior.graph
+    sizes = f"{graph.num_entities} entities, {graph.num_relations} relations, {len(graph.train)} training triples"
+    print(f"\n{posterior}: {sizes}")
+    print(f"objective  {m['objective']}")
+    print(
+        f"ELBO       {m['elbo_per_fact']:.3f} ± {m['elbo_error']:.3f} nats per training fact, untempered "
+        f"(log-likelihood {m['log_likelihood_per_fact']:.3f}, KL {m['kl_per_fact']:.3f})"
+    )
+    rows = {}
+    for split in ("test", "valid"):
+        rows[split, "both"] = m[split]["realistic"]
+        rows |= {(split, side): m[split][side]["realistic"] for side in ("head", "tail")}
+        rows[split, "both, raw"] = m[split]["raw"]["realistic"]
+    print(f"\n{_table(pd.DataFrame(rows).T)}\n\nfiltered unless marked raw, all entities ranked, realistic ties")
+    for warning in m["warnings"]:
+        print(f"\nWARNING: {warning}")
+
+
+def _table(frame: pd.DataFrame, index: bool = True) -> str:
+    formats = {c: "{:.1f}".format if c == "mr" else "{:.3f}".format for c in frame.columns if frame[c].dtype == float}
+    return frame.to_string(formatters=formats, index=index)
+
+
+COMMANDS = {"fit": fit_command, "evaluate": evaluate_command, "predict": predict_command}
+
+
+def main() -> int:
+    """``kgpyro COMMAND …``."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        print(f"usage: kgpyro {{{','.join(COMMANDS)}}} …   (kgpyro fit --help says more)", file=sys.stderr)
+        return 0 if name in ("-h", "--help") else 2
+    return COMMANDS[name](sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What every guide is: a distribution over latents for every symbol, sampled at the model's sites."""
+
+from __future__ import annotations
+
+import pyro
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from kgpyro.batches import Batch
+from kgpyro.setting import Setting
+
+
+class Guide(nn.Module):
+    """An amortised guide ``q(h | symbol)``. A subclass says what :meth:`posterior` is; the sites follow from it.
+
+    A guide of your own, given as ``--guide package.module:MyGuide``, is such a subclass, called with the two arguments
+    below.
+
+    Args:
+        kg: the setting: ``kg.count(kind)`` symbols, latents of length ``kg.size(kind)``, and ``kg.family(kind)``, which
+            fits the prior's support, for each kind ``"entity"`` and ``"relation"``.
+        sites: names of the model's latent sites.
+    """
+
+    def __init__(self, kg: Setting, sites: set[str]):
+        super().__init__()
+        self.sites = sites
+
+    def posterior(self, kind: str, symbols: Tensor | slice) -> TorchDistribution:
+        """``q(h | symbols)`` for ids of a kind: batch shape ``(n,)``, event shape ``(d,)``."""
+        raise NotImplementedError
+
+    def forward(self, kg: Setting, batch: Batch) -> None:
+        """Sample every latent site of the model, in the plates the model has it in."""
+        for plate, sites in batch.frames():
+            if present := sites.keys() & self.sites:
+                with plate():
+                    for site in sorted(present):
+                        pyro.sample(site, self.posterior(*sites[site]))

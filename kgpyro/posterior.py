@@ -1,0 +1,393 @@
+"""A fitted posterior: scores, ranks, predictions with intervals; saved to and loaded from a folder of data files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyro.distributions as dist
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from kgpyro.errors import InputError
+from kgpyro.families import posterior_mean
+from kgpyro.graph import SPLITS, Graph
+from kgpyro.guide import Guide
+from kgpyro.likelihood import AllCandidates
+from kgpyro.names import GUIDES, is_dotted, resolve
+from kgpyro.priors import resolve_prior
+from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
+from kgpyro.scoring import resolve_score
+from kgpyro.setting import Setting
+
+FORMAT = "1"
+EVERYTHING = slice(None)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run with the random state of a seed, and give the caller's back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class Posterior:
+    """The variational posterior of a fitted model, with the graph it was fitted to.
+
+    Attributes:
+        graph: the graph, all three splits.
+        kg: the setting: score, priors, intercepts.
+        guide: ``q(h | symbol)``.
+        config: the resolved options of the fit, as in ``config.yaml``.
+        metrics: what ``metrics.json`` holds.
+        log: one row per epoch, as in ``log.csv``.
+        seconds: how long the fit took (0 for a loaded run).
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        kg: Setting,
+        guide: Guide,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None = None,
+        log: pd.DataFrame | None = None,
+    ):
+        self.graph, self.kg, self.guide = graph, kg.eval(), guide.eval()
+        self.config, self.metrics = dict(config), dict(metrics or {})
+        self.log = pd.DataFrame() if log is None else log
+        self.seconds = 0.0
+        self._means: tuple[Tensor, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"Posterior({c['model']}, {self.kg.score.name}, dim {c['dim']}, graph {self.graph.name!r})"
+
+    def forget_means(self) -> None:
+        """Drop what is cached of the guide; for whoever trains it further."""
+        self._means = None
+
+    @property
+    def inverse(self) -> bool:
+        return self.kg.num_relations == 2 * self.graph.num_relations
+
+    def _rows(self, row: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The relation latents of query rows (``p``, or ``p + R`` for heads), and which queries ask for heads."""
+        if self.inverse:
+            return row, None
+        return row % self.graph.num_relations, row >= self.graph.num_relations
+
+    # ---- scores -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def mean_scores(self, anchor: Tensor, row: Tensor, draws: int = 32) -> Tensor:
+        """Posterior mean of the score of every candidate, shapes ``(b,), (b,) -> (b, E)``.
+
+        Exact for multilinear scores, whose mean under independent latents is the score of the means (a self-loop's two
+        ends count as independent here); for the others the mean of ``draws`` posterior draws, the same in every call.
+        Relation rows are ``p`` for tail queries and ``p + R`` for head queries.
+        """
+        relation, reverse = self._rows(row)
+        if self.kg.score.multilinear:
+            if self._means is None:
+                both = (posterior_mean(self.guide.posterior(kind, EVERYTHING)) for kind in ("entity", "relation"))
+                self._means = tuple(both)  # type: ignore[assignment]
+            entities, relations = self._means  # type: ignore[misc]
+            return self.kg.score.candidates(entities[anchor], relations[relation], entities, reverse)
+        total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
+        for draw in range(draws):
+            with seeded(draw):
+                total += self._draw_logits(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
+        return total / draws
+
+    @torch.no_grad()
+    def probabilities(self, anchor: Tensor, row: Tensor, draws: int = 100) -> Tensor:
+        """Monte-Carlo posterior predictive probability of every candidate, ``(b,), (b,) -> (b, E)``."""
+        total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
+        for draw in range(draws):
+            with seeded(draw):
+                total += self._draw_logits(anchor, row).sigmoid_()
+        return total / draws
+
+    @property
+    def device(self) -> torch.device:
+        return self.kg.intercept.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kg.intercept.dtype
+
+    @property
+    def _global_latents(self) -> bool:
+        """Whether an entity has one latent for all its facts (LIM), or one per fact (LFM)."""
+        return "entities" in self.guide.sites
+
+    def _draw_logits(self, anchor: Tensor, row: Tensor) -> Tensor:
+        """``φ + b_p`` of all candidates in one posterior draw, ``(b, E)``."""
+        relation, reverse = self._rows(row)
+        kg, candidates = self.kg, self.guide.posterior("entity", EVERYTHING)
+        r = self.guide.posterior("relation", relation).rsample()
+        gaussian = isinstance(candidates, dist.Independent) and isinstance(candidates.base_dist, dist.Normal)
+        if kg.score.linear and gaussian:
+            head = self.guide.posterior("entity", anchor).rsample()
+            normal = candidates.base_dist
+            facts = AllCandidates(kg.score, head, r, normal.loc, kg.intercept[relation], reverse, anchor)
+            return facts.with_local_noise(normal.loc, normal.scale, shared=self._global_latents).logits
+        table = candidates.rsample()
+        head = table[anchor] if self._global_latents else self.guide.posterior("entity", anchor).rsample()
+        return AllCandidates(kg.score, head, r, table, kg.intercept[relation], reverse).logits
+
+    # ---- ranks ------------------------------------------------------------------------------------------------------
+
+    def ranks(
+        self, split: str = "test", by: str = "score", draws: int | None = None, progress: bool = False
+    ) -> pd.DataFrame:
+        """Ranks of the true head and tail of every triple of a split (:func:`kgpyro.ranking.rank_triples`).
+
+        Args:
+            split: ``"train"``, ``"valid"`` or ``"test"``.
+            by: ``"score"``, the posterior mean of the score, or ``"probability"``, the posterior predictive.
+            draws: Monte-Carlo draws; by default 32 for scores that need them and 100 for probabilities.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: unknown split or criterion.
+        """
+        if split not in SPLITS:
+            raise InputError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
+        functions = {"score": self.mean_scores, "probability": self.probabilities}
+        if by not in functions:
+            raise InputError(f"facts are ranked by 'score' or 'probability', not by {by!r}.")
+        options = {} if draws is None else {"draws": draws}
+
+        def score_all(anchor: Tensor, row: Tensor) -> Tensor:
+            return functions[by](anchor.to(self.device), row.to(self.device), **options)
+
+        triples = getattr(self.graph, split)
+        return rank_triples(score_all, triples, self.graph.known_queries, self.graph.num_entities, progress)
+
+    def evaluate(
+        self,
+        split: str = "test",
+        by: str = "score",
+        draws: int | None = None,
+        per_relation: bool = False,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """Filtered and raw metrics of head and tail prediction over all entities, realistic ranks.
+
+        Args:
+            split: train, valid or test.
+            by: what facts are ranked by: score (its posterior mean) or probability (the posterior predictive).
+            draws: Monte-Carlo draws; by default 32 for scores that need them and 100 for probabilities.
+            per_relation: a row per relation and side instead, filtered (Tables 3 and 4 of the paper).
+            progress: show a progress bar.
+
+        Returns:
+            A row per setting (filtered, raw) and side: MRR, MR, AMRI, Hits@1, 3 and 10.
+
+        Raises:
+            InputError: unknown split or criterion.
+        """
+        ranks = self.ranks(split, by, draws, progress)
+        return per_relation_table(ranks, self.graph) if per_relation else metrics_table(ranks)
+
+    def evaluation(self, split: str, progress: bool = False) -> dict[str, Any]:
+        """All metrics of a split, nested as in ``metrics.json``."""
+        return all_metrics(self.ranks(split, progress=progress))
+
+    # ---- predictions ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(
+        self,
+        head: str | None = None,
+        relation: str | None = None,
+        tail: str | None = None,
+        top: int | None = 10,
+        draws: int = 500,
+        interval: float = 0.9,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The most probable tails of ``(head, relation, ?)``, or heads of ``(?, relation, tail)``.
+
+        Args:
+            head, relation, tail: names; the relation and exactly one of the entities.
+            top: how many answers; None for all entities.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+
+        Returns:
+            One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive),
+            ``std`` and ``low``, ``high`` (standard deviation and interval of the fact's probability over the
+            posterior), ``known`` (the split that holds the fact, or an empty string).
+
+        Raises:
+            InputError: unknown names, or not exactly one given entity.
+        """
+        if relation is None or (head is None) == (tail is None):
+            raise InputError("a prediction needs a relation and either a head or a tail.")
+        side = "tail" if tail is None else "head"
+        given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
+        relation_id = self.graph.relation_id(relation)
+        row = torch.tensor([relation_id if side == "tail" else relation_id + self.graph.num_relations])
+        anchor = torch.tensor([given])
+        with seeded(seed):
+            many = anchor.expand(draws).to(self.device), row.expand(draws).to(self.device)
+            drawn = self._draw_logits(*many) if self._cheap_draws else self._one_by_one(anchor, row, draws)
+        p = drawn.sigmoid().cpu()
+        tail_mass = (1 - interval) / 2
+        mean = p.mean(0)
+        order = mean.argsort(descending=True)[:top]
+        p = p[:, order]
+        bounds = torch.quantile(p.double(), torch.tensor([tail_mass, 1 - tail_mass], dtype=torch.double), dim=0)
+        known = self._known(given, relation_id, side)
+        return pd.DataFrame(
+            {
+                side: [self.graph.entities[i] for i in order.tolist()],
+                "probability": mean[order].numpy(),
+                "std": p.std(0).numpy(),
+                "low": bounds[0].numpy(),
+                "high": bounds[1].numpy(),
+                "known": [known.get(i, "") for i in order.tolist()],
+            }
+        )
+
+    @property
+    def _cheap_draws(self) -> bool:
+        """Whether rows of one call are independent draws: local noise, no table drawn."""
+        return self.kg.score.linear and self.kg.family("entity").support is dist.constraints.real
+
+    def _one_by_one(self, anchor: Tensor, row: Tensor, draws: int) -> Tensor:
+        anchor, row = anchor.to(self.device), row.to(self.device)
+        return torch.cat([self._draw_logits(anchor, row) for _ in range(draws)])
+
+    def _known(self, given: int, relation: int, side: str) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for split in reversed(SPLITS):
+            triples = getattr(self.graph, split)
+            here = (triples[:, 1] == relation) & (triples[:, 0 if side == "tail" else 2] == given)
+            found |= dict.fromkeys(triples[here][:, 2 if side == "tail" else 0].tolist(), split)
+        return found
+
+    # ---- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``posterior.safetensors``, ``graph.json``, ``config.yaml``, ``metrics.json`` and ``log.csv``.
+
+        Raises InputError where the folder holds another run or cannot be written.
+        """
+        folder = new_run_folder(folder)
+        check_writable_config(self.config)
+        state = {
+            f"{part}.{k}": v.contiguous().cpu()
+            for part, module in self._parts()
+            for k, v in module.state_dict().items()
+        }
+        splits = {split: getattr(self.graph, split).tolist() for split in SPLITS}
+        names = {"name": self.graph.name, "entities": self.graph.entities, "relations": self.graph.relations}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            metadata = {"format": FORMAT, "sites": ",".join(sorted(self.guide.sites))}
+            safetensors.torch.save_file(state, folder / "posterior.safetensors", metadata)
+            (folder / "graph.json").write_text(json.dumps(names | splits, ensure_ascii=False), encoding="utf-8")
+            (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
+            self.log.to_csv(folder / "log.csv", index=False)
+        except OSError as error:
+            raise InputError(f"the run cannot be written to {folder}: {error}.") from error
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        return [("guide", self.guide), ("setting", self.kg)]
+
+    @classmethod
+    def load(cls, folder: str | Path, **own: Any) -> Posterior:
+        """Read a saved run. Nothing in the folder is executed.
+
+        Args:
+            folder: what :meth:`save` wrote.
+            **own: ``prior``, ``entity_prior``, ``relation_prior``, ``score`` or ``guide`` where the run was fitted with
+                your own code (``package.module:object``): code is never imported on the word of a run folder.
+
+        Raises:
+            InputError: no run there, or a file of it is missing or damaged.
+        """
+        folder = Path(folder)
+        if not (folder / "posterior.safetensors").is_file():
+            raise InputError(f"{folder} holds no run: posterior.safetensors is missing there.")
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            data = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
+            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            triples = (torch.tensor(data[split], dtype=torch.long).reshape(-1, 3) for split in SPLITS)
+            graph = Graph(data["name"], tuple(data["entities"]), tuple(data["relations"]), *triples)
+            with safe_open(folder / "posterior.safetensors", framework="pt") as tensors:
+                metadata = tensors.metadata() or {}
+                state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
+            raise InputError(f"the run in {folder} is incomplete or damaged: {error}.") from error
+        if metadata.get("format") != FORMAT:
+            raise InputError(f"the run in {folder} has format {metadata.get('format')}; this kgpyro reads {FORMAT}.")
+        for key in ("prior", "entity_prior", "relation_prior", "score", "guide"):
+            if key not in own and is_dotted(str(config.get(key) or "")) and not str(config[key]).startswith("pykeen:"):
+                raise InputError(
+                    f"the run in {folder} was fitted with your own {key} {config[key]}; name it again to have it "
+                    f"imported: --{key.replace('_', '-')} {config[key]}."
+                )
+        kg = build_setting(graph, config | own)
+        guide = build_guide(config | own, kg, set(metadata["sites"].split(",")))
+        try:
+            for part, module in (("guide", guide), ("setting", kg)):
+                module.to(next(iter(state.values())).dtype)
+                prefix = f"{part}."
+                module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        except (RuntimeError, StopIteration) as error:
+            raise InputError(f"the weights in {folder} do not fit its config.yaml: {error}.") from error
+        log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").is_file() else None
+        return cls(graph, kg, guide, config, metrics, log)
+
+
+def build_setting(graph: Graph, config: Mapping[str, Any]) -> Setting:
+    """The setting that a configuration names. Raises InputError for names there are none of."""
+    relation_rows = graph.num_relations * (2 if config["inverse"] else 1)
+    entity_prior = resolve_prior(config["entity_prior"] or config["prior"])
+    relation_prior = resolve_prior(config["relation_prior"] or config["prior"])
+    score = resolve_score(config["score"])
+    return Setting(graph.num_entities, relation_rows, score, config["dim"], entity_prior, relation_prior)
+
+
+def build_guide(config: Mapping[str, Any], kg: Setting, sites: set[str]) -> Guide:
+    """The guide that a configuration names, over a model's latent sites. Raises InputError for what is no guide."""
+    guide = resolve(config["guide"], GUIDES, "guide")(kg, sites)
+    if not isinstance(guide, Guide):
+        raise InputError(f"guide {config['guide']} gives {type(guide).__name__}; derive it from kgpyro.Guide.")
+    return guide
+
+
+def new_run_folder(folder: str | Path) -> Path:
+    """The folder, if a run can be written there. Raises InputError where it holds another run or is no folder."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file; name a folder.")
+    if (folder / "config.yaml").exists() or (folder / "posterior.safetensors").exists():
+        raise InputError(f"--out {folder} holds another run; name a new folder, or remove it first.")
+    return folder
+
+
+def check_writable_config(config: Mapping[str, Any]) -> None:
+    """Raise InputError where a configuration holds a Python object that no text stands for."""
+    for key, value in config.items():
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            raise InputError(
+                f"this run cannot be saved: its {key} is a Python object; put it into a module and give it as "
+                f"{key}='package.module:object'."
+            )

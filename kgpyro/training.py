@@ -1,0 +1,258 @@
+"""Stochastic variational inference: KL schedules, the training loop on Lightning, the final estimate of the bound."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kgpyro.batches import Batches
+from kgpyro.elbo import Terms, WeightedELBO
+from kgpyro.errors import InputError
+from kgpyro.guide import Guide
+from kgpyro.setting import Setting
+
+OPTIMIZERS = {
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = ("constant", "warmup", "compression")
+
+
+class KLSchedule:
+    """The KL weight at each step.
+
+    * ``constant``: ``weight`` throughout.
+    * ``warmup``: linearly from 0 to ``weight`` over the first ``warmup`` share of all steps, then ``weight``.
+    * ``compression``: Blundell et al. 2015: in an epoch of M batches the i-th (from 1) gets ``weight · M 2^{M-i} /
+      (2^M - 1)``, whose mean over the epoch is ``weight``.
+    """
+
+    def __init__(self, kind: str, weight: float, warmup: float, steps_per_epoch: int, epochs: int):
+        self.kind, self.weight = kind, weight
+        self.steps_per_epoch = steps_per_epoch
+        self.warmup_steps = math.ceil(warmup * steps_per_epoch * epochs) if kind == "warmup" else 0
+
+    def __call__(self, step: int) -> float:
+        if self.kind == "compression":
+            m, i = self.steps_per_epoch, step % self.steps_per_epoch + 1
+            return self.weight * m * 2.0**-i / (1 - 2.0**-m)
+        return self.weight * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.weight
+
+    def reached(self, step: int) -> bool:
+        """Whether the weight is at its target from this step on (in the mean over an epoch)."""
+        return step >= self.warmup_steps
+
+
+class RandomQueries:
+    """The indices of all training queries, in a new order every epoch, ``size`` at a time."""
+
+    def __init__(self, total: int, size: int):
+        self.total, self.size = total, size
+
+    def __len__(self) -> int:
+        return math.ceil(self.total / self.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.randperm(self.total).split(self.size))
+
+
+class Training(pl.LightningModule):
+    """The bound of a model and a guide as a module that Lightning optimises."""
+
+    def __init__(
+        self,
+        kg: Setting,
+        model: Callable,
+        guide: Guide,
+        batches: Batches,
+        schedule: KLSchedule,
+        optimizer: str,
+        lr: float,
+    ):
+        super().__init__()
+        self.kg, self.batches, self.schedule = kg, batches, schedule
+        self.elbo = WeightedELBO(schedule.weight)
+        self.bound = self.elbo(model, guide)
+        self.optimizer_name, self.lr = optimizer, lr
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return OPTIMIZERS[self.optimizer_name](self.parameters(), lr=self.lr)
+
+    def training_step(self, index: Tensor, _: int) -> Tensor:
+        batch = self.batches.to(self.device)(index.to(self.device))
+        self.elbo.kl_weight = self.schedule(self.global_step)
+        loss = self.bound(self.kg, batch) / self.batches.num_observed
+        if not bool(torch.isfinite(loss)):
+            last = self.elbo.last
+            raise InputError(
+                f"the objective became {float(loss)} at step {self.global_step} (log-likelihood "
+                f"{last.log_likelihood:.3g}, KL {last.kl:.3g}); lower --lr, or choose a tighter prior."
+            )
+        return loss
+
+
+class Progress(pl.Callback):
+    """One bar over all steps, with loss, KL and KL weight; one log row per epoch; early stopping on the validation MRR.
+
+    Args:
+        validate: the validation MRR of the present state.
+        patience: epochs without a better one after which to stop (0: never). The best state is put back at the end.
+        every: epochs between validations.
+        show: show the bar.
+    """
+
+    def __init__(self, validate: Callable[[], float], patience: int, every: int, show: bool):
+        self.validate, self.patience, self.every, self.show = validate, patience, every, show
+        self.rows: list[dict[str, float]] = []
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.sums: list[tuple[float, float, float, float]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.started = time.monotonic()
+        self.bar = tqdm(
+            total=int(trainer.estimated_stepping_batches),
+            desc="fit",
+            unit="step",
+            disable=not self.show,
+            mininterval=0.25,
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        last, observed = module.elbo.last, module.batches.num_observed
+        likelihood, kl, weight = last.log_likelihood / observed, last.kl / observed, module.elbo.kl_weight
+        self.sums.append((weight * kl - likelihood, likelihood, kl, weight))
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        loss, likelihood, kl, weight = (sum(column) / len(self.sums) for column in zip(*self.sums, strict=True))
+        self.sums.clear()
+        epoch = trainer.current_epoch + 1
+        row = {"epoch": epoch, "loss": loss, "log_likelihood": likelihood, "kl": kl, "kl_weight": weight}
+        stepped = module.schedule.reached(trainer.global_step)
+        if self.patience and stepped and (epoch % self.every == 0 or epoch == trainer.max_epochs):
+            row["valid_mrr"] = self.validate()
+            if self.best is None or row["valid_mrr"] > self.best[0]:
+                self.best = (row["valid_mrr"], epoch, copy.deepcopy(module.state_dict()))
+            trainer.should_stop = epoch - self.best[1] >= self.patience
+        row["seconds"] = round(time.monotonic() - self.started, 3)
+        self.rows.append(row)
+        shown: dict[str, Any] = {k: f"{row[k]:.3g}" for k in ("loss", "kl", "kl_weight", "valid_mrr") if k in row}
+        self.bar.set_postfix({"epoch": epoch, **shown}, refresh=False)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.bar.close()
+        if self.best is not None:
+            module.load_state_dict(self.best[2])
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per epoch: loss, log-likelihood and KL in nats per observed fact, KL weight, seconds so far."""
+        return pd.DataFrame(self.rows)
+
+
+def latent_sites(model: Callable, kg: Setting, batches: Batches) -> set[str]:
+    """The names of a model's latent sites, from one run of it. Raises InputError for what kgpyro cannot fit."""
+    batch = batches(torch.arange(min(2, len(batches))))
+    with torch.no_grad(), torch.random.fork_rng():
+        trace = prune_subsample_sites(poutine.trace(model).get_trace(kg, batch))
+    if trace.param_nodes:
+        raise InputError(
+            f"the model has pyro.param {trace.param_nodes[0]!r}, which would live in Pyro's global store; make "
+            f"the model an nn.Module with a Parameter, or the quantity a latent with a prior."
+        )
+    if not trace.observation_nodes:
+        raise InputError("the model observes nothing: give its likelihood obs=batch.y.")
+    known = {site for _, sites in batch.frames() for site in sites}
+    latent = set(trace.stochastic_nodes)
+    if unknown := latent - known:
+        raise InputError(
+            f"the model's latent site {min(unknown)!r} stands for no symbols kgpyro knows; its sites can be "
+            f"{', '.join(sorted(known))}."
+        )
+    return latent
+
+
+def train(module: Training, epochs: int, batch_size: int, device: str, precision: str, progress: Progress) -> None:
+    """Optimise in place, for ``epochs`` passes over the training queries. Raises InputError for an absent device."""
+    accelerator = {"gpu": "gpu", "cuda": "gpu"}.get(device, device)
+    names = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+    quiet = logging.getLogger("lightning.pytorch")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*(Sparse invariant|lightning|dataloader).*")
+            trainer = pl.Trainer(
+                max_epochs=epochs,
+                accelerator=accelerator,
+                devices=1,
+                precision=names[precision],  # type: ignore[arg-type]
+                callbacks=[progress],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+            trainer.fit(module, RandomQueries(len(module.batches), batch_size))
+    except pl.utilities.exceptions.MisconfigurationException as error:
+        raise InputError(f"--device {device} --precision {precision}: {error}") from error
+    finally:
+        quiet.setLevel(level)
+
+
+@torch.no_grad()
+def estimate_elbo(
+    kg: Setting,
+    model: Callable,
+    guide: Guide,
+    batches: Batches,
+    draws: int = 10,
+    queries: int = 8192,
+    batch_size: int = 512,
+    progress: bool = False,
+) -> tuple[float, float, Terms]:
+    """The untempered ELBO over all facts of the training queries, in nats per observed fact.
+
+    Args:
+        batches: over all candidates for the exact sum.
+        draws: independent estimates, each from one posterior draw and at most ``queries`` random queries.
+
+    Returns:
+        Mean, its Monte-Carlo standard error, and the terms of the bound (per observed fact).
+    """
+    elbo = WeightedELBO()
+    estimates = []
+    total = Terms(0.0, 0.0)
+    for _ in tqdm(range(draws), desc="ELBO", unit="draw", disable=not progress, leave=False):
+        index = torch.randperm(len(batches))[:queries].to(kg.intercept.device)
+        likelihood = kl = 0.0
+        for part in index.split(batch_size):
+            terms = elbo.terms(model, guide, kg, batches(part))
+            likelihood += float(terms.log_likelihood) * len(part) / len(index)
+            kl += float(terms.kl) * len(part) / len(index)
+        estimates.append((likelihood - kl) / batches.num_observed)
+        total = Terms(
+            total.log_likelihood + likelihood / draws / batches.num_observed,
+            total.kl + kl / draws / batches.num_observed,
+            terms.kl_per_latent,
+        )
+    values = torch.tensor(estimates, dtype=torch.double)
+    return float(values.mean()), float(values.std() / math.sqrt(draws)), total
