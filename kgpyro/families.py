@@ -12,6 +12,7 @@ A family turns a location and a scale in *unconstrained* space into a distributi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,6 +70,10 @@ class PowerSpherical(power_spherical.PowerSpherical, TorchDistributionMixin):
         batch_shape = torch.Size(batch_shape)
         return PowerSpherical(self.loc.expand(batch_shape + self.event_shape), self.scale.expand(batch_shape))
 
+    @property
+    def mean(self) -> Tensor:
+        return self.loc * self.base_dist.marginal_t.mean.unsqueeze(-1)
+
 
 @register_kl(PowerSpherical, HypersphericalUniform)
 def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Tensor:
@@ -113,10 +118,6 @@ def family_for(prior: TorchDistribution) -> Family:
         support = support.base_constraint
     if support is constraints.sphere or support is constraints.real:
         return Family(support)
-    if isinstance(support, type(constraints.positive)) and float(torch.as_tensor(support.lower_bound).max()) == 0.0:
-        return Family(constraints.positive)
-    if isinstance(support, type(constraints.nonnegative)) and float(torch.as_tensor(support.lower_bound).max()) == 0.0:
-        return Family(constraints.positive)
     bounded = (constraints.interval, constraints.greater_than, constraints.greater_than_eq, constraints.less_than)
     if isinstance(support, bounded):
         return Family(_scalar(support))
@@ -128,12 +129,18 @@ def family_for(prior: TorchDistribution) -> Family:
 
 def _scalar(support: constraints.Constraint) -> constraints.Constraint:
     """The same bounds as plain numbers, where every coordinate shares them."""
-    bounds = {k: torch.as_tensor(v) for k, v in vars(support).items() if k.endswith("_bound")}
-    if any(not bool((b == b.flatten()[0]).all()) for b in bounds.values()):
-        raise InputError(
-            f"the prior's support {support} differs from coordinate to coordinate; give one bound for all."
-        )
-    return type(support)(*(float(bounds[k].flatten()[0]) for k in ("lower_bound", "upper_bound") if k in bounds))
+    bounds = []
+    for name, absent in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
+        bound = torch.as_tensor(getattr(support, name, absent)).flatten()
+        if not bool((bound == bound[0]).all()):
+            raise InputError(f"the prior's support {support} differs from coordinate to coordinate; give one for all.")
+        bounds.append(float(bound[0]))
+    low, high = bounds
+    if math.isfinite(low) and math.isfinite(high):
+        return constraints.interval(low, high)
+    if math.isfinite(low):
+        return constraints.positive if low == 0 else constraints.greater_than(low)
+    return constraints.less_than(high) if math.isfinite(high) else constraints.real
 
 
 def posterior_mean(q: TorchDistribution, nodes: int = 32) -> Tensor:

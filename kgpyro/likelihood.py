@@ -29,7 +29,7 @@ class AllCandidates(TorchDistribution):
         table: latents of all candidates, shape ``(E, d_e)``.
         intercept: ``b_p`` of each query, shape ``(b,)``.
         reverse: which queries ask for heads, shape ``(b,)``, bool; None for none.
-        anchor_ids: entity ids of the anchors, shape ``(b,)``: where candidate and anchor are the same entity.
+        symbols: entity ids of the anchors and row ids of the relations, both ``(b,)``.
     """
 
     support = constraints.independent(constraints.boolean, 1)
@@ -43,11 +43,12 @@ class AllCandidates(TorchDistribution):
         table: Tensor,
         intercept: Tensor,
         reverse: Tensor | None = None,
-        anchor_ids: Tensor | None = None,
+        symbols: tuple[Tensor, Tensor] | None = None,
     ):
         self.score, self.anchor, self.relation, self.table = score, anchor, relation, table
-        self.intercept, self.reverse, self.anchor_ids = intercept, reverse, anchor_ids
-        self._noise: tuple[Tensor, Tensor, bool] | None = None
+        self.intercept, self.reverse, self.symbols = intercept, reverse, symbols
+        self._candidates: dist.Normal | None = None
+        self._own: Tensor | None = None
         super().__init__(torch.Size([len(anchor)]), torch.Size([len(table)]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> AllCandidates:
@@ -55,33 +56,40 @@ class AllCandidates(TorchDistribution):
             raise NotImplementedError(f"queries {tuple(self.batch_shape)} cannot be expanded to {tuple(batch_shape)}")
         return self
 
-    def with_local_noise(self, loc: Tensor, scale: Tensor, shared: bool) -> AllCandidates:
-        """The same facts with every score drawn on its own, given that candidates are Normal(loc, scale).
+    def with_local_noise(self, candidates: dist.Normal, own: Tensor | None = None) -> AllCandidates:
+        """The same facts with every score drawn on its own, given Gaussian candidates.
 
         For a score ``⟨u, h_o⟩`` and Gaussian ``h_o`` the score is Gaussian with mean ``u·μ_o`` and variance ``u²·σ_o²``
         (Kingma et al. 2015). Each fact's expected log-likelihood is the same as with one shared draw of the table,
-        which is all the ELBO depends on; the noise of its gradient is far smaller. ``shared`` says that anchors are
-        rows of the same draw: a self-loop then keeps the drawn score, whose two ends are one latent.
+        which is all the ELBO depends on; the noise of its gradient is far smaller. ``own`` are entity ids ``(b,)``
+        where an anchor is the same latent as a candidate: that self-loop's score keeps the anchor's draw at both ends.
         """
         new = AllCandidates(
-            self.score, self.anchor, self.relation, self.table, self.intercept, self.reverse, self.anchor_ids
+            self.score, self.anchor, self.relation, self.table, self.intercept, self.reverse, self.symbols
         )
-        new._noise = (loc, scale, shared)
+        new._candidates, new._own = candidates, own
         return new
+
+    def with_own_draws(self, entities: dist.Normal | None, relations: dist.Normal | None) -> AllCandidates:
+        """The same facts with a fresh draw of anchor or relation for every query instead of one per symbol."""
+        assert self.symbols is not None
+        anchor = self.anchor if entities is None else _draw(entities, self.symbols[0])
+        relation = self.relation if relations is None else _draw(relations, self.symbols[1])
+        return AllCandidates(self.score, anchor, relation, self.table, self.intercept, self.reverse, self.symbols)
 
     @property
     def logits(self) -> Tensor:
         """``φ + b_p``, shape ``(b, E)``; drawn afresh at each call under local noise."""
-        if self._noise is None:
+        if self._candidates is None:
             scores = self.score.candidates(self.anchor, self.relation, self.table, self.reverse)
             return scores + self.intercept.unsqueeze(-1)
-        loc, scale, shared = self._noise
+        loc, scale = self._candidates.loc, self._candidates.scale
         query = self.score.queries(self.anchor, self.relation, self.reverse)
         mean, variance = query @ loc.mT, query.square() @ scale.square().mT
         scores = torch.addcmul(mean, variance.clamp_min(1e-20).sqrt(), torch.randn_like(mean))
-        if shared and self.anchor_ids is not None:
-            own = self.score.compare(query, self.table[self.anchor_ids])
-            scores = scores.scatter(1, self.anchor_ids.unsqueeze(1), own.unsqueeze(1))
+        if self._own is not None:
+            own = self.score.compare(query, self.anchor)
+            scores = scores.scatter(1, self._own.unsqueeze(1), own.unsqueeze(1))
         return scores + self.intercept.unsqueeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -97,28 +105,51 @@ class AllCandidates(TorchDistribution):
             return torch.bernoulli(self.logits.sigmoid().expand(torch.Size(sample_shape) + self.shape()))
 
 
+def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:
+    loc = normal.loc[rows]
+    return torch.addcmul(loc, normal.scale[rows], torch.randn_like(loc))
+
+
 class LocalNoise(Messenger):
     """Effect handler: the local reparameterisation trick, applied to whatever likelihood admits it.
 
     Runs around a model that is replayed against ``guide_trace``. Where an observed site is an :class:`AllCandidates`
-    whose table is the value the guide drew at a Normal site, and whose score is linear in the candidate, the fact's
-    scores are drawn instead of the candidates' latents. Everything else is left as the model wrote it. A handler, so
-    that neither models nor guides know of it: the model goes on saying what is true, this says how to integrate it.
+    whose score is linear in the candidate, and whose table is the value the guide drew at a Normal site, each fact's
+    score is drawn instead of the candidates' latents; and where its anchors or relations are rows of such a value, each
+    query draws its own. Everything else is left as the model wrote it. A handler, so that neither models nor guides
+    know of it: the model goes on saying what is true, this says how to integrate it.
     """
 
     def __init__(self, guide_trace: Trace):
         super().__init__()
-        self.normals = []
-        for name, site in guide_trace.nodes.items():
+        self.normals: list[tuple[Tensor, dist.Normal]] = []
+        for site in guide_trace.nodes.values():
             fn = site.get("fn") if site["type"] == "sample" else None
             if isinstance(fn, dist.Independent) and isinstance(fn.base_dist, dist.Normal):
-                self.normals.append((name, site["value"], fn.base_dist))
+                self.normals.append((site["value"], fn.base_dist))
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
         if not msg["is_observed"] or not isinstance(fn, AllCandidates) or not fn.score.linear:
             return
-        for name, drawn, normal in self.normals:
-            same_memory = fn.table.data_ptr() == drawn.data_ptr() and fn.table.shape == drawn.shape
-            if same_memory:
-                msg["fn"] = fn.with_local_noise(normal.loc, normal.scale, shared=name == "entities")
+        candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
+        if candidates is None:
+            return
+        own = None
+        if fn.symbols is not None:
+            entities = self._drawn_rows(fn.anchor, fn.symbols[0])
+            own = fn.symbols[0] if entities is candidates else None
+            fn = fn.with_own_draws(entities, self._drawn_rows(fn.relation, fn.symbols[1]))
+        msg["fn"] = fn.with_local_noise(candidates, own)
+
+    def _drawn_rows(self, latents: Tensor, rows: Tensor) -> dist.Normal | None:
+        """The Normal whose draw has ``latents`` as the given rows, if any does."""
+        for drawn, normal in self.normals:
+            fits = len(drawn) > int(rows.max()) and drawn.shape[1:] == latents.shape[1:]
+            if fits and not _same_memory(drawn, latents) and torch.equal(drawn[rows], latents):
+                return normal
+        return None
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape

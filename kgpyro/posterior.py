@@ -139,8 +139,8 @@ class Posterior:
         if kg.score.linear and gaussian:
             head = self.guide.posterior("entity", anchor).rsample()
             normal = candidates.base_dist
-            facts = AllCandidates(kg.score, head, r, normal.loc, kg.intercept[relation], reverse, anchor)
-            return facts.with_local_noise(normal.loc, normal.scale, shared=self._global_latents).logits
+            facts = AllCandidates(kg.score, head, r, normal.loc, kg.intercept[relation], reverse)
+            return facts.with_local_noise(normal, own=anchor if self._global_latents else None).logits
         table = candidates.rsample()
         head = table[anchor] if self._global_latents else self.guide.posterior("entity", anchor).rsample()
         return AllCandidates(kg.score, head, r, table, kg.intercept[relation], reverse).logits

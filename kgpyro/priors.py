@@ -56,7 +56,7 @@ class Prior:
         if base.event_shape == ():
             if base.batch_shape not in ((), (size,)):
                 raise InputError(f"prior {self!r} has batch shape {tuple(base.batch_shape)}; need () or ({size},).")
-            return base.expand([size]).to_event(1)
+            return _expanded(base, size).to_event(1)
         if base.event_shape != (size,):
             raise InputError(
                 f"prior {self!r} has events of shape {tuple(base.event_shape)}; the latents need ({size},)."
@@ -202,6 +202,13 @@ def _check_usable(base: TorchDistributionMixin, text: str | None) -> None:
         raise InputError(f"prior {name} is discrete; latents need a continuous prior, such as normal.")
     if not base.has_rsample:
         raise InputError(f"prior {name} is not reparameterisable (it has no rsample), so its guide has no gradient.")
+
+
+def _expanded(base: TorchDistributionMixin, size: int) -> TorchDistributionMixin:
+    try:
+        return base.expand([size])
+    except NotImplementedError:  # a user's subclass with an __init__ of its own
+        return dist.ExpandedDistribution(base, [size])
 
 
 def _text_of(prior: TorchDistributionMixin) -> str | None:

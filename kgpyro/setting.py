@@ -73,7 +73,8 @@ class Setting(nn.Module):
         """
         intercept = self.intercept[batch.relation]
         if batch.query is None:
-            return AllCandidates(self.score, head, relation, tail, intercept, batch.reverse, batch.anchor)
+            symbols = batch.anchor, batch.relation
+            return AllCandidates(self.score, head, relation, tail, intercept, batch.reverse, symbols)
         reverse = None if batch.reverse is None else batch.reverse[batch.query]
         scores = self.score.facts(head[batch.query], relation[batch.query], tail, reverse)
         return dist.Bernoulli(logits=scores + intercept[batch.query])

@@ -1,0 +1,75 @@
+"""A tiny graph to enumerate, and Pyro's own checks switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyro
+import pytest
+import torch
+
+from kgpyro.batches import Batches
+from kgpyro.elbo import WeightedELBO
+from kgpyro.graph import Graph
+from kgpyro.guide import Guide
+from kgpyro.names import GUIDES, MODELS, resolve
+from kgpyro.priors import PriorLike, resolve_prior
+from kgpyro.scoring import resolve_score
+from kgpyro.setting import Setting
+from kgpyro.training import latent_sites
+
+
+@pytest.fixture(autouse=True)
+def validated() -> Iterator[None]:
+    torch.manual_seed(0)
+    with pyro.validation_enabled(True):
+        yield
+    assert not list(pyro.get_param_store()), "something went into Pyro's global parameter store"
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Graph:
+    """Five entities (one never seen in training), two relations, a self-loop, a query with three answers."""
+    train = ["a likes b", "a likes c", "a likes d", "b likes b", "c knows a", "d knows a", "b knows d"]
+    return Graph.from_triples(
+        "tiny", *([line.split() for line in part] for part in (train, ["d likes a"], ["e knows a", "b likes c"]))
+    )
+
+
+class Parts:
+    """Model, guide, setting and batches of a graph, outside any training loop."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        model: str = "lim",
+        prior: PriorLike = "normal",
+        score: str = "DistMult",
+        dim: int = 4,
+        inverse: bool = True,
+        **negatives: float | None,
+    ):
+        self.graph = graph
+        rows = graph.num_relations * (2 if inverse else 1)
+        both = resolve_prior(prior)
+        self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both)
+        self.kg.to(torch.get_default_dtype())
+        self.batches = Batches(graph.training_queries, graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
+        self.model: Callable = resolve(model, MODELS, "model")
+        self.sites = latent_sites(self.model, self.kg, self.batches)
+        self.guide: Guide = resolve("lookup", GUIDES, "guide")(self.kg, self.sites)
+        with torch.no_grad():
+            self.kg.intercept.copy_(torch.linspace(-1, 1, rows))
+
+    @torch.no_grad()
+    def terms(self, index: torch.Tensor | None = None, local_noise: bool = False, **batch: torch.Tensor):
+        index = torch.arange(len(self.batches)) if index is None else index
+        facts = self.batches.with_negatives(index, **batch) if batch else self.batches(index)
+        return WeightedELBO(local_noise=local_noise).terms(self.model, self.guide, self.kg, facts)

@@ -1,0 +1,199 @@
+"""Every estimator against the sum it estimates, enumerated on a tiny graph in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import Parts
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor
+
+from kgpyro.batches import Batch
+from kgpyro.elbo import WeightedELBO
+from kgpyro.graph import Graph
+
+pytestmark = pytest.mark.usefixtures("double")
+EVERY = pytest.mark.parametrize(("model", "inverse"), list(itertools.product(["lim", "lfm"], [True, False])))
+TOLERANCE = 1e-5
+
+
+class Fixed:
+    """Latents as fixed functions of their symbols, so that the likelihood is a number to enumerate."""
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
+        self.entities = torch.randn(parts.kg.num_entities, parts.kg.entity_size)
+        self.relations = torch.randn(parts.kg.num_relations, parts.kg.relation_size)
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: Batch) -> float:
+        """The model's own estimate of the log-likelihood of all facts from a batch."""
+        values = {
+            "entities": self.entities,
+            "relations": self.relations,
+            "head": self.entities[batch.anchor],
+            "relation": self.relations[batch.relation],
+            "tail": self.entities[batch.candidate],
+        }
+        conditioned = poutine.condition(self.parts.model, {site: values[site] for site in self.parts.sites})
+        trace = poutine.trace(conditioned).get_trace(self.parts.kg, batch)
+        trace.compute_log_prob()
+        return float(trace.nodes["y"]["log_prob_sum"])
+
+    @torch.no_grad()
+    def enumerated(self) -> float:
+        """Σ log p(y_τ | h_τ) over every query and every candidate, by the DistMult formula."""
+        total = 0.0
+        for relation, anchor, candidate, label in all_facts(self.parts):
+            score = (self.entities[anchor] * self.relations[relation] * self.entities[candidate]).sum()
+            logit = float(score + self.parts.kg.intercept[relation])
+            total += -math.log1p(math.exp(-logit if label else logit))
+        return total
+
+
+def all_facts(parts: Parts) -> list[tuple[int, int, int, bool]]:
+    """(relation row, anchor, candidate, label) of every fact of every training query, straight from the triples."""
+    graph, inverse = parts.graph, parts.batches.inverse
+    shift = graph.num_relations if inverse else 0
+    answers: dict[tuple[int, int, str], set[int]] = {}
+    for head, relation, tail in graph.train.tolist():
+        answers.setdefault((relation, head, "tail"), set()).add(tail)
+        answers.setdefault((relation + shift, tail, "head"), set()).add(head)
+    return [(r, a, c, c in known) for (r, a, _), known in answers.items() for c in range(graph.num_entities)]
+
+
+def splits(total: int, size: int) -> list[Tensor]:
+    return list(torch.randperm(total).split(size))
+
+
+def share(parts: Parts, index: Tensor) -> float:
+    return len(index) / len(parts.batches)
+
+
+def all_draws(parts: Parts, index: Tensor, number: int) -> list[dict[str, Tensor]]:
+    """Every equally likely outcome of drawing ``number`` unobserved candidates for one query."""
+    assert len(index) == 1
+    known = set(parts.batches.queries.answer_pairs(index)[1].tolist())
+    unobserved = [e for e in range(parts.graph.num_entities) if e not in known]
+    rows = torch.zeros(number, dtype=torch.long)
+    return [{"row": rows, "negative": torch.tensor(d)} for d in itertools.product(unobserved, repeat=number)]
+
+
+@EVERY
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_all_candidates_sum_to_the_likelihood(tiny: Graph, model: str, inverse: bool, size: int) -> None:
+    parts = Parts(tiny, model, inverse=inverse)
+    fixed = Fixed(parts)
+    total = sum(share(parts, i) * fixed.log_likelihood(parts.batches(i)) for i in splits(len(parts.batches), size))
+    assert total == pytest.approx(fixed.enumerated(), abs=TOLERANCE)
+
+
+@EVERY
+@pytest.mark.parametrize("number", [1, 2])
+def test_sampled_likelihood_is_unbiased(tiny: Graph, model: str, inverse: bool, number: int) -> None:
+    parts = Parts(tiny, model, inverse=inverse, negatives=number)
+    fixed = Fixed(parts)
+    total = 0.0
+    for index in splits(len(parts.batches), 1):
+        draws = all_draws(parts, index, number)
+        values = [fixed.log_likelihood(parts.batches.with_negatives(index, **draw)) for draw in draws]
+        total += share(parts, index) * sum(values) / len(values)
+    assert total == pytest.approx(fixed.enumerated(), abs=TOLERANCE)
+
+
+def test_a_fixed_negative_weight_is_another_objective(tiny: Graph) -> None:
+    parts = Parts(tiny, negatives=1, negative_weight=1.0)
+    fixed = Fixed(parts)
+    total = 0.0
+    for index in splits(len(parts.batches), 1):
+        values = [fixed.log_likelihood(parts.batches.with_negatives(index, **d)) for d in all_draws(parts, index, 1)]
+        total += share(parts, index) * sum(values) / len(values)
+    assert total > fixed.enumerated() + 0.1
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_negatives_are_drawn_uniformly_from_the_unobserved(tiny: Graph, number: int) -> None:
+    batches = Parts(tiny, negatives=number).batches
+    for query in range(len(batches)):
+        known = set(batches.queries.answer_pairs(torch.tensor([query]))[1].tolist())
+        unobserved = [e for e in range(tiny.num_entities) if e not in known]
+        position = torch.arange(len(unobserved))
+        assert batches.nth_unobserved(torch.full_like(position, query), position).tolist() == unobserved
+        row, drawn = batches.draw_negatives(torch.tensor([query]), number)
+        assert row.tolist() == [0] * number
+        assert set(drawn.tolist()) <= set(unobserved)
+
+
+def naive_kl(loc: Tensor, log_scale: Tensor) -> Tensor:
+    """KL(Normal(loc, scale) ‖ Normal(0, 1)) of each row, from the textbook formula."""
+    scale = log_scale.exp()
+    return 0.5 * (scale**2 + loc**2 - 1 - 2 * log_scale).sum(-1)
+
+
+def kl_by_symbol(parts: Parts) -> tuple[Tensor, Tensor]:
+    return tuple(naive_kl(t.loc, t.log_scale).detach() for t in (parts.guide.entity, parts.guide.relation))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("inverse", [True, False])
+@pytest.mark.parametrize("negatives", [None, 2])
+def test_lim_pays_each_kl_once(tiny: Graph, inverse: bool, negatives: int | None) -> None:
+    parts = Parts(tiny, "lim", inverse=inverse, negatives=negatives)
+    expected = sum(float(kl.sum()) for kl in kl_by_symbol(parts))
+    for index in splits(len(parts.batches), 2):
+        assert float(parts.terms(index).kl) == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("inverse", [True, False])
+@pytest.mark.parametrize("negatives", [None, 1, 2])
+def test_lfm_pays_the_kl_of_every_fact(tiny: Graph, inverse: bool, negatives: int | None) -> None:
+    parts = Parts(tiny, "lfm", inverse=inverse, negatives=negatives)
+    entity, relation = kl_by_symbol(parts)
+    expected = sum(float(entity[a] + relation[r] + entity[c]) for r, a, c, _ in all_facts(parts))
+    total = 0.0
+    for index in splits(len(parts.batches), 2 if negatives is None else 1):
+        outcomes = [{}] if negatives is None else all_draws(parts, index, negatives)
+        total += share(parts, index) * sum(float(parts.terms(index, **o).kl) for o in outcomes) / len(outcomes)
+    assert total == pytest.approx(expected, abs=TOLERANCE)
+
+
+@EVERY
+@pytest.mark.parametrize("negatives", [None, 2])
+@pytest.mark.parametrize("prior", ["normal", "student_t"])
+def test_the_bound_is_pyros_own(tiny: Graph, model: str, inverse: bool, negatives: int | None, prior: str) -> None:
+    parts = Parts(tiny, model, prior, inverse=inverse, negatives=negatives)
+    batch = parts.batches(torch.tensor([0, 2, 5]))
+    torch.manual_seed(1)
+    ours = WeightedELBO(local_noise=False).loss(parts.model, parts.guide, parts.kg, batch)
+    torch.manual_seed(1)
+    pyros = TraceMeanField_ELBO().loss(parts.model, parts.guide, parts.kg, batch)
+    assert ours == pytest.approx(pyros, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_kl_weight_weighs_the_kl_alone(tiny: Graph, weight: float) -> None:
+    parts = Parts(tiny)
+    elbo = WeightedELBO(weight)
+    loss = elbo.loss(parts.model, parts.guide, parts.kg, parts.batches(torch.arange(len(parts.batches))))
+    assert loss == pytest.approx(weight * elbo.last.kl - elbo.last.log_likelihood)  # type: ignore[operator]
+
+
+@EVERY
+@pytest.mark.parametrize("score", ["DistMult", "ComplEx"])
+def test_local_noise_has_the_same_expectation(tiny: Graph, model: str, inverse: bool, score: str) -> None:
+    parts = Parts(tiny, model, score=score, inverse=inverse)
+    with torch.no_grad():  # a wide posterior, where a wrong self-loop or a wrong variance would show
+        for table in (parts.guide.entity, parts.guide.relation):
+            table.loc.normal_()  # type: ignore[union-attr]
+            table.log_scale.fill_(0.0)  # type: ignore[union-attr]
+        draws = {}
+        for local in (False, True):
+            values = [float(parts.terms(local_noise=local).log_likelihood) for _ in range(3000)]
+            draws[local] = torch.tensor(values)
+    difference = draws[True].mean() - draws[False].mean()
+    error = (draws[True].var() / 3000 + draws[False].var() / 3000).sqrt()
+    assert abs(difference) < 4 * error
+    assert draws[True].var() < draws[False].var()

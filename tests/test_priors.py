@@ -1,0 +1,200 @@
+"""Priors by name, call, object and path; their posterior families; what is refused and how."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch.distributions import biject_to, kl_divergence
+
+from kgpyro.errors import InputError
+from kgpyro.families import Family, HypersphericalUniform, PowerSpherical, family_for, posterior_mean
+from kgpyro.priors import Prior, prior_names, resolve_prior
+
+SIZE = 5
+
+
+class MyPrior(dist.Normal):
+    """A user's own prior class, standard by default."""
+
+    def __init__(self, loc: float = 1.0, scale: float = 2.0, validate_args: bool | None = None):
+        super().__init__(loc, scale, validate_args=validate_args)
+
+
+def my_prior_of_size(size: int) -> TorchDistribution:
+    return dist.MultivariateNormal(torch.zeros(size), torch.eye(size))
+
+
+@pytest.mark.parametrize("name", prior_names())
+def test_every_name_gives_a_prior_and_a_family(name: str) -> None:
+    prior = resolve_prior(name)
+    p = prior.distribution(SIZE)
+    assert p.event_shape == (SIZE,)
+    q = prior.family(SIZE)(torch.randn(3, SIZE), torch.full((3, prior.family(SIZE).scale_size(SIZE)), 0.5))
+    assert (q.batch_shape, q.event_shape) == ((3,), (SIZE,))
+    drawn = q.rsample()
+    assert p.support.check(drawn).all()
+    assert p.log_prob(drawn).isfinite().all()
+    assert p.log_prob(p.sample()).isfinite().all()
+
+
+def test_the_required_families_are_there() -> None:
+    required = {"normal", "laplace", "student_t", "cauchy", "gumbel", "log_normal", "gamma", "half_normal", "uniform"}
+    required.add("hyperspherical_uniform")
+    assert required <= set(prior_names())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("normal", dist.Normal(0.0, 1.0)),
+        ("laplace(scale=0.5)", dist.Laplace(0.0, 0.5)),
+        ("student_t(df=4)", dist.StudentT(4.0)),
+        ("StudentT(df=3, scale=2)", dist.StudentT(3.0, 0.0, 2.0)),
+        ("uniform(low=-2, high=3)", dist.Uniform(-2.0, 3.0)),
+        (f"{__name__}:MyPrior", dist.Normal(1.0, 2.0)),
+        (dist.Cauchy(0.0, 2.0), dist.Cauchy(0.0, 2.0)),
+        (MyPrior, dist.Normal(1.0, 2.0)),
+    ],
+)
+def test_ways_of_giving_a_prior(text: object, expected: TorchDistribution) -> None:
+    prior = resolve_prior(text)  # type: ignore[arg-type]
+    value = expected.sample((SIZE,))
+    assert float(prior.distribution(SIZE).log_prob(value)) == pytest.approx(
+        float(expected.log_prob(value).sum()), rel=1e-5
+    )
+
+
+def test_a_multivariate_prior() -> None:
+    prior = resolve_prior(f"{__name__}:my_prior_of_size")
+    assert prior.distribution(SIZE).event_shape == (SIZE,)
+    fixed = resolve_prior(dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
+    with pytest.raises(InputError, match=r"events of shape \(3,\); the latents need \(5,\)"):
+        fixed.distribution(SIZE)
+
+
+@pytest.mark.parametrize("prior", [dist.Laplace(0.0, 0.5), dist.Gamma(2.0, 3.0), HypersphericalUniform(4)])
+def test_objects_that_a_call_can_stand_for(prior: TorchDistribution) -> None:
+    text = resolve_prior(prior).text
+    assert text is not None
+    again = resolve_prior(text).distribution(4)
+    value = again.sample()
+    assert float(again.log_prob(value)) == pytest.approx(float(resolve_prior(prior).distribution(4).log_prob(value)))
+
+
+def test_a_prior_follows_device_and_dtype() -> None:
+    like = torch.zeros((), dtype=torch.float64)
+    for name in ("normal", "log_normal", "gumbel", "uniform", "hyperspherical_uniform", "half_cauchy"):
+        assert resolve_prior(name).distribution(SIZE, like).sample().dtype == torch.float64, name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nromal", "unknown prior 'nromal'. Choose from asymmetric_laplace"),
+        ("laplace(", "does not parse"),
+        ("laplace(0.5)", "parameters are given by name"),
+        ("laplace(scale=two)", "parameters are given by name"),
+        ("laplace(sigma=2)", "no parameter 'sigma'; Laplace has loc, scale"),
+        ("normal(scale=-1)", "scale"),
+        ("normal; import os", "does not parse"),
+        ("poisson", "Poisson is not reparameterisable"),
+        ("bernoulli", "Bernoulli is not reparameterisable"),
+        ("delta", "Delta has no spread"),
+        ("multivariate_normal", "MultivariateNormal"),
+        ("hyperspherical_uniform(dim=3)", "no parameters"),
+        ("no.such:thing", "cannot be imported"),
+        (f"{__name__}:nothing", "has no 'nothing'"),
+        (f"{__name__}:SIZE", "a prior is a name"),
+    ],
+)
+def test_unusable_names(text: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve_prior(text)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        (dist.Poisson(2.0), "is discrete"),
+        (dist.VonMises(0.0, 1.0), "not reparameterisable"),
+        (dist.Normal(torch.zeros(3), 1.0), "batch shape"),
+        (dist.Dirichlet(torch.ones(SIZE)), "no posterior family fits the support"),
+        (dist.LKJCholesky(3), "no posterior family fits|not reparameterisable|events of shape"),
+    ],
+)
+def test_unusable_objects(prior: TorchDistribution, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve_prior(prior).family(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("prior", "kind"),
+    [
+        ("normal", dist.Normal),
+        ("cauchy", dist.Normal),
+        ("gamma", dist.LogNormal),
+        ("half_normal", dist.LogNormal),
+        ("uniform", dist.TransformedDistribution),
+        ("pareto", dist.TransformedDistribution),
+    ],
+)
+def test_families_by_support(prior: str, kind: type) -> None:
+    q = resolve_prior(prior).family(SIZE)(torch.zeros(2, SIZE), torch.ones(2, SIZE))
+    assert type(q.base_dist) is kind
+
+
+@pytest.mark.parametrize(
+    "prior", ["normal", "laplace(scale=0.7)", "gumbel", "log_normal(scale=2)", "hyperspherical_uniform"]
+)
+def test_analytic_kl_is_the_expected_log_ratio(prior: str) -> None:
+    p = resolve_prior(prior).distribution(SIZE)
+    family = resolve_prior(prior).family(SIZE)
+    q = family(torch.randn(1, SIZE), torch.full((1, family.scale_size(SIZE)), 0.6))
+    drawn = q.rsample((200_000,))
+    ratio = q.log_prob(drawn) - p.log_prob(drawn)
+    assert float(kl_divergence(q, p)) == pytest.approx(float(ratio.mean()), abs=5 * float(ratio.std()) / 200_000**0.5)
+
+
+@pytest.mark.parametrize("prior", ["normal", "gamma", "uniform(low=-3, high=1)", "pareto", "hyperspherical_uniform"])
+def test_posterior_means(prior: str) -> None:
+    family = resolve_prior(prior).family(SIZE)
+    q = family(torch.randn(2, SIZE), torch.full((2, family.scale_size(SIZE)), 0.4))
+    drawn = q.rsample((200_000,))
+    torch.testing.assert_close(
+        posterior_mean(q), drawn.mean(0), atol=float(5 * drawn.std(0).max() / 200_000**0.5), rtol=0
+    )
+
+
+def test_the_sphere() -> None:
+    uniform = HypersphericalUniform(4).expand(torch.Size([3]))
+    assert uniform.sample((2,)).shape == (2, 3, 4)
+    area = 2 * math.pi**2  # of the unit sphere in four dimensions
+    assert float(HypersphericalUniform(4).log_prob(torch.ones(4) / 2)) == pytest.approx(-math.log(area))
+    q = PowerSpherical(torch.eye(4)[0], torch.tensor(30.0)).expand(torch.Size([5]))
+    assert q.rsample().shape == (5, 4)
+    assert float(q.sample((1000,))[..., 0].mean()) > 0.8
+
+
+def test_supports_with_bounds_per_coordinate() -> None:
+    assert family_for(dist.Uniform(torch.zeros(3), torch.ones(3))).support.upper_bound == 1.0
+    with pytest.raises(InputError, match="differs from coordinate to coordinate"):
+        family_for(dist.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0])))
+
+
+def test_interval_family_covers_the_interval() -> None:
+    q = Family(constraints.interval(2.0, 5.0))(torch.zeros(1, 1), torch.ones(1, 1))
+    torch.testing.assert_close(
+        q.base_dist.transforms[0](torch.zeros(1)), biject_to(constraints.interval(2.0, 5.0))(torch.zeros(1))
+    )
+
+
+def test_repr() -> None:
+    assert repr(resolve_prior("laplace(scale=0.5)")) == "Prior(laplace(scale=0.5))"
+    assert repr(Prior(my_prior_of_size, None)) == "Prior(a Python object)"

@@ -1,0 +1,113 @@
+"""Ranks and metrics against PyKEEN's evaluator, fed with the same scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pykeen.evaluation import RankBasedEvaluator
+from torch import Tensor
+
+from kgpyro import ranking
+from kgpyro.errors import InputError
+from kgpyro.graph import Graph, load_graph
+from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_metrics, rank_triples
+
+NAMES = {
+    "mrr": "inverse_harmonic_mean_rank",
+    "mr": "arithmetic_mean_rank",
+    "amri": "adjusted_arithmetic_mean_rank_index",
+}
+
+
+def many_ties(entities: int, rows: int) -> Tensor:
+    return torch.randint(0, 4, (rows, entities, entities)).float()
+
+
+def ranked(graph: Graph, scores: Tensor) -> pd.DataFrame:
+    return rank_triples(lambda a, r: scores[r, a], graph.test, graph.known_queries, graph.num_entities)
+
+
+def pykeens(graph: Graph, scores: Tensor, filtered: bool) -> tuple[RankBasedEvaluator, dict]:
+    evaluator = RankBasedEvaluator(filtered=filtered, clear_on_finalize=False)
+    known = torch.cat([graph.train, graph.valid, graph.test])
+    for target, column, shift in (("head", 0, graph.num_relations), ("tail", 2, 0)):
+        for triple in graph.test:
+            anchor, answer = triple[2 - column], triple[column]
+            row = scores[triple[1] + shift, anchor].clone()
+            if filtered:
+                same = (known[:, 1] == triple[1]) & (known[:, 2 - column] == anchor) & (known[:, column] != answer)
+                row[known[same][:, column]] = float("nan")
+            evaluator.process_scores_(triple[None], target, row[None], row[answer][None, None])
+    return evaluator, evaluator.finalize().to_dict()
+
+
+def synthetic() -> Graph:
+    rng = np.random.default_rng(0)
+    triples = np.unique(rng.integers(0, [12, 3, 12], size=(200, 3)), axis=0)
+    rng.shuffle(triples)
+    named = [[f"e{h}", f"r{r}", f"e{t}"] for h, r, t in triples.tolist()]
+    return Graph.from_triples("synthetic", named[:60], named[60:80], named[80:120])
+
+
+@pytest.mark.parametrize("graph", [load_graph("nations"), synthetic()], ids=lambda g: g.name)
+@pytest.mark.parametrize("ties", [True, False])
+def test_agreement_with_pykeen(graph: Graph, ties: bool) -> None:
+    shape = graph.num_entities, 2 * graph.num_relations
+    scores = many_ties(*shape) if ties else torch.randn(shape[1], shape[0], shape[0])
+    ours = ranked(graph, scores)
+    for filtered, prefix in ((True, ""), (False, "raw_")):
+        evaluator, theirs = pykeens(graph, scores, filtered)
+        for side in ("head", "tail"):
+            mine = ours[ours["side"] == side]
+            for kind in ("optimistic", "pessimistic"):
+                their_ranks = np.concatenate(evaluator.ranks[side, kind])
+                np.testing.assert_array_equal(mine[f"{prefix}{kind}"].to_numpy(), their_ranks)
+        for part, side in (
+            (ours, "both"),
+            (ours[ours["side"] == "head"], "head"),
+            (ours[ours["side"] == "tail"], "tail"),
+        ):
+            for kind in ("optimistic", "realistic", "pessimistic"):
+                metrics = rank_metrics(part, kind, raw=not filtered)
+                for name, value in metrics.items():
+                    if name == "amri" and kind != "realistic":
+                        continue  # PyKEEN gives it for realistic ranks only
+                    their_name = NAMES.get(name, name.replace("hits@", "hits_at_"))
+                    assert value == pytest.approx(theirs[side][kind][their_name], abs=1e-6), (side, kind, name)
+
+
+def test_blocks_do_not_change_ranks(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = many_ties(5, 4)
+    whole = ranked(tiny, scores)
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 5)
+    pd.testing.assert_frame_equal(ranked(tiny, scores), whole)
+
+
+def test_entities_unseen_in_training_are_candidates(tiny: Graph) -> None:
+    ranks = ranked(tiny, torch.zeros(4, 5, 5))
+    assert set(ranks["raw_candidates"]) == {5}
+    assert set(ranks["raw_pessimistic"]) == {5}
+
+
+def test_tables(tiny: Graph) -> None:
+    ranks = ranked(tiny, many_ties(5, 4))
+    table = metrics_table(ranks)
+    assert table.index.tolist() == [(s, e) for s in ("filtered", "raw") for e in ("both", "head", "tail")]
+    assert table.loc[("filtered", "both"), "mrr"] == all_metrics(ranks)["realistic"]["mrr"]
+    by_relation = per_relation_table(ranks, tiny)
+    assert by_relation["triples"].sum() == 2 * len(tiny.test)
+    overall = (by_relation["mrr"] * by_relation["triples"]).sum() / by_relation["triples"].sum()
+    assert overall == pytest.approx(all_metrics(ranks)["realistic"]["mrr"])
+
+
+def test_scores_that_are_nan(tiny: Graph) -> None:
+    with pytest.raises(InputError, match="NaN"):
+        ranked(tiny, torch.full((4, 5, 5), float("nan")))
+
+
+def test_no_triples(tiny: Graph) -> None:
+    ranks = rank_triples(lambda a, r: torch.zeros(len(a), 5), tiny.test[:0], tiny.known_queries, 5)
+    with pytest.raises(InputError, match="no triples"):
+        rank_metrics(ranks)
