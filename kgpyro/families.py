@@ -13,6 +13,7 @@ A family turns a location and a scale in *unconstrained* space into a distributi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,6 +74,14 @@ class PowerSpherical(power_spherical.PowerSpherical, TorchDistributionMixin):
     @property
     def mean(self) -> Tensor:
         return self.loc * self.base_dist.marginal_t.mean.unsqueeze(-1)
+
+    @property
+    def coordinate_variance(self) -> Tensor:
+        """The diagonal of the covariance (De Cao & Aziz 2020, equation 15), shape ``(*batch, d)``."""
+        t = self.base_dist.marginal_t
+        alpha, beta = t.base_dist.concentration1, t.base_dist.concentration0
+        ratio = ((alpha + beta) / (2 * beta)).unsqueeze(-1)
+        return t.variance.unsqueeze(-1) * ((1 - ratio) * self.loc.square() + ratio)
 
 
 @register_kl(PowerSpherical, HypersphericalUniform)
@@ -143,22 +152,33 @@ def _scalar(support: constraints.Constraint) -> constraints.Constraint:
     return constraints.less_than(high) if math.isfinite(high) else constraints.real
 
 
-def posterior_mean(q: TorchDistribution, nodes: int = 32) -> Tensor:
-    """The mean of a posterior of these families, shape ``(*, d)``.
-
-    In closed form where the distribution has one, else by Gauss–Hermite quadrature of the pushed-forward Normal
-    (Golub & Welsch 1969), which is deterministic.
-    """
+def posterior_mean(q: TorchDistribution) -> Tensor:
+    """The mean of a posterior of these families, shape ``(*, d)``: in closed form, or by :func:`_quadrature`."""
     try:
         return q.mean
     except NotImplementedError:
-        pass
+        return _quadrature(q, lambda value: value)
+
+
+def posterior_variance(q: TorchDistribution) -> Tensor:
+    """The variance of each coordinate, shape ``(*, d)``: in closed form, or by :func:`_quadrature`."""
+    if isinstance(q, PowerSpherical):
+        return q.coordinate_variance
+    try:
+        return q.variance
+    except NotImplementedError:
+        mean = _quadrature(q, lambda value: value)
+        return _quadrature(q, lambda value: (value - mean).square())
+
+
+def _quadrature(q: TorchDistribution, function: Callable[[Tensor], Tensor], nodes: int = 32) -> Tensor:
+    """``E_q[function]`` of a pushed-forward Normal by Gauss–Hermite quadrature (Golub & Welsch 1969); deterministic."""
     inner = q.base_dist  # Independent(TransformedDistribution(Normal, …), 1)
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    mean = torch.zeros_like(inner.base_dist.loc)
+    total = torch.zeros_like(inner.base_dist.loc)
     for x, w in zip(points, weights / weights.sum(), strict=True):
         value = inner.base_dist.loc + x * inner.base_dist.scale
         for transform in inner.transforms:
             value = transform(value)
-        mean = mean + w * value
-    return mean
+        total = total + w * function(value)
+    return total

@@ -159,7 +159,7 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
     posterior = Posterior(graph, kg, guide, config)
 
     def validate() -> float:
-        posterior.forget_means()
+        posterior.forget()
         return posterior.evaluation("valid")["realistic"]["mrr"]
 
     steps = math.ceil(len(queries) / config["batch_size"])
@@ -167,7 +167,7 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
     module = Training(kg, model, guide, batches, schedule, config["optimizer"], config["lr"])
     bar = Progress(validate, config["early_stopping"], config["validate_every"], progress)
     train(module, config["epochs"], config["batch_size"], config["device"], config["precision"], bar)
-    posterior.forget_means()
+    posterior.forget()
     posterior.log = bar.table
     seconds = time.monotonic() - started
 

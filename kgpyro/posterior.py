@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kgpyro.errors import InputError
-from kgpyro.families import posterior_mean
+from kgpyro.families import posterior_mean, posterior_variance
 from kgpyro.graph import SPLITS, Graph
 from kgpyro.guide import Guide
 from kgpyro.likelihood import AllCandidates
@@ -29,6 +29,8 @@ from kgpyro.setting import Setting
 
 FORMAT = "1"
 EVERYTHING = slice(None)
+
+Moments = tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor] | None]
 
 
 @contextmanager
@@ -65,15 +67,15 @@ class Posterior:
         self.config, self.metrics = dict(config), dict(metrics or {})
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
-        self._means: tuple[Tensor, Tensor] | None = None
+        self._cached: Moments | None = None
 
     def __repr__(self) -> str:
         c = self.config
         return f"Posterior({c['model']}, {self.kg.score.name}, dim {c['dim']}, graph {self.graph.name!r})"
 
-    def forget_means(self) -> None:
+    def forget(self) -> None:
         """Drop what is cached of the guide; for whoever trains it further."""
-        self._means = None
+        self._cached = None
 
     @property
     def inverse(self) -> bool:
@@ -91,22 +93,32 @@ class Posterior:
     def mean_scores(self, anchor: Tensor, row: Tensor, draws: int = 32) -> Tensor:
         """Posterior mean of the score of every candidate, shapes ``(b,), (b,) -> (b, E)``.
 
-        Exact for multilinear scores, whose mean under independent latents is the score of the means (a self-loop's two
-        ends count as independent here); for the others the mean of ``draws`` posterior draws, the same in every call.
-        Relation rows are ``p`` for tail queries and ``p + R`` for head queries.
+        Exact for multilinear scores: under independent latents the score of the means, and for the self-loop of a
+        global latent that plus its variances. For the other scores the mean of ``draws`` posterior draws, the same in
+        every call. Relation rows are ``p`` for tail queries and ``p + R`` for head queries.
         """
         relation, reverse = self._rows(row)
         if self.kg.score.multilinear:
-            if self._means is None:
-                both = (posterior_mean(self.guide.posterior(kind, EVERYTHING)) for kind in ("entity", "relation"))
-                self._means = tuple(both)  # type: ignore[assignment]
-            entities, relations = self._means  # type: ignore[misc]
-            return self.kg.score.candidates(entities[anchor], relations[relation], entities, reverse)
+            entities, relations, loops = self._moments()
+            scores = self.kg.score.candidates(entities[anchor], relations[relation], entities, reverse)
+            return scores if loops is None else scores.scatter_add(1, anchor[:, None], loops(anchor, relation)[:, None])
         total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
         for draw in range(draws):
             with seeded(draw):
                 total += self._draw_logits(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
         return total / draws
+
+    def _moments(self) -> Moments:
+        """Posterior means of entities and relations, and what a self-loop adds to their score; cached."""
+        if self._cached is None:
+            q, kg = self.guide.posterior("entity", EVERYTHING), self.kg
+            entities, relations = posterior_mean(q), posterior_mean(self.guide.posterior("relation", EVERYTHING))
+            loops = None
+            if self._global_latents:
+                variance, weights = posterior_variance(q), kg.score.self_loop_weights(relations, kg.entity_size)
+                loops = lambda e, r: (variance[e] * weights[r]).sum(-1)  # noqa: E731
+            self._cached = entities, relations, loops
+        return self._cached
 
     @torch.no_grad()
     def probabilities(self, anchor: Tensor, row: Tensor, draws: int = 100) -> Tensor:
@@ -302,7 +314,8 @@ class Posterior:
             (folder / "graph.json").write_text(json.dumps(names | splits, ensure_ascii=False), encoding="utf-8")
             (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
             (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
-            self.log.to_csv(folder / "log.csv", index=False)
+            if not self.log.empty:
+                self.log.to_csv(folder / "log.csv", index=False)
         except OSError as error:
             raise InputError(f"the run cannot be written to {folder}: {error}.") from error
 

@@ -108,6 +108,14 @@ class Score:
             return (query * candidate).sum(-1)
         return -torch.linalg.vector_norm(query - candidate, ord=self.norm, dim=-1)
 
+    def self_loop_weights(self, relation: Tensor, size: int) -> Tensor:
+        """``φ(e_i, r, e_i)`` for the unit vectors of ``R^size``, shapes ``(n, d_r) -> (n, size)``.
+
+        A multilinear score of a latent with itself has the mean ``φ(μ, r, μ) + Σ_i σ_i² φ(e_i, r, e_i)``.
+        """
+        unit = torch.eye(size, dtype=relation.dtype, device=relation.device)
+        return torch.stack([self.triples(unit, r.expand(size, -1), unit) for r in relation])
+
     def triples(self, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
         """``φ(h, r, t)`` elementwise, shapes ``(*, d_e), (*, d_r), (*, d_e) -> (*)``."""
         return self.compare(self.tail_query(head, relation), tail)

@@ -12,7 +12,14 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import biject_to, kl_divergence
 
 from kgpyro.errors import InputError
-from kgpyro.families import Family, HypersphericalUniform, PowerSpherical, family_for, posterior_mean
+from kgpyro.families import (
+    Family,
+    HypersphericalUniform,
+    PowerSpherical,
+    family_for,
+    posterior_mean,
+    posterior_variance,
+)
 from kgpyro.priors import Prior, prior_names, resolve_prior
 
 SIZE = 5
@@ -163,13 +170,13 @@ def test_analytic_kl_is_the_expected_log_ratio(prior: str) -> None:
 
 
 @pytest.mark.parametrize("prior", ["normal", "gamma", "uniform(low=-3, high=1)", "pareto", "hyperspherical_uniform"])
-def test_posterior_means(prior: str) -> None:
+def test_posterior_moments(prior: str) -> None:
     family = resolve_prior(prior).family(SIZE)
     q = family(torch.randn(2, SIZE), torch.full((2, family.scale_size(SIZE)), 0.4))
     drawn = q.rsample((200_000,))
-    torch.testing.assert_close(
-        posterior_mean(q), drawn.mean(0), atol=float(5 * drawn.std(0).max() / 200_000**0.5), rtol=0
-    )
+    mean, variance = drawn.mean(0), drawn.var(0)
+    torch.testing.assert_close(posterior_mean(q), mean, atol=5 * float(variance.max() / 200_000) ** 0.5, rtol=0)
+    torch.testing.assert_close(posterior_variance(q), variance, rtol=0.1, atol=0)
 
 
 def test_the_sphere() -> None:

@@ -1,0 +1,80 @@
+"""What a user brings: a model, a guide, a prior, as the README shows them; and some that cannot work."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from kgpyro import Guide
+from kgpyro.batches import Batch
+from kgpyro.setting import Setting
+
+
+def shared_scale(kg: Setting, batch: Batch) -> None:
+    """The LIM, with a likelihood written out."""
+    with pyro.plate("entity", kg.num_entities):
+        entities = pyro.sample("entities", kg.entity_prior)
+    with pyro.plate("relation_row", kg.num_relations):
+        relations = pyro.sample("relations", kg.relation_prior)
+    scores = kg.score.candidates(entities[batch.anchor], relations[batch.relation], entities, batch.reverse)
+    logits = scores + kg.intercept[batch.relation].unsqueeze(-1)
+    with batch.fact_plate():
+        pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y.to_dense())
+
+
+class Tempered(nn.Module):
+    """A model with a parameter of its own: a temperature of the score."""
+
+    def __init__(self, kg: Setting):
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def forward(self, kg: Setting, batch: Batch) -> None:
+        with pyro.plate("entity", kg.num_entities):
+            entities = pyro.sample("entities", kg.entity_prior)
+        with pyro.plate("relation_row", kg.num_relations):
+            relations = pyro.sample("relations", kg.relation_prior) * self.log_temperature.exp()
+        head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
+        with batch.fact_plate():
+            pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
+
+
+class OneScale(Guide):
+    """A guide with a location per symbol and one scale for all."""
+
+    def __init__(self, kg: Setting, sites: set[str]):
+        super().__init__(kg, sites)
+        self.families = kg.families
+        self.entity = nn.Parameter(0.1 * torch.randn(kg.count("entity"), kg.size("entity")))
+        self.relation = nn.Parameter(0.1 * torch.randn(kg.count("relation"), kg.size("relation")))
+        self.log_scale = nn.Parameter(torch.tensor(-1.0))
+
+    def posterior(self, kind: str, symbols: Tensor | slice) -> TorchDistribution:
+        loc = getattr(self, kind)[symbols]
+        return self.families[kind](loc, self.log_scale.exp().expand_as(loc))
+
+
+def half_laplace(size: int) -> TorchDistribution:
+    return dist.Laplace(torch.zeros(size), 0.5 * torch.ones(size)).to_event(1)
+
+
+def with_global_parameter(kg: Setting, batch: Batch) -> None:
+    pyro.param("temperature", torch.ones(()))
+    shared_scale(kg, batch)
+
+
+def with_unknown_site(kg: Setting, batch: Batch) -> None:
+    pyro.sample("mood", dist.Normal(0.0, 1.0))
+    shared_scale(kg, batch)
+
+
+def without_data(kg: Setting, batch: Batch) -> None:
+    with pyro.plate("entity", kg.num_entities):
+        pyro.sample("entities", kg.entity_prior)
+
+
+def not_a_guide(kg: Setting, sites: set[str]) -> None:
+    return None

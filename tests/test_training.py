@@ -1,0 +1,187 @@
+"""The training loop: schedules, early stopping, a user's own parts, seeds, and fits that leave each other alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import own_code
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import kgpyro
+from kgpyro.errors import InputError
+from kgpyro.graph import Graph
+from kgpyro.training import KLSchedule
+
+QUICK: dict[str, Any] = {"dim": 4, "epochs": 3, "batch_size": 4, "progress": False, "device": "cpu"}
+
+
+def quick_fit(graph: Graph, **options: Any) -> kgpyro.Posterior:
+    return kgpyro.fit(graph, **(QUICK | options))
+
+
+def test_constant_schedule() -> None:
+    schedule = KLSchedule("constant", 0.3, 0.5, 10, 4)
+    assert {schedule(step) for step in range(40)} == {0.3}
+    assert schedule.reached(0)
+
+
+def test_warmup_schedule() -> None:
+    schedule = KLSchedule("warmup", 0.5, 0.25, 10, 8)
+    assert [schedule(step) for step in (0, 10, 20, 79)] == pytest.approx([0.0, 0.25, 0.5, 0.5])
+    assert not schedule.reached(19)
+    assert schedule.reached(20)
+
+
+@pytest.mark.parametrize("batches", [1, 3, 2000])
+def test_compression_schedule(batches: int) -> None:
+    """Blundell et al. 2015: weights 2^(M-i) / (2^M - 1), here times M so that an epoch's mean is the target."""
+    schedule = KLSchedule("compression", 0.5, 0.25, batches, 2)
+    weights = [schedule(step) for step in range(2 * batches)]
+    assert weights[:batches] == weights[batches:]
+    assert sum(weights[:batches]) / batches == pytest.approx(0.5)
+    if batches == 3:
+        assert weights[:3] == pytest.approx([0.5 * 3 * 4 / 7, 0.5 * 3 * 2 / 7, 0.5 * 3 * 1 / 7])
+
+
+@pytest.mark.parametrize("model", ["lim", "lfm"])
+@pytest.mark.parametrize("inverse", [True, False])
+@pytest.mark.parametrize("negatives", ["all", 2])
+@pytest.mark.parametrize("kl_schedule", ["warmup", "constant", "compression"])
+def test_a_fit(tiny: Graph, model: str, inverse: bool, negatives: Any, kl_schedule: Any) -> None:
+    posterior = quick_fit(tiny, model=model, inverse=inverse, negatives=negatives, kl_schedule=kl_schedule)
+    assert 0 < posterior.metrics["test"]["realistic"]["mrr"] <= 1
+    assert posterior.metrics["elbo_per_fact"] < 0
+    assert posterior.metrics["elbo_error"] > 0
+    assert posterior.metrics["kl_per_latent"].keys() == posterior.guide.sites
+    assert posterior.log["epoch"].tolist() == [1, 2, 3]
+    assert posterior.config["kl_weight"] == (1.0 if model == "lim" else 2 / len(tiny.training_queries))
+
+
+def test_training_lowers_the_loss(tiny: Graph) -> None:
+    log = quick_fit(tiny, model="lim", epochs=60, kl_schedule="constant").log
+    assert log["loss"].iloc[-5:].mean() < log["loss"].iloc[:5].mean()
+
+
+def test_the_objective_is_named(tiny: Graph) -> None:
+    assert quick_fit(tiny, model="lim").metrics["objective"].startswith("ELBO, exact over all candidates")
+    sampled = quick_fit(tiny, negatives=2, kl_weight=0.5).metrics["objective"]
+    assert sampled.startswith("ELBO with KL weight 0.5, Bernoulli-sampled")
+    plain = quick_fit(tiny, negatives=2, negative_weight=1.0).metrics["objective"]
+    assert "NOT the ELBO" in plain
+
+
+def test_early_stopping_keeps_the_best_state(tiny: Graph) -> None:
+    posterior = quick_fit(tiny, model="lim", epochs=60, early_stopping=6, validate_every=2, warmup=0.1)
+    validated = posterior.log.dropna(subset="valid_mrr")
+    best = validated["valid_mrr"].max()
+    assert len(posterior.log) < 60
+    assert posterior.log["epoch"].iloc[-1] - validated["epoch"][validated["valid_mrr"].idxmax()] >= 6
+    assert posterior.metrics["valid"]["realistic"]["mrr"] == pytest.approx(best)
+
+
+def test_no_early_stop_during_the_warmup(tiny: Graph) -> None:
+    posterior = quick_fit(tiny, model="lim", epochs=20, early_stopping=1, validate_every=1, warmup=0.5)
+    assert posterior.log["valid_mrr"].isna().iloc[:9].all()
+    assert posterior.metrics["warnings"] == [] or "before the KL weight" not in posterior.metrics["warnings"][0]
+
+
+def test_a_collapsed_posterior_is_said_to_be_collapsed(tiny: Graph) -> None:
+    posterior = quick_fit(tiny, model="lfm", kl_weight=1.0, epochs=150, kl_schedule="constant")
+    assert any("collapsed to the prior" in warning for warning in posterior.metrics["warnings"])
+
+
+def test_same_seed_same_metrics_and_fits_do_not_interfere(tiny: Graph) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first = quick_fit(tiny, seed=3)
+    assert torch.equal(torch.rand(3), expected), "a fit moved the caller's random state"
+    scores = first.mean_scores(torch.tensor([0]), torch.tensor([0]))
+    other = quick_fit(tiny, seed=4, model="lim")
+    again = quick_fit(tiny, seed=3)
+    assert again.metrics == first.metrics
+    assert other.metrics != first.metrics
+    assert torch.equal(first.mean_scores(torch.tensor([0]), torch.tensor([0])), scores)
+    assert not list(pyro.get_param_store())
+
+
+def test_separate_priors(tiny: Graph) -> None:
+    posterior = quick_fit(tiny, model="lim", entity_prior="gamma", relation_prior=dist.Laplace(0.0, 0.5))
+    assert posterior.config["relation_prior"] == "laplace(loc=0.0, scale=0.5)"
+    assert type(posterior.guide.posterior("entity", slice(None)).base_dist).__name__ == "LogNormal"
+    assert type(posterior.guide.posterior("relation", slice(None)).base_dist).__name__ == "Normal"
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16"])
+def test_precisions(tiny: Graph, tmp_path: Path, precision: Any) -> None:
+    posterior = quick_fit(tiny, precision=precision, out=tmp_path / "run")
+    expected = torch.float64 if precision == "64" else torch.float32
+    assert posterior.dtype == expected
+    assert kgpyro.load(tmp_path / "run").dtype == expected
+
+
+def test_a_users_model_is_the_lim_written_out(tiny: Graph) -> None:
+    options = {"kl_schedule": "constant", "precision": "64"}
+    mine = quick_fit(tiny, model="own_code:shared_scale", **options)
+    lim = quick_fit(tiny, model="lim", **options)
+    assert mine.config["kl_weight"] == 1.0
+    assert mine.metrics["elbo_per_fact"] == pytest.approx(lim.metrics["elbo_per_fact"], abs=1.0)
+
+
+def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    quick_fit(tiny, model=own_code.Tempered, guide=own_code.OneScale, prior="own_code:half_laplace", out=run)
+    with pytest.raises(InputError, match="your own"):
+        kgpyro.load(run)
+    again = kgpyro.load(run, prior="own_code:half_laplace", guide=own_code.OneScale)
+    assert isinstance(again.guide, own_code.OneScale)
+    assert again.config["model"] == "own_code:Tempered"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "own_code:with_global_parameter"}, "pyro.param 'temperature'"),
+        ({"model": "own_code:with_unknown_site"}, "latent site 'mood'"),
+        ({"model": "own_code:without_data"}, "observes nothing"),
+        ({"guide": "own_code:not_a_guide"}, "derive it from kgpyro.Guide"),
+        ({"model": "own_code:nothing"}, "has no 'nothing'"),
+        ({"model": "lda"}, "unknown model 'lda'; choose from lim, lfm"),
+        ({"guide": "mlp2"}, "unknown guide 'mlp2'; choose from lookup"),
+        ({"negative_weight": 1.0}, "together with --negatives"),
+        ({"negatives": 0}, "--negatives must be a positive"),
+        ({"negatives": "some"}, "'all' or a whole number"),
+        ({"lr": float("nan")}, "--lr must be a positive"),
+        ({"kl_weight": -1.0}, "--kl-weight must be at least 0"),
+        ({"warmup": 2.0}, "--warmup is a share"),
+        ({"optimizer": "sdg"}, "unknown --optimizer 'sdg'; choose from adagrad"),
+        ({"precision": "8"}, "unknown --precision"),
+        ({"device": "gpu"}, "--device gpu"),
+        ({"score": "CP", "dim": 5}, "even; got 5"),
+    ],
+)
+def test_unusable_options(tiny: Graph, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        quick_fit(tiny, **options)
+    assert words in str(caught.value)
+    with pyro.get_param_store().scope():
+        pass
+    pyro.clear_param_store()
+
+
+def test_a_local_object_cannot_be_saved(tiny: Graph, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="put it into a module"):
+        quick_fit(tiny, prior=lambda size: dist.Normal(torch.zeros(size), 1.0).to_event(1), out=tmp_path / "run")
+    posterior = quick_fit(tiny, prior=lambda size: dist.Normal(torch.zeros(size), 1.0).to_event(1))
+    with pytest.raises(InputError, match="its prior is a Python object"):
+        posterior.save(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_fit_is_stopped(tiny: Graph) -> None:
+    with pytest.raises(InputError, match="became (nan|-?inf) at step"):
+        quick_fit(tiny, lr=1e30, optimizer="sgd", epochs=50)
