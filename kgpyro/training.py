@@ -101,7 +101,7 @@ class Training(pl.LightningModule):
         if not bool(torch.isfinite(loss)):
             last = self.elbo.last
             raise InputError(
-                f"the objective became {float(loss)} at step {self.global_step} (log-likelihood "
+                f"the objective became {float(loss.detach())} at step {self.global_step} (log-likelihood "
                 f"{last.log_likelihood:.3g}, KL {last.kl:.3g}); lower --lr, or choose a tighter prior."
             )
         return loss

@@ -1,0 +1,37 @@
+# `make fit` and `make test` need nothing but Python ≥ 3.10 and make; everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.PHONY: fit test check wheel clean
+
+fit: $(VENV)/installed
+	$(BIN)/python -m kgpyro.fit --model lfm --prior normal
+
+test: check wheel
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# the wheel, built from a clean tree, installed into an environment of its own and run from another folder
+wheel: $(VENV)/installed
+	rm -rf build dist $(VENV)/clean
+	$(BIN)/python -m build --quiet --wheel .
+	$(PYTHON) -m venv $(VENV)/clean
+	$(VENV)/clean/bin/python -m pip install --quiet -c constraints.txt dist/kgpyro-*.whl
+	cd $(VENV)/clean && rm -rf wheel-run && env -u PYTHONPATH bin/python -m kgpyro.fit --model lim --epochs 20 \
+		--no-progress --out wheel-run && bin/kgpyro predict wheel-run --head brazil --relation commonbloc0 --top 3
+	rm -rf build
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(INSTALL) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,111 @@
+"""Fit configurations, append one result line per seed, and render the README's table.
+
+    python benchmarks/accuracy.py benchmarks/configs/*.yaml --seeds 0 1 2
+    python benchmarks/accuracy.py --table
+
+Each run is one JSON line in ``benchmarks/results/accuracy.jsonl``; what stands there already (same configuration file,
+same contents, same seed) is not run again, so an interrupted call can simply be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+import kgpyro
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "accuracy.jsonl"
+
+
+def read_lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def digest(config: Path) -> str:
+    return hashlib.sha256(config.read_bytes()).hexdigest()[:12]
+
+
+def commit() -> str:
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or "unknown"
+
+
+def run(config: Path, seed: int) -> dict[str, Any]:
+    options = yaml.safe_load(config.read_text())
+    posterior = kgpyro.fit(options.pop("dataset"), **(options | {"seed": seed}))
+    resolved = posterior.config
+    return {
+        "graph": posterior.graph.name,
+        "model": resolved["model"],
+        "score": resolved["score"],
+        "prior": resolved["prior"],
+        "seed": seed,
+        "objective": posterior.metrics["objective"],
+        "config": config.name,
+        "config_sha": digest(config),
+        "commit": commit(),
+        "seconds": posterior.seconds,
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "device": str(posterior.device),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "metrics": posterior.metrics,
+    }
+
+
+def table() -> str:
+    """Mean and spread over seeds of each configuration as it stands, as a Markdown table."""
+    current = {path.name: digest(path) for path in (HERE / "configs").glob("*.yaml")}
+    rows = []
+    for line in read_lines():
+        if current.get(line["config"]) == line["config_sha"]:
+            test = line["metrics"]["test"]["realistic"]
+            rows.append({k: line[k] for k in ("graph", "model", "config", "seconds")} | test | line["metrics"])
+    frame = pd.DataFrame(rows)
+    out = [
+        "| graph | model | configuration | seeds | MRR | Hits@1 | Hits@10 | ELBO per fact | seconds |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (graph, model, config), part in frame.groupby(["graph", "model", "config"]):
+        cells = [f"{part[m].mean():.3f} ± {part[m].std():.3f}" for m in ("mrr", "hits@1", "hits@10")]
+        link = f"[{config.removesuffix('.yaml')}](benchmarks/configs/{config})"
+        elbo, seconds = part["elbo_per_fact"].mean(), part["seconds"].median()
+        out.append(f"| {graph} | {model} | {link} | {len(part)} | {' | '.join(cells)} | {elbo:.2f} | {seconds:.0f} |")
+    return "\n".join(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", type=Path, help="YAML files with the options of kgpyro.fit")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="print the results of all current configurations")
+    arguments = parser.parse_args()
+    RESULTS.parent.mkdir(exist_ok=True)
+    done = {(line["config"], line["config_sha"], line["seed"]) for line in read_lines()}
+    for config in arguments.configs:
+        for seed in arguments.seeds:
+            if (config.name, digest(config), seed) not in done:
+                line = run(config, seed)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(
+                    f"{config.name} seed {seed}: test MRR {line['metrics']['test']['realistic']['mrr']:.4f}", flush=True
+                )
+    if arguments.table:
+        print(table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

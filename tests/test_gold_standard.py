@@ -1,0 +1,78 @@
+"""LIM's predictive probabilities against Pyro's NUTS on the very same model."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pyro
+import pytest
+import torch
+from pyro.infer import MCMC, NUTS
+
+import kgpyro
+from kgpyro.batches import Batches
+from kgpyro.graph import Graph
+from kgpyro.posterior import Posterior
+
+BOUND = 0.05  # mean absolute difference of a fact's probability that we accept of a mean-field posterior
+OPTIONS = {"model": "lim", "score": "DistMult", "dim": 2, "prior": "normal(scale=0.8)", "inverse": False}
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny: Graph) -> Posterior:
+    return kgpyro.fit(tiny, **OPTIONS, epochs=1500, lr=0.05, precision="64", progress=False, device="cpu")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def nuts_probabilities(tiny: Graph, fitted: Posterior) -> torch.Tensor:
+    """Posterior predictive probability of every fact of every training query, from two chains, one after the other."""
+    kg, batches = fitted.kg, Batches(tiny.training_queries, tiny.num_entities, False, dtype=torch.float64)
+    kg.requires_grad_(False)
+    batch = batches(torch.arange(len(batches)))
+    drawn = []
+    for seed in range(2):
+        pyro.set_rng_seed(seed)
+        chain = MCMC(NUTS(partial(fitted_model(), kg, batch)), 200, warmup_steps=150, disable_progbar=True)
+        chain.run()
+        sites = chain.get_samples()
+        for entities, relations in zip(sites["entities"], sites["relations"], strict=True):
+            head, relation = entities[batch.anchor], relations[batch.relation]
+            drawn.append(kg.bernoulli(head, relation, entities, batch).logits.sigmoid())
+    return torch.stack(drawn).mean(0)
+
+
+def fitted_model():
+    from kgpyro.models.lim import lim
+
+    return lim
+
+
+def difference(posterior: Posterior, gold: torch.Tensor) -> float:
+    queries = posterior.graph.training_queries
+    ours = posterior.probabilities(queries.anchor, queries.relation, draws=2000)
+    return float((ours - gold).abs().mean())
+
+
+def test_lim_predicts_like_nuts(fitted: Posterior, nuts_probabilities: torch.Tensor) -> None:
+    found = difference(fitted, nuts_probabilities)
+    print(f"\nmean absolute difference from NUTS: {found:.4f}")
+    assert found < BOUND
+
+
+@pytest.mark.parametrize("spoil", ["scales times five", "one entity's means negated", "prior"])
+def test_a_wrong_guide_does_not(tiny: Graph, fitted: Posterior, nuts_probabilities: torch.Tensor, spoil: str) -> None:
+    wrong = Posterior(tiny, fitted.kg, fitted.guide, fitted.config)
+    saved = {k: v.clone() for k, v in fitted.guide.state_dict().items()}
+    with torch.no_grad():
+        if spoil == "scales times five":
+            fitted.guide.entity.log_scale.add_(1.6)
+            fitted.guide.relation.log_scale.add_(1.6)
+        elif spoil == "prior":
+            fitted.guide.entity.loc.zero_()
+        else:
+            fitted.guide.entity.loc[tiny.entity_id("b")].neg_()
+            fitted.guide.entity.loc[tiny.entity_id("d")].neg_()
+    found = difference(wrong, nuts_probabilities)
+    fitted.guide.load_state_dict(saved)
+    print(f"\n{spoil}: {found:.4f}")
+    assert found > BOUND
