@@ -118,7 +118,6 @@ _NO_FAMILY_BY_NAME = {
 }
 
 
-@cache
 def _why_not(cls: Any) -> str | None:
     """Why a class of ``pyro.distributions`` is no prior that a name can stand for; None where it is one."""
     if cls.__name__ in _NO_FAMILY_BY_NAME:
