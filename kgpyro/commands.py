@@ -15,8 +15,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 import kgpyro
 from kgpyro.errors import InputError
 from kgpyro.posterior import Posterior
-
-OWN = ("prior", "entity_prior", "relation_prior", "score", "guide")
+from kgpyro.runs import OWN
 
 
 def add_options(parser: ArgumentParser, function: Callable, skip: set[str]) -> None:

@@ -16,8 +16,9 @@ from kgpyro.elbo import Terms
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
-from kgpyro.posterior import Posterior, build_guide, build_setting, check_writable_config, new_run_folder, seeded
+from kgpyro.posterior import Posterior, build_guide, build_setting, seeded
 from kgpyro.priors import PriorLike, resolve_prior
+from kgpyro.runs import check_writable_config, new_run_folder
 from kgpyro.scoring import SCORES, Score, resolve_score
 from kgpyro.setting import Setting
 from kgpyro.training import OPTIMIZERS, SCHEDULES, KLSchedule, Progress, Training, estimate_elbo, latent_sites, train

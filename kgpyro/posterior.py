@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,24 +9,21 @@ from typing import Any
 
 import pandas as pd
 import pyro.distributions as dist
-import safetensors.torch
 import torch
-import yaml
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from kgpyro.errors import InputError
 from kgpyro.families import posterior_mean, posterior_variance
 from kgpyro.graph import SPLITS, Graph
 from kgpyro.guide import Guide
 from kgpyro.likelihood import AllCandidates
-from kgpyro.names import GUIDES, is_dotted, resolve
+from kgpyro.names import GUIDES, resolve
 from kgpyro.priors import resolve_prior
 from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
+from kgpyro.runs import Run
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
 
-FORMAT = "1"
 EVERYTHING = slice(None)
 
 Moments = tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor] | None]
@@ -294,33 +290,10 @@ class Posterior:
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write ``posterior.safetensors``, ``graph.json``, ``config.yaml``, ``metrics.json`` and ``log.csv``.
-
-        Raises InputError where the folder holds another run or cannot be written.
-        """
-        folder = new_run_folder(folder)
-        check_writable_config(self.config)
-        state = {
-            f"{part}.{k}": v.contiguous().cpu()
-            for part, module in self._parts()
-            for k, v in module.state_dict().items()
-        }
-        splits = {split: getattr(self.graph, split).tolist() for split in SPLITS}
-        names = {"name": self.graph.name, "entities": self.graph.entities, "relations": self.graph.relations}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            metadata = {"format": FORMAT, "sites": ",".join(sorted(self.guide.sites))}
-            safetensors.torch.save_file(state, folder / "posterior.safetensors", metadata)
-            (folder / "graph.json").write_text(json.dumps(names | splits, ensure_ascii=False), encoding="utf-8")
-            (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
-            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
-            if not self.log.empty:
-                self.log.to_csv(folder / "log.csv", index=False)
-        except OSError as error:
-            raise InputError(f"the run cannot be written to {folder}: {error}.") from error
-
-    def _parts(self) -> list[tuple[str, nn.Module]]:
-        return [("guide", self.guide), ("setting", self.kg)]
+        """Write the run's files (:mod:`kgpyro.runs`). Raises InputError where the folder holds another run."""
+        parts = (("guide", self.guide), ("setting", self.kg))
+        state = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}
+        Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites).write(folder)
 
     @classmethod
     def load(cls, folder: str | Path, **own: Any) -> Posterior:
@@ -334,39 +307,17 @@ class Posterior:
         Raises:
             InputError: no run there, or a file of it is missing or damaged.
         """
-        folder = Path(folder)
-        if not (folder / "posterior.safetensors").is_file():
-            raise InputError(f"{folder} holds no run: posterior.safetensors is missing there.")
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            data = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            triples = (torch.tensor(data[split], dtype=torch.long).reshape(-1, 3) for split in SPLITS)
-            graph = Graph(data["name"], tuple(data["entities"]), tuple(data["relations"]), *triples)
-            with safe_open(folder / "posterior.safetensors", framework="pt") as tensors:
-                metadata = tensors.metadata() or {}
-                state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
-            raise InputError(f"the run in {folder} is incomplete or damaged: {error}.") from error
-        if metadata.get("format") != FORMAT:
-            raise InputError(f"the run in {folder} has format {metadata.get('format')}; this kgpyro reads {FORMAT}.")
-        for key in ("prior", "entity_prior", "relation_prior", "score", "guide"):
-            if key not in own and is_dotted(str(config.get(key) or "")) and not str(config[key]).startswith("pykeen:"):
-                raise InputError(
-                    f"the run in {folder} was fitted with your own {key} {config[key]}; name it again to have it "
-                    f"imported: --{key.replace('_', '-')} {config[key]}."
-                )
-        kg = build_setting(graph, config | own)
-        guide = build_guide(config | own, kg, set(metadata["sites"].split(",")))
+        run = Run.read(folder)
+        run.refuse_own_code(set(own))
+        kg = build_setting(run.graph, run.config | own)
+        guide = build_guide(run.config | own, kg, run.sites)
         try:
             for part, module in (("guide", guide), ("setting", kg)):
-                module.to(next(iter(state.values())).dtype)
-                prefix = f"{part}."
-                module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+                state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
+                module.to(next(iter(state.values())).dtype).load_state_dict(state)
         except (RuntimeError, StopIteration) as error:
             raise InputError(f"the weights in {folder} do not fit its config.yaml: {error}.") from error
-        log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").is_file() else None
-        return cls(graph, kg, guide, config, metrics, log)
+        return cls(run.graph, kg, guide, run.config, run.metrics, run.log)
 
 
 def build_setting(graph: Graph, config: Mapping[str, Any]) -> Setting:
@@ -384,23 +335,3 @@ def build_guide(config: Mapping[str, Any], kg: Setting, sites: set[str]) -> Guid
     if not isinstance(guide, Guide):
         raise InputError(f"guide {config['guide']} gives {type(guide).__name__}; derive it from kgpyro.Guide.")
     return guide
-
-
-def new_run_folder(folder: str | Path) -> Path:
-    """The folder, if a run can be written there. Raises InputError where it holds another run or is no folder."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file; name a folder.")
-    if (folder / "config.yaml").exists() or (folder / "posterior.safetensors").exists():
-        raise InputError(f"--out {folder} holds another run; name a new folder, or remove it first.")
-    return folder
-
-
-def check_writable_config(config: Mapping[str, Any]) -> None:
-    """Raise InputError where a configuration holds a Python object that no text stands for."""
-    for key, value in config.items():
-        if not isinstance(value, (str, int, float, bool, type(None))):
-            raise InputError(
-                f"this run cannot be saved: its {key} is a Python object; put it into a module and give it as "
-                f"{key}='package.module:object'."
-            )

@@ -12,7 +12,7 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "graph", "names", "scoring", "families", "priors", "likelihood", "batches", "setting",
-    "models", "guide", "guides", "elbo", "training", "ranking", "posterior", "fitting", "commands",
+    "models", "guide", "guides", "elbo", "training", "ranking", "runs", "posterior", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
