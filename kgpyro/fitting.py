@@ -37,7 +37,7 @@ def fit(
     score: str | Score | Callable = "ComplEx",
     guide: str | Callable = "lookup",
     dim: int = 100,
-    epochs: int = 200,
+    epochs: int = 100,
     batch_size: int = 256,
     negatives: int | Literal["all"] | None = None,
     negative_weight: float | None = None,
