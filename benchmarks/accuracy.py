@@ -16,6 +16,7 @@ import platform
 import resource
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def run(config: Path, seed: int) -> dict[str, Any]:
     options = yaml.safe_load(config.read_text())
     posterior = kgpyro.fit(options.pop("dataset"), **(options | {"seed": seed}))
     resolved = posterior.config
+    priors = [resolved[kind] or resolved["prior"] for kind in ("entity_prior", "relation_prior")]
     return {
         "graph": posterior.graph.name,
         "model": resolved["model"],
         "score": resolved["score"],
-        "prior": resolved["prior"],
+        "prior": priors[0] if len(set(priors)) == 1 else f"{priors[0]} / {priors[1]}",
         "seed": seed,
         "objective": posterior.metrics["objective"],
         "config": config.name,
@@ -96,7 +98,8 @@ def main() -> int:
     for config in arguments.configs:
         for seed in arguments.seeds:
             if (config.name, digest(config), seed) not in done:
-                line = run(config, seed)
+                with get_context("spawn").Pool(1) as fresh:  # a process of its own, whose peak memory is the run's
+                    line = fresh.apply(run, (config, seed))
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(

@@ -107,7 +107,7 @@ def fit(
     if negatives == "all" and negative_weight is not None:
         raise InputError("--negative-weight weighs drawn candidates; give it together with --negatives K.")
     config: dict[str, Any] = {
-        "dataset": graph.name,
+        "dataset": graph.source or graph.name,
         "model": _named(model, MODELS, "model", out),
         "prior": _prior_text(prior),
         "entity_prior": _prior_text(entity_prior),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ class Graph:
         entities: names; the position is the id. Entities that occur only in valid or test are entities too.
         relations: names; the position is the id.
         train: triple ids ``(head, relation, tail)``, shape ``(n, 3)``, dtype long; likewise ``valid`` and ``test``.
+        source: what :func:`load_graph` finds it by again; empty for a graph made in Python.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Graph:
     train: Tensor = field(repr=False)
     valid: Tensor = field(repr=False)
     test: Tensor = field(repr=False)
+    source: str = ""
 
     @property
     def num_entities(self) -> int:
@@ -195,8 +197,9 @@ def load_graph(name_or_folder: str | Path) -> Graph:
     for folder in [*(root / name_or_folder for root in roots), Path(name_or_folder)]:
         if folder.is_dir():
             splits = [_read_triples(_split_file(folder, split)) for split in SPLITS]
-            return Graph.from_triples(folder.resolve().name, *splits)
-    return _load_pykeen(str(name_or_folder), roots)
+            source = str(name_or_folder) if folder.parent in roots else str(folder.resolve())
+            return replace(Graph.from_triples(folder.resolve().name, *splits), source=source)
+    return replace(_load_pykeen(str(name_or_folder), roots), source=str(name_or_folder))
 
 
 def _split_file(folder: Path, split: str) -> Path:

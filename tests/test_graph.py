@@ -43,6 +43,7 @@ def test_windows_line_ends_bom_and_blank_lines(tmp_path: Path) -> None:
     plain = load_graph(write(tmp_path / "plain"))
     odd = load_graph(write(tmp_path / "odd", train="\ufeffa\tlikes\tb\r\n\r\nb\tlikes\tc"))
     assert torch.equal(plain.train, odd.train)
+    assert load_graph(plain.source).entities == plain.entities
 
 
 def test_kgpyro_data_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
