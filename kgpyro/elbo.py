@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
-from kgpyro.likelihood import LocalNoise
+from kgpyro.likelihood import Integrate
 
 
 @dataclass
@@ -30,26 +30,26 @@ class Terms:
 class WeightedELBO(ELBO):
     """``Σ_τ E_q[log p(y_τ | h)] - β Σ KL(q ‖ p)``, estimated with one reparameterised draw.
 
-    At ``kl_weight`` β = 1 and without local noise this is Pyro's ``TraceMeanField_ELBO``: KL divergences are analytic
-    where PyTorch knows them and Monte Carlo where not, plates and scales count as the *model* has them. A weight of
-    exactly 0 is allowed (the first step of a warm-up).
+    At ``kl_weight`` β = 1 and with the ``plain`` estimator this is Pyro's ``TraceMeanField_ELBO``: KL divergences are
+    analytic where PyTorch knows them and Monte Carlo where not, plates and scales count as the *model* has them. A
+    weight of exactly 0 is allowed (the first step of a warm-up).
 
     Args:
         kl_weight: β; may be set between steps.
-        local_noise: draw scores rather than candidates' latents where the likelihood admits it
-            (:class:`kgpyro.likelihood.LocalNoise`).
+        estimator: how a step integrates over the latents: ``local``, ``shared`` or ``plain``
+            (:class:`kgpyro.likelihood.Integrate`).
     """
 
-    def __init__(self, kl_weight: float = 1.0, local_noise: bool = True):
+    def __init__(self, kl_weight: float = 1.0, estimator: str = "local"):
         super().__init__()
-        self.kl_weight, self.local_noise = kl_weight, local_noise
+        self.kl_weight, self.estimator = kl_weight, estimator
         self.last = Terms()
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         replayed = poutine.replay(model, trace=guide_trace)
-        if self.local_noise:
-            replayed = LocalNoise(guide_trace)(replayed)
+        if self.estimator != "plain":
+            replayed = Integrate(guide_trace, self.estimator)(replayed)
         model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
         latent = {name for name, site in model_trace.iter_stochastic_nodes()}
         if mismatch := latent.symmetric_difference(name for name, _ in guide_trace.iter_stochastic_nodes()):

@@ -99,8 +99,8 @@ class Graph:
                     f"learnt about it; add training triples or remove it."
                 )
         entities = sorted(set().union(*(set(f["head"]) | set(f["tail"]) for f in frames)))
-        ids = [_to_ids(frame, pd.Index(entities), pd.Index(relations)) for frame in frames]
-        return cls(name, tuple(entities), tuple(relations), *ids)
+        train_ids, valid_ids, test_ids = (_to_ids(frame, pd.Index(entities), pd.Index(relations)) for frame in frames)
+        return cls(name, tuple(entities), tuple(relations), train_ids, valid_ids, test_ids)
 
 
 def _to_ids(frame: pd.DataFrame, entities: pd.Index, relations: pd.Index) -> Tensor:

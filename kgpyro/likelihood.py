@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from kgpyro.kernels import all_candidates_log_prob
 from kgpyro.scoring import Score
+
+ESTIMATORS = ("local", "shared", "plain")
 
 
 class AllCandidates(TorchDistribution):
@@ -47,6 +53,7 @@ class AllCandidates(TorchDistribution):
     ):
         self.score, self.anchor, self.relation, self.table = score, anchor, relation, table
         self.intercept, self.reverse, self.symbols = intercept, reverse, symbols
+        self._kernel = False
         self._candidates: dist.Normal | None = None
         self._own: Tensor | None = None
         super().__init__(torch.Size([len(anchor)]), torch.Size([len(table)]), validate_args=False)
@@ -56,6 +63,10 @@ class AllCandidates(TorchDistribution):
             raise NotImplementedError(f"queries {tuple(self.batch_shape)} cannot be expanded to {tuple(batch_shape)}")
         return self
 
+    def with_kernel(self) -> AllCandidates:
+        """The same facts, their log-probability computed in one pass that never stores a ``(b, E)`` matrix."""
+        return self._changed(_kernel=self.score.linear)
+
     def with_local_noise(self, candidates: dist.Normal, own: Tensor | None = None) -> AllCandidates:
         """The same facts with every score drawn on its own, given Gaussian candidates.
 
@@ -64,18 +75,19 @@ class AllCandidates(TorchDistribution):
         which is all the ELBO depends on; the noise of its gradient is far smaller. ``own`` are entity ids ``(b,)``
         where an anchor is the same latent as a candidate: that self-loop's score keeps the anchor's draw at both ends.
         """
-        new = AllCandidates(
-            self.score, self.anchor, self.relation, self.table, self.intercept, self.reverse, self.symbols
-        )
-        new._candidates, new._own = candidates, own
-        return new
+        return self._changed(_candidates=candidates, _own=own)
 
     def with_own_draws(self, entities: dist.Normal | None, relations: dist.Normal | None) -> AllCandidates:
         """The same facts with a fresh draw of anchor or relation for every query instead of one per symbol."""
         assert self.symbols is not None
         anchor = self.anchor if entities is None else _draw(entities, self.symbols[0])
         relation = self.relation if relations is None else _draw(relations, self.symbols[1])
-        return AllCandidates(self.score, anchor, relation, self.table, self.intercept, self.reverse, self.symbols)
+        return self._changed(anchor=anchor, relation=relation)
+
+    def _changed(self, **changes: Any) -> AllCandidates:
+        new = copy.copy(self)
+        new.__dict__.update(changes)
+        return new
 
     @property
     def logits(self) -> Tensor:
@@ -93,12 +105,29 @@ class AllCandidates(TorchDistribution):
         return scores + self.intercept.unsqueeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._kernel:
+            return self._kernel_log_prob(value if value.is_sparse else value.to_sparse())
         logits = self.logits
         if not value.is_sparse:
             return -F.binary_cross_entropy_with_logits(logits, value.to(logits), reduction="none").sum(-1)
         rows, columns = value._indices()
         observed = logits.new_zeros(len(logits)).index_add(0, rows, logits[rows, columns])
         return observed - F.softplus(logits).sum(-1)
+
+    def _kernel_log_prob(self, value: Tensor) -> Tensor:
+        query = self.score.queries(self.anchor, self.relation, self.reverse)
+        rows, columns = value._indices()
+        if self._candidates is None:
+            return all_candidates_log_prob(query, self.table, None, self.intercept, (rows, columns))
+        loc, scale, own = self._candidates.loc, self._candidates.scale, self._own
+        if own is None:
+            return all_candidates_log_prob(query, loc, scale, self.intercept, (rows, columns))
+        loops = columns == own[rows]
+        others = rows[~loops], columns[~loops]
+        score = self.score.compare(query, self.anchor) + self.intercept
+        observed = torch.zeros_like(score).index_fill(0, rows[loops], 1.0)
+        loop = observed * score - F.softplus(score)
+        return loop + all_candidates_log_prob(query, loc, scale, self.intercept, others, own)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
@@ -110,18 +139,25 @@ def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:
     return torch.addcmul(loc, normal.scale[rows], torch.randn_like(loc))
 
 
-class LocalNoise(Messenger):
-    """Effect handler: the local reparameterisation trick, applied to whatever likelihood admits it.
+class Integrate(Messenger):
+    """Effect handler: how a step integrates over the latents of an :class:`AllCandidates`.
 
-    Runs around a model that is replayed against ``guide_trace``. Where an observed site is an :class:`AllCandidates`
-    whose score is linear in the candidate, and whose table is the value the guide drew at a Normal site, each fact's
-    score is drawn instead of the candidates' latents; and where its anchors or relations are rows of such a value, each
-    query draws its own. Everything else is left as the model wrote it. A handler, so that neither models nor guides
-    know of it: the model goes on saying what is true, this says how to integrate it.
+    Runs around a model that is replayed against ``guide_trace``; everything but the likelihood is left as the model
+    wrote it. A handler, so that neither models nor guides know of it: the model goes on saying what is true, this says
+    how to integrate it. The estimators all have the same expectation:
+
+    * ``plain``: Pyro's own: one draw of every latent, all scores of a batch in one matrix;
+    * ``shared``: the same draws, log-likelihood and gradients by :func:`kgpyro.kernels.all_candidates_log_prob`;
+    * ``local``: the local reparameterisation trick on top. Where the table is the value the guide drew at a Normal
+      site, each fact's score is drawn instead of the candidates' latents; and where anchors or relations are rows of
+      such a value, each query draws its own.
+
+    What a score or a guide does not admit falls back to the estimator before it.
     """
 
-    def __init__(self, guide_trace: Trace):
+    def __init__(self, guide_trace: Trace, estimator: str):
         super().__init__()
+        self.estimator = estimator
         self.normals: list[tuple[Tensor, dist.Normal]] = []
         for site in guide_trace.nodes.values():
             fn = site.get("fn") if site["type"] == "sample" else None
@@ -130,17 +166,18 @@ class LocalNoise(Messenger):
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
-        if not msg["is_observed"] or not isinstance(fn, AllCandidates) or not fn.score.linear:
+        if self.estimator == "plain" or not msg["is_observed"] or not isinstance(fn, AllCandidates):
             return
+        fn = fn.with_kernel()
         candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
-        if candidates is None:
-            return
-        own = None
-        if fn.symbols is not None:
-            entities = self._drawn_rows(fn.anchor, fn.symbols[0])
-            own = fn.symbols[0] if entities is candidates else None
-            fn = fn.with_own_draws(entities, self._drawn_rows(fn.relation, fn.symbols[1]))
-        msg["fn"] = fn.with_local_noise(candidates, own)
+        if self.estimator == "local" and candidates is not None and fn.score.linear:
+            own = None
+            if fn.symbols is not None:
+                entities = self._drawn_rows(fn.anchor, fn.symbols[0])
+                own = fn.symbols[0] if entities is candidates else None
+                fn = fn.with_own_draws(entities, self._drawn_rows(fn.relation, fn.symbols[1]))
+            fn = fn.with_local_noise(candidates, own)
+        msg["fn"] = fn
 
     def _drawn_rows(self, latents: Tensor, rows: Tensor) -> dist.Normal | None:
         """The Normal whose draw has ``latents`` as the given rows, if any does."""

@@ -72,8 +72,8 @@ class Run:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             data = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            triples = (torch.tensor(data[split], dtype=torch.long).reshape(-1, 3) for split in SPLITS)
-            graph = Graph(data["name"], tuple(data["entities"]), tuple(data["relations"]), *triples)
+            train, valid, test = (torch.tensor(data[s], dtype=torch.long).reshape(-1, 3) for s in SPLITS)
+            graph = Graph(data["name"], tuple(data["entities"]), tuple(data["relations"]), train, valid, test)
             with safe_open(folder / "posterior.safetensors", framework="pt") as tensors:
                 metadata = tensors.metadata() or {}
                 state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118

@@ -69,7 +69,7 @@ class Parts:
             self.kg.intercept.copy_(torch.linspace(-1, 1, rows))
 
     @torch.no_grad()
-    def terms(self, index: torch.Tensor | None = None, local_noise: bool = False, **batch: torch.Tensor):
+    def terms(self, index: torch.Tensor | None = None, estimator: str = "plain", **batch: torch.Tensor):
         index = torch.arange(len(self.batches)) if index is None else index
         facts = self.batches.with_negatives(index, **batch) if batch else self.batches(index)
-        return WeightedELBO(local_noise=local_noise).terms(self.model, self.guide, self.kg, facts)
+        return WeightedELBO(estimator=estimator).terms(self.model, self.guide, self.kg, facts)

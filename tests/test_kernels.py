@@ -1,0 +1,128 @@
+"""The fused likelihood: gradients by finite differences, equality with the plain version, its noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Parts
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from kgpyro import kernels
+from kgpyro.elbo import WeightedELBO
+from kgpyro.graph import Graph
+from kgpyro.kernels import all_candidates_log_prob
+
+pytestmark = pytest.mark.usefixtures("double")
+B, E, D = 3, 7, 4
+OBSERVED = torch.tensor([0, 0, 2]), torch.tensor([1, 6, 3])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BLOCK", 3)
+
+
+def arguments(local: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    scale = torch.rand(E, D).add_(0.2).requires_grad_() if local else None
+    return (*(torch.randn(s, requires_grad=True) for s in ((B, D), (E, D))), scale, torch.randn(B, requires_grad=True))
+
+
+def naive(query: Tensor, loc: Tensor, scale: Tensor | None, intercept: Tensor, excluded: Tensor | None) -> Tensor:
+    """The formula, with the kernel's noise laid out in full."""
+    scores = query @ loc.mT + intercept[:, None]
+    drawn = scores
+    if scale is not None:
+        normal, signs = kernels._noise(query, E)
+        blocks = [normal[:, : min(3, E - 3 * i)] * signs[:, i, None] for i in range(3)]
+        drawn = scores + (query.square() @ scale.square().mT).sqrt() * torch.cat(blocks, dim=1)
+    summed = F.softplus(drawn)
+    if excluded is not None:
+        summed = summed.scatter(1, excluded[:, None], 0.0)
+    observed = torch.zeros(B).index_add(0, OBSERVED[0], scores[OBSERVED])
+    return observed - summed.sum(1)
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("excluded", [None, torch.tensor([2, 0, 6])])
+@pytest.mark.parametrize("weight", [torch.full((B,), 2.5), torch.tensor([1.0, -0.5, 3.0])])
+def test_value_and_gradients(local: bool, excluded: Tensor | None, weight: Tensor) -> None:
+    inputs = arguments(local)
+
+    def fused(*given: Tensor | None) -> Tensor:
+        torch.manual_seed(3)
+        return all_candidates_log_prob(*given, OBSERVED, excluded) * weight  # type: ignore[arg-type]
+
+    torch.manual_seed(3)
+    expected = naive(*inputs, excluded) * weight
+    torch.testing.assert_close(fused(*inputs), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(*inputs), expected)
+    wanted = [x for x in inputs if x is not None]
+    for ours, theirs in zip(
+        torch.autograd.grad(fused(*inputs).sum(), wanted), torch.autograd.grad(expected.sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert gradcheck(lambda *x: fused(x[0], x[1], x[2] if local else None, x[-1]).sum(), wanted)
+
+
+def test_noise_is_standard_normal_and_uncorrelated() -> None:
+    draws = []
+    for _ in range(4000):
+        normal, signs = kernels._noise(torch.zeros(1, D), E)
+        draws.append(torch.cat([normal[0, : min(3, E - 3 * i)] * signs[0, i] for i in range(3)]))
+    noise = torch.stack(draws)
+    torch.testing.assert_close(noise.mean(0), torch.zeros(E), atol=0.08, rtol=0)
+    torch.testing.assert_close(torch.cov(noise.T), torch.eye(E), atol=0.12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_products(dtype: torch.dtype) -> None:
+    inputs = [None if x is None else x.detach().float().requires_grad_() for x in arguments(True)]
+    torch.manual_seed(1)
+    full = all_candidates_log_prob(*inputs, OBSERVED)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=dtype):
+        half = all_candidates_log_prob(*inputs, OBSERVED)  # type: ignore[arg-type]
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, atol=0.2, rtol=0.02)
+    assert not torch.equal(half, full)
+
+
+@pytest.mark.parametrize("model", ["lim", "lfm"])
+@pytest.mark.parametrize("inverse", [True, False])
+@pytest.mark.parametrize("score", ["DistMult", "ComplEx", "RESCAL", "CP", "TransE-L2", "pykeen:HolE"])
+def test_shared_estimator_is_plain_pyro(tiny: Graph, model: str, inverse: bool, score: str) -> None:
+    """The fused path and the plain one give the same loss and the same gradients for the same draw."""
+    parts = Parts(tiny, model, score=score, inverse=inverse)
+    batch = parts.batches(torch.tensor([0, 3, 4]))
+    modules = torch.nn.ModuleList([parts.kg, parts.guide])
+    found = {}
+    for estimator in ("plain", "shared"):
+        torch.manual_seed(5)
+        loss = WeightedELBO(estimator=estimator).differentiable_loss(parts.model, parts.guide, parts.kg, batch)
+        found[estimator] = [loss, *torch.autograd.grad(loss, list(modules.parameters()))]
+    for plain, shared in zip(found["plain"], found["shared"], strict=True):
+        torch.testing.assert_close(shared, plain)
+
+
+@pytest.mark.parametrize("model", ["lim", "lfm"])
+def test_local_estimator_has_the_smaller_gradient_variance(tiny: Graph, model: str) -> None:
+    parts = Parts(tiny, model, score="ComplEx")
+    batch = parts.batches(torch.arange(len(parts.batches)))
+    parameters = list(parts.guide.parameters())
+    variance = {}
+    mean = {}
+    for estimator in ("shared", "local"):
+        drawn = []
+        for _ in range(600):
+            loss = WeightedELBO(estimator=estimator).differentiable_loss(parts.model, parts.guide, parts.kg, batch)
+            drawn.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+        stacked = torch.stack(drawn)
+        variance[estimator], mean[estimator] = stacked.var(0), stacked.mean(0)
+    assert variance["local"].sum() < 0.8 * variance["shared"].sum()
+    error = ((variance["local"] + variance["shared"]) / 600).sqrt()
+    z = (mean["local"] - mean["shared"]) / error.clamp_min(1e-9)
+    assert z.abs().max() < 5
+    assert z.square().mean() < 1.5
