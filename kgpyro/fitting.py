@@ -12,9 +12,10 @@ import pyro
 import torch
 
 from kgpyro.batches import Batches
-from kgpyro.elbo import Terms
+from kgpyro.elbo import Terms, WeightedELBO
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
+from kgpyro.likelihood import ESTIMATORS
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
 from kgpyro.posterior import Posterior, build_guide, build_setting, seeded
 from kgpyro.priors import PriorLike, resolve_prior
@@ -44,6 +45,7 @@ def fit(
     kl_weight: float | None = None,
     kl_schedule: Literal["warmup", "constant", "compression"] = "warmup",
     warmup: float = 0.3,
+    estimator: Literal["local", "shared", "plain"] = "local",
     inverse: bool = True,
     lr: float = 0.1,
     optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
@@ -81,6 +83,8 @@ def fit(
             prior.
         kl_schedule: warmup (from 0, linearly), constant, or compression (Blundell et al. 2015).
         warmup: share of all steps that the warm-up takes.
+        estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
+            admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
         inverse: give every relation an inverse with latents of its own, which answers head queries.
         lr: learning rate.
         optimizer: adagrad, adam, adamw, rmsprop or sgd.
@@ -101,7 +105,7 @@ def fit(
     graph = graph if isinstance(graph, Graph) else load_graph(graph)
     _check_numbers(dim, epochs, batch_size, negatives, negative_weight, kl_weight, warmup, lr, early_stopping)
     _check_choices(kl_schedule=(kl_schedule, SCHEDULES), optimizer=(optimizer, tuple(OPTIMIZERS)))
-    _check_choices(precision=(precision, ("32", "64", "bf16", "16")))
+    _check_choices(estimator=(estimator, ESTIMATORS), precision=(precision, ("32", "64", "bf16", "16")))
     if negatives is None:
         negatives = "all" if graph.num_entities <= EXACT_UP_TO else 100
     if negatives == "all" and negative_weight is not None:
@@ -122,6 +126,7 @@ def fit(
         "kl_weight": kl_weight,
         "kl_schedule": kl_schedule,
         "warmup": warmup,
+        "estimator": estimator,
         "inverse": inverse,
         "lr": lr,
         "optimizer": optimizer,
@@ -165,7 +170,8 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
 
     steps = math.ceil(len(queries) / config["batch_size"])
     schedule = KLSchedule(config["kl_schedule"], config["kl_weight"], config["warmup"], steps, config["epochs"])
-    module = Training(kg, model, guide, batches, schedule, config["optimizer"], config["lr"])
+    elbo = WeightedELBO(config["kl_weight"], config["estimator"])
+    module = Training(kg, model, guide, elbo, batches, schedule, config["optimizer"], config["lr"])
     bar = Progress(validate, config["early_stopping"], config["validate_every"], progress)
     train(module, config["epochs"], config["batch_size"], config["device"], config["precision"], bar)
     posterior.forget()
@@ -174,11 +180,11 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
 
     facts = Batches(queries, graph.num_entities, config["inverse"], _sampled_only_if_large(graph, sampled), dtype=dtype)
     with seeded(config["seed"]):
-        elbo, error, terms = estimate_elbo(kg, model, guide, facts.to(posterior.device), progress=progress)
+        bound, error, terms = estimate_elbo(elbo, kg, model, guide, facts.to(posterior.device), progress=progress)
     posterior.metrics = {
         "test": posterior.evaluation("test", progress),
         "valid": posterior.evaluation("valid", progress),
-        "elbo_per_fact": elbo,
+        "elbo_per_fact": bound,
         "elbo_error": error,
         "log_likelihood_per_fact": float(terms.log_likelihood),
         "kl_per_fact": float(terms.kl),

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 1024  # candidates at a time: a (b, BLOCK) block of scores stays in cache
+BLOCK = 512  # candidates at a time: a (b, BLOCK) block of scores stays in cache
 
 
 def all_candidates_log_prob(

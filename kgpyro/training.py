@@ -80,6 +80,7 @@ class Training(pl.LightningModule):
         kg: Setting,
         model: Callable,
         guide: Guide,
+        elbo: WeightedELBO,
         batches: Batches,
         schedule: KLSchedule,
         optimizer: str,
@@ -87,8 +88,8 @@ class Training(pl.LightningModule):
     ):
         super().__init__()
         self.kg, self.batches, self.schedule = kg, batches, schedule
-        self.elbo = WeightedELBO(schedule.weight)
-        self.bound = self.elbo(model, guide)
+        self.elbo = elbo
+        self.bound = elbo(model, guide)
         self.optimizer_name, self.lr = optimizer, lr
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -220,6 +221,7 @@ def train(module: Training, epochs: int, batch_size: int, device: str, precision
 
 @torch.no_grad()
 def estimate_elbo(
+    elbo: WeightedELBO,
     kg: Setting,
     model: Callable,
     guide: Guide,
@@ -232,13 +234,13 @@ def estimate_elbo(
     """The untempered ELBO over all facts of the training queries, in nats per observed fact.
 
     Args:
+        elbo: which estimator to use.
         batches: over all candidates for the exact sum.
         draws: independent estimates, each from one posterior draw and at most ``queries`` random queries.
 
     Returns:
         Mean, its Monte-Carlo standard error, and the terms of the bound (per observed fact).
     """
-    elbo = WeightedELBO()
     estimates = []
     total = Terms(0.0, 0.0)
     for _ in tqdm(range(draws), desc="ELBO", unit="draw", disable=not progress, leave=False):

@@ -58,7 +58,13 @@ def test_a_fit(tiny: Graph, model: str, inverse: bool, negatives: Any, kl_schedu
     assert posterior.metrics["elbo_error"] > 0
     assert posterior.metrics["kl_per_latent"].keys() == posterior.guide.sites
     assert posterior.log["epoch"].tolist() == [1, 2, 3]
+    assert posterior.config["estimator"] == "local"
     assert posterior.config["kl_weight"] == (1.0 if model == "lim" else 2 / len(tiny.training_queries))
+
+
+@pytest.mark.parametrize("estimator", ["shared", "plain"])
+def test_other_estimators(tiny: Graph, estimator: Any) -> None:
+    assert quick_fit(tiny, model="lim", estimator=estimator).metrics["elbo_per_fact"] < 0
 
 
 def test_training_lowers_the_loss(tiny: Graph) -> None:
@@ -159,6 +165,7 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"kl_weight": -1.0}, "--kl-weight must be at least 0"),
         ({"warmup": 2.0}, "--warmup is a share"),
         ({"optimizer": "sdg"}, "unknown --optimizer 'sdg'; choose from adagrad"),
+        ({"estimator": "exact"}, "unknown --estimator"),
         ({"precision": "8"}, "unknown --precision"),
         ({"device": "gpu"}, "--device gpu"),
         ({"score": "CP", "dim": 5}, "even; got 5"),
