@@ -63,10 +63,10 @@ def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_predict(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert predict_command([str(run), "--head", "brazil", "--relation", "commonbloc0", "--top", "3"]) == 0
+    assert predict_command([str(run), "--head", "brazil", "--relation", "commonbloc0", "--top", "14"]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("probability", "std", "low", "high", "90%", "train"))
-    assert len(printed.strip().splitlines()) == 6
+    assert len(printed.strip().splitlines()) == 3 + 14
     assert predict_command([str(run), "--tail", "usa", "--relation", "embassy"]) == 0
 
 

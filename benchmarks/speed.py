@@ -1,0 +1,355 @@
+"""What a step and an evaluation cost, beside plain PyTorch, plain Pyro and PyKEEN, on FB15k-237.
+
+    KGPYRO_DATA=FOLDER python benchmarks/speed.py --json benchmarks/results/speed.json
+
+ComplEx with 100 complex dimensions, 512 queries a step, Adagrad. Every row runs in a fresh process, one after the
+other, in the order of the table: two steps of warm-up, then the median of ``--steps`` steps. ``peak_mb`` is what a step
+takes on top of the process as it stands once set up and warmed: parameters, gradients and optimiser state are resident
+by then, so it is the working memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kgpyro
+from kgpyro.batches import Batches
+from kgpyro.elbo import WeightedELBO
+from kgpyro.fitting import build_guide, build_setting
+from kgpyro.graph import Graph
+from kgpyro.names import MODELS, resolve
+from kgpyro.training import KLSchedule, RandomQueries, Training
+
+DIM, BATCH = 200, 512
+CONFIG = {
+    "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx",
+    "guide": "lookup", "dim": DIM, "inverse": True,
+}  # fmt: skip
+Step = Callable[[], Any]
+
+
+def memory(field: str) -> float:
+    """A field of this process' memory in MB: VmRSS now, VmHWM at its peak."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def random_batches(total: int, size: int = BATCH) -> Callable[[], Tensor]:
+    batches = iter(())
+
+    def draw() -> Tensor:
+        nonlocal batches
+        for index in batches:
+            if len(index) == size:
+                return index
+        batches = iter(RandomQueries(total, size))
+        return draw()
+
+    return draw
+
+
+def labels(batches: Batches, index: Tensor) -> Tensor:
+    return batches(index).y.to_dense()
+
+
+class PlainLIM:
+    """The LIM's step in plain PyTorch: the maths, without Pyro, Lightning or any kernel of ours."""
+
+    def __init__(self, graph: Graph, draw: str, dim: int = DIM, lr: float = 0.1):
+        self.batches = Batches(graph.training_queries, graph.num_entities, inverse=True)
+        rows = 2 * graph.num_relations
+        self.loc = [torch.randn(n, dim).mul_(0.1).requires_grad_() for n in (graph.num_entities, rows)]
+        self.log_scale = [torch.full((n, dim), -2.5, requires_grad=True) for n in (graph.num_entities, rows)]
+        self.intercept = torch.full((rows,), -7.0, requires_grad=True)
+        self.draw = draw
+        learnt = self.loc + (self.log_scale if draw != "point" else [])
+        self.optimizer = torch.optim.Adagrad([*learnt, self.intercept], lr=lr)
+
+    def step(self, index: Tensor) -> None:
+        batch, score = self.batches(index), resolve_complex()
+        scale = [s.exp() for s in self.log_scale]
+        if self.draw == "point":
+            entities, relations = self.loc
+        else:
+            entities, relations = (m + s * torch.randn_like(m) for m, s in zip(self.loc, scale, strict=True))
+        query = score.queries(entities[batch.anchor], relations[batch.relation])
+        if self.draw == "local":
+            mean, variance = query @ self.loc[0].T, query.square() @ scale[0].square().T
+            scores = mean + variance.sqrt() * torch.randn_like(mean)
+        else:
+            scores = query @ entities.T
+        logits = scores + self.intercept[batch.relation, None]
+        weight = len(self.batches) / len(index)
+        loss = weight * F.binary_cross_entropy_with_logits(logits, batch.y.to_dense(), reduction="sum")
+        if self.draw != "point":
+            for mean, s, log_s in zip(self.loc, scale, self.log_scale, strict=True):
+                loss = loss + 0.5 * (s.square() + mean.square() - 1 - 2 * log_s).sum()
+        self.optimizer.zero_grad()
+        (loss / self.batches.num_observed).backward()
+        self.optimizer.step()
+
+
+def resolve_complex() -> Any:
+    from kgpyro.scoring import SCORES
+
+    return SCORES["complex"]
+
+
+def plain(draw: str) -> Callable[[Graph], Step]:
+    def make(graph: Graph) -> Step:
+        lim = PlainLIM(graph, draw)
+        index = random_batches(len(lim.batches))
+        return lambda: lim.step(index())
+
+    return make
+
+
+def products(dtype: torch.dtype) -> Callable[[Graph], Step]:
+    """The bare matrix products of a step: scores, and the gradients of both sides."""
+
+    def make(graph: Graph) -> Step:
+        query, table = torch.randn(BATCH, DIM, dtype=dtype), torch.randn(graph.num_entities, DIM, dtype=dtype)
+
+        def step() -> None:
+            scores = query @ table.T
+            _ = scores @ table, scores.T @ query
+
+        return step
+
+    return make
+
+
+def ours(estimator: str, half: bool) -> Callable[[Graph], Step]:
+    def make(graph: Graph) -> Step:
+        module = training_module(graph, estimator)
+        optimizer = module.configure_optimizers()
+        index = random_batches(len(module.batches))
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = module.training_step(index(), 0)
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    return make
+
+
+def training_module(graph: Graph, estimator: str, dim: int = DIM) -> Training:
+    batches = Batches(graph.training_queries, graph.num_entities, inverse=True)
+    kg = build_setting(graph, CONFIG | {"dim": dim})
+    guide = build_guide(CONFIG, kg, {"entities", "relations"})
+    model = resolve("lim", MODELS, "model")
+    schedule = KLSchedule("constant", 1.0, 0.0, len(batches) // BATCH, 1)
+    return Training(kg, model, guide, WeightedELBO(1.0, estimator), batches, schedule, "adagrad", 0.1)
+
+
+def naive_pyro(validation: bool) -> Callable[[Graph], Step]:
+    """AutoNormal and SVI over the same model, its likelihood a dense Bernoulli."""
+
+    def make(graph: Graph) -> Step:
+        import pyro
+        import pyro.distributions as dist
+        from pyro.infer import SVI, Trace_ELBO
+        from pyro.infer.autoguide import AutoNormal
+
+        batches = Batches(graph.training_queries, graph.num_entities, inverse=True)
+        rows, score = 2 * graph.num_relations, resolve_complex()
+
+        def model(batch: Any) -> None:
+            with pyro.plate("entity", graph.num_entities):
+                entities = pyro.sample("entities", dist.Normal(0.0, 1.0).expand([DIM]).to_event(1))
+            with pyro.plate("relation", rows):
+                relations = pyro.sample("relations", dist.Normal(0.0, 1.0).expand([DIM]).to_event(1))
+            logits = score.candidates(entities[batch.anchor], relations[batch.relation], entities) - 7.0
+            with pyro.plate("query", batch.num_queries, subsample=batch.index):
+                pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y.to_dense())
+
+        pyro.enable_validation(validation)
+        svi = SVI(model, AutoNormal(model, init_scale=0.1), pyro.optim.Adagrad({"lr": 0.1}), Trace_ELBO())
+        index = random_batches(len(batches))
+        return lambda: svi.step(batches(index()))
+
+    return make
+
+
+def pykeen_model(graph: Graph) -> tuple[Any, Any]:
+    from pykeen.models import ComplEx
+    from pykeen.triples import CoreTriplesFactory
+
+    factory = CoreTriplesFactory(graph.train, graph.num_entities, graph.num_relations, create_inverse_triples=True)
+    return ComplEx(triples_factory=factory, embedding_dim=DIM // 2, regularizer=None, random_seed=0), factory
+
+
+def pykeen_lcwa(graph: Graph) -> Step:
+    """A step of PyKEEN's LCWA training loop with a binary cross-entropy loss, point estimate."""
+    from pykeen.losses import BCEWithLogitsLoss
+
+    model, factory = pykeen_model(graph)
+    instances = factory.create_lcwa_instances()
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    loss = BCEWithLogitsLoss(reduction="mean")
+    index = random_batches(len(instances))
+    model.train()
+
+    def step() -> None:
+        batch = [instances[i] for i in index().tolist()]
+        pairs = torch.from_numpy(np.stack([b[0] for b in batch]))
+        target = torch.from_numpy(np.stack([b[1] for b in batch]))
+        timed(pairs, target)
+
+    def timed(pairs: Tensor, target: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.process_lcwa_scores(model.score_t(pairs), target, None, None).backward()
+        model.post_parameter_update()
+        optimizer.step()
+
+    return step
+
+
+def evaluation(graph: Graph) -> Step:
+    """Filtered ranks of the test set, both sides, by our blocks."""
+    from kgpyro.posterior import Posterior
+
+    module = training_module(graph, "local")
+    posterior = Posterior(graph, module.kg, module.bound.guide, CONFIG)
+    return lambda: posterior.evaluation("test")
+
+
+def pykeen_evaluation(graph: Graph) -> Step:
+    """The same by PyKEEN's RankBasedEvaluator."""
+    from pykeen.evaluation import RankBasedEvaluator
+
+    model, _ = pykeen_model(graph)
+    known = [graph.train, graph.valid]
+
+    def step() -> None:
+        RankBasedEvaluator(filtered=True).evaluate(
+            model, graph.test, batch_size=256, additional_filter_triples=known, use_tqdm=False
+        )
+
+    return step
+
+
+def nations_ours(_: Graph) -> Step:
+    """An epoch of Nations through Lightning and Pyro; seconds are per step."""
+    import lightning.pytorch as pl
+
+    graph = kgpyro.load_graph("nations")
+    module = training_module(graph, "local", dim=100)
+    epochs, loader = 50, RandomQueries(len(module.batches), 256)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
+    def step() -> None:
+        trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", enable_model_summary=False, **options)
+        trainer.fit(module, loader)
+
+    step.steps = epochs * len(loader)  # type: ignore[attr-defined]
+    return step
+
+
+def nations_plain(_: Graph) -> Step:
+    """The same steps in plain PyTorch."""
+    graph = kgpyro.load_graph("nations")
+    lim = PlainLIM(graph, "local", dim=100)
+    epochs, loader = 50, RandomQueries(len(lim.batches), 256)
+
+    def step() -> None:
+        for _ in range(epochs):
+            for index in loader:
+                lim.step(index)
+
+    step.steps = epochs * len(loader)  # type: ignore[attr-defined]
+    return step
+
+
+ROWS: dict[str, Callable[[Graph], Step]] = {
+    "products_fp32": products(torch.float32),
+    "products_bf16": products(torch.bfloat16),
+    "plain_torch_point": plain("point"),
+    "plain_torch_lim_shared": plain("shared"),
+    "plain_torch_lim_local": plain("local"),
+    "naive_pyro_validated": naive_pyro(True),
+    "naive_pyro": naive_pyro(False),
+    "pykeen_lcwa": pykeen_lcwa,
+    "kgpyro_lim_plain_fp32": ours("plain", False),
+    "kgpyro_lim_shared_fp32": ours("shared", False),
+    "kgpyro_lim_shared_bf16": ours("shared", True),
+    "kgpyro_lim_local_fp32": ours("local", False),
+    "kgpyro_lim_local_bf16": ours("local", True),
+    "pykeen_evaluation": pykeen_evaluation,
+    "kgpyro_evaluation": evaluation,
+    "nations_plain_torch": nations_plain,
+    "nations_kgpyro": nations_ours,
+}
+RATIOS = {
+    "lim_shared_fp32_vs_pykeen": ("kgpyro_lim_shared_fp32", "pykeen_lcwa", "seconds"),
+    "lim_shared_bf16_vs_pykeen": ("kgpyro_lim_shared_bf16", "pykeen_lcwa", "seconds"),
+    "lim_local_bf16_vs_pykeen": ("kgpyro_lim_local_bf16", "pykeen_lcwa", "seconds"),
+    "lim_shared_fp32_vs_products": ("kgpyro_lim_shared_fp32", "products_fp32", "seconds"),
+    "peak_memory_vs_pykeen": ("kgpyro_lim_shared_fp32", "pykeen_lcwa", "peak_mb"),
+    "evaluation_vs_pykeen": ("kgpyro_evaluation", "pykeen_evaluation", "seconds"),
+    "nations_vs_plain_torch": ("nations_kgpyro", "nations_plain_torch", "seconds"),
+}
+
+
+def measure(name: str, dataset: str, steps: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    step = ROWS[name](kgpyro.load_graph(dataset))
+    whole = name.endswith("evaluation")
+    for _ in range(0 if whole else 2):
+        step()
+    before = memory("VmRSS")
+    reset_peak()
+    seconds = []
+    for _ in range(1 if whole else steps):
+        started = time.perf_counter()
+        step()
+        seconds.append((time.perf_counter() - started) / getattr(step, "steps", 1))
+    return {"name": name, "seconds": statistics.median(seconds), "peak_mb": memory("VmHWM") - before}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write rows and ratios to this file")
+    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--dataset", default="FB15k-237")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="only these rows")
+    arguments = parser.parse_args()
+    rows = {}
+    for name in arguments.rows:
+        with get_context("spawn").Pool(1) as fresh:
+            rows[name] = fresh.apply(measure, (name, arguments.dataset, arguments.steps))
+        print(f"{name:28} {rows[name]['seconds']:10.4f} s {rows[name]['peak_mb']:8.0f} MB", flush=True)
+    ratios = {n: rows[a][k] / rows[b][k] for n, (a, b, k) in RATIOS.items() if a in rows and b in rows}
+    for name, ratio in ratios.items():
+        print(f"{name:32} {ratio:.3f}")
+    if arguments.json:
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        result = {"machine": machine, "rows": list(rows.values()), "ratios": ratios}
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
