@@ -21,7 +21,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -194,35 +193,31 @@ def naive_pyro(validation: bool) -> Callable[[Graph], Step]:
 
 
 def pykeen_model(graph: Graph) -> tuple[Any, Any]:
+    from pykeen.losses import BCEWithLogitsLoss
     from pykeen.models import ComplEx
     from pykeen.triples import CoreTriplesFactory
 
     factory = CoreTriplesFactory(graph.train, graph.num_entities, graph.num_relations, create_inverse_triples=True)
-    return ComplEx(triples_factory=factory, embedding_dim=DIM // 2, regularizer=None, random_seed=0), factory
+    options: dict[str, Any] = {"embedding_dim": DIM // 2, "regularizer": None, "random_seed": 0}
+    return ComplEx(triples_factory=factory, loss=BCEWithLogitsLoss(), **options), factory
 
 
 def pykeen_lcwa(graph: Graph) -> Step:
     """A step of PyKEEN's LCWA training loop with a binary cross-entropy loss, point estimate."""
-    from pykeen.losses import BCEWithLogitsLoss
+    from pykeen.training import LCWATrainingLoop
 
     model, factory = pykeen_model(graph)
-    instances = factory.create_lcwa_instances()
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
-    loss = BCEWithLogitsLoss(reduction="mean")
-    index = random_batches(len(instances))
+    loop = LCWATrainingLoop(model=model, triples_factory=factory, optimizer=optimizer)
+    loader = loop._create_training_data_loader(factory, sampler=None, batch_size=BATCH, shuffle=True)
+    batches = iter(loader)
     model.train()
 
     def step() -> None:
-        batch = [instances[i] for i in index().tolist()]
-        pairs = torch.from_numpy(np.stack([b[0] for b in batch]))
-        target = torch.from_numpy(np.stack([b[1] for b in batch]))
-        timed(pairs, target)
-
-    def timed(pairs: Tensor, target: Tensor) -> None:
         optimizer.zero_grad()
-        loss.process_lcwa_scores(model.score_t(pairs), target, None, None).backward()
-        model.post_parameter_update()
+        loop._process_batch(next(batches), start=0, stop=BATCH).backward()
         optimizer.step()
+        model.post_parameter_update()
 
     return step
 
