@@ -24,7 +24,7 @@ class LookupTable(nn.Module):
         self.log_scale = nn.Parameter(torch.full((count, scale_size), -math.log(size) / 2))
 
     def forward(self, symbols: Tensor | slice) -> tuple[Tensor, Tensor]:
-        return self.loc[symbols], self.log_scale[symbols].clamp(-12, 12).exp()
+        return self.loc[symbols], self.log_scale[symbols].exp()
 
 
 class Lookup(Guide):

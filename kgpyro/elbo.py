@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
+from kgpyro.kernels import normal_kl
 from kgpyro.likelihood import Integrate
 
 
@@ -69,7 +71,7 @@ class WeightedELBO(ELBO):
                 value = site["fn"].log_prob(site["value"])
                 result.log_likelihood = result.log_likelihood + _scaled_sum(value, site)
             else:
-                value = _kl(guide_trace.nodes[name]["fn"], site["fn"], site["value"])
+                value = _kl(guide_trace.nodes[name]["fn"], site["fn"], site["value"], self.estimator != "plain")
                 result.kl = result.kl + _scaled_sum(value, site)
                 result.kl_per_latent[name] = float(value.detach().mean())
         return result
@@ -94,11 +96,23 @@ def _number(value: float | Tensor) -> float:
     return float(torch.as_tensor(value).detach())
 
 
-def _kl(q: Any, p: Any, drawn: Tensor) -> Tensor:
+def _kl(q: Any, p: Any, drawn: Tensor, fused: bool) -> Tensor:
+    if fused and _is_normal(q) and _is_normal(p) and q.base_dist.loc.dim() == 2:
+        a, b = q.base_dist, p.base_dist
+        if a.loc.shape == b.loc.shape and not (b.loc.requires_grad or b.scale.requires_grad):
+            return normal_kl(a.loc, a.scale, b.loc, b.scale)
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
         return q.log_prob(drawn) - p.log_prob(drawn)
+
+
+def _is_normal(distribution: Any) -> bool:
+    return (
+        isinstance(distribution, dist.Independent)
+        and distribution.reinterpreted_batch_ndims == 1
+        and type(distribution.base_dist) is dist.Normal
+    )
 
 
 def _scaled_sum(value: Tensor, site: dict) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 import time
@@ -93,7 +94,9 @@ class Training(pl.LightningModule):
         self.optimizer_name, self.lr = optimizer, lr
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return OPTIMIZERS[self.optimizer_name](self.parameters(), lr=self.lr)
+        optimizer = OPTIMIZERS[self.optimizer_name]
+        fused = {"fused": True} if "fused" in inspect.signature(optimizer).parameters else {}
+        return optimizer(self.parameters(), lr=self.lr, **fused)
 
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
