@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import EllipsisType
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -23,7 +24,7 @@ class LookupTable(nn.Module):
         self.loc = nn.Parameter(nn.init.xavier_uniform_(torch.empty(count, size)))
         self.log_scale = nn.Parameter(torch.full((count, scale_size), -math.log(size) / 2))
 
-    def forward(self, symbols: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def forward(self, symbols: Tensor | EllipsisType) -> tuple[Tensor, Tensor]:
         return self.loc[symbols], self.log_scale[symbols].exp()
 
 
@@ -40,6 +41,6 @@ class Lookup(Guide):
     def _scales(kg: Setting, kind: str) -> int:
         return kg.family(kind).scale_size(kg.size(kind))
 
-    def posterior(self, kind: str, symbols: Tensor | slice) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         table = self.entity if kind == "entity" else self.relation
         return self.families[kind](*table(symbols))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import pyro
@@ -23,7 +24,7 @@ from torch import Tensor
 from kgpyro.graph import Queries
 
 # a plate, and for each site in it: whose latents they are ("entity" or "relation"), and of which ids
-Frame = tuple[Callable[[], AbstractContextManager[Any]], dict[str, tuple[str, Tensor | slice]]]
+Frame = tuple[Callable[[], AbstractContextManager[Any]], dict[str, tuple[str, Tensor | EllipsisType]]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Batch:
         anchor: the entity each query gives, shape ``(b,)``.
         relation: the row of each query's relation, shape ``(b,)``.
         reverse: which queries ask for heads, shape ``(b,)``, bool; None where inverse relations have their own rows.
-        candidate: entity of each fact, shape ``(n,)``; ``slice(None)`` where every query meets every entity.
+        candidate: entity of each fact, shape ``(n,)``; ``...`` where every query meets every entity.
         query: for sampled facts, the position in the batch of each fact's query, shape ``(n,)``; else None.
         weight: for sampled facts, how many facts of its query each stands for, shape ``(n,)``; else None.
         y: labels: shape ``(n,)``, or sparse ``(b, E)`` where every query meets every entity.
@@ -46,7 +47,7 @@ class Batch:
     anchor: Tensor
     relation: Tensor
     reverse: Tensor | None
-    candidate: Tensor | slice
+    candidate: Tensor | EllipsisType
     query: Tensor | None
     weight: Tensor | None
     y: Tensor
@@ -93,7 +94,7 @@ class Batch:
         """Every plate a latent can live in, with the sites kgpyro knows there and the symbols they stand for."""
         entity_rows = lambda: pyro.plate("entity", self.num_entities)  # noqa: E731
         relation_rows = lambda: pyro.plate("relation_row", self.num_relations)  # noqa: E731
-        everything = slice(None)
+        everything = ...
         return [
             (entity_rows, {"entities": ("entity", everything)}),
             (relation_rows, {"relations": ("relation", everything)}),
@@ -156,7 +157,7 @@ class Batches:
         """The batch of the queries ``index``, shape ``(b,)``, with fresh negatives where they are sampled."""
         row, answer = self.queries.answer_pairs(index)
         if self.negatives is None:
-            return self._batch(index, slice(None), None, None, self._sparse_labels(len(index), row, answer))
+            return self._batch(index, ..., None, None, self._sparse_labels(len(index), row, answer))
         drawn_row, drawn = self.draw_negatives(index, self.negatives)
         return self.with_negatives(index, drawn_row, drawn)
 
@@ -195,7 +196,7 @@ class Batches:
         )
 
     def _batch(
-        self, index: Tensor, candidate: Tensor | slice, query: Tensor | None, weight: Tensor | None, y: Tensor
+        self, index: Tensor, candidate: Tensor | EllipsisType, query: Tensor | None, weight: Tensor | None, y: Tensor
     ) -> Batch:
         relation = self.queries.relation[index]
         facts = torch.full((len(index),), float(self.num_entities), dtype=self.dtype, device=index.device)

@@ -111,7 +111,7 @@ def _is_normal(distribution: Any) -> bool:
     return (
         isinstance(distribution, dist.Independent)
         and distribution.reinterpreted_batch_ndims == 1
-        and type(distribution.base_dist) is dist.Normal
+        and isinstance(distribution.base_dist, dist.Normal)
     )
 
 

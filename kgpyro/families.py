@@ -84,6 +84,17 @@ class PowerSpherical(power_spherical.PowerSpherical, TorchDistributionMixin):
         return t.variance.unsqueeze(-1) * ((1 - ratio) * self.loc.square() + ratio)
 
 
+class Normal(dist.Normal):
+    """Pyro's Normal, drawn in one pass and with half the memory."""
+
+    def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> Normal:
+        return Normal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        return torch.addcmul(self.loc, self.scale, noise)
+
+
 @register_kl(PowerSpherical, HypersphericalUniform)
 def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Tensor:
     # the entropy of a power spherical from De Cao & Aziz 2020, equation 17
@@ -114,7 +125,7 @@ class Family:
             unit = loc / torch.linalg.vector_norm(loc, dim=-1, keepdim=True).clamp_min(1e-7)
             return PowerSpherical(unit, scale.squeeze(-1).pow(-2))  # scale is an angle: concentration 1/scale²
         if self.support is constraints.real:
-            return dist.Normal(loc, scale).to_event(1)
+            return Normal(loc, scale).to_event(1)
         if self.support is constraints.positive:
             return dist.LogNormal(loc, scale).to_event(1)
         return dist.TransformedDistribution(dist.Normal(loc, scale), [biject_to(self.support)]).to_event(1)

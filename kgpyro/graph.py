@@ -138,13 +138,12 @@ class Queries:
     def of(cls, triples: Tensor, num_relations: int) -> Queries:
         """The tail query and the head query of every triple, duplicates merged."""
         head, relation, tail = triples.unbind(1)
-        both = torch.stack(
-            [torch.cat([relation, relation + num_relations]), torch.cat([head, tail]), torch.cat([tail, head])], dim=1
-        )
-        both = torch.unique(both, dim=0)
-        queries, counts = torch.unique_consecutive(both[:, :2], dim=0, return_counts=True)
+        base = int(max(head.max(), tail.max())) + 1
+        rows = torch.cat([relation, relation + num_relations])
+        keys = torch.unique((rows * base + torch.cat([head, tail])) * base + torch.cat([tail, head]))
+        queries, counts = torch.unique_consecutive(keys // base, return_counts=True)
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(queries[:, 1], queries[:, 0], indptr, both[:, 2].contiguous(), num_relations)
+        return cls(queries % base, queries // base, indptr, keys % base, num_relations)
 
     def __len__(self) -> int:
         return len(self.anchor)

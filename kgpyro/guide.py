@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import pyro
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class Guide(nn.Module):
         super().__init__()
         self.sites = sites
 
-    def posterior(self, kind: str, symbols: Tensor | slice) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         """``q(h | symbols)`` for ids of a kind: batch shape ``(n,)``, event shape ``(d,)``."""
         raise NotImplementedError
 

@@ -103,16 +103,16 @@ class _Facts:
             p = scores.sigmoid_()
             d_intercept -= p.sum(-1)
             if self.scale is not None and d_scale is not None and right_squared is not None:
-                slope = self._cast(noise.mul_(p).div_(deviation).mul_(-0.5))  # dℓ/d variance
+                slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
                 d_squared += slope @ variance
                 scale = self.scale[start : start + BLOCK]
-                d_scale[start : start + BLOCK] = (slope.mT @ right_squared).to(scale.dtype).mul_(scale).mul_(2)
+                d_scale[start : start + BLOCK] = (slope.mT @ right_squared).to(scale.dtype).mul_(scale).neg_()
             p = self._cast(p)
             d_query -= p @ part
             d_loc[start : start + BLOCK] = (p.mT @ right).neg_()
         d_loc.index_add_(0, columns, weighted[rows])
         if self.scale is not None:
-            d_query.addcmul_(q, d_squared, value=2)
+            d_query.addcmul_(q, d_squared, value=-1)
         if weight is not None:
             d_query, d_intercept = d_query * weight.unsqueeze(-1), d_intercept * weight
         return total, [d_query, d_loc, d_scale, d_intercept]
@@ -161,9 +161,9 @@ class _AllCandidates(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients
-        if bool((upstream == upstream[0]).all()):  # every query weighs the same, as in a subsampled plate
-            gradients = [None if g is None else g.mul(upstream[0]) for g in gradients]
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so good for one backward pass
+        if gradients is not None and bool((upstream == upstream[0]).all()):  # as in a subsampled plate
+            gradients = [None if g is None else g.mul_(upstream[0]) for g in gradients]
         else:
             _, gradients = ctx.facts.value_and_gradients(upstream)
         return (*gradients, None, None, None, None, None, None)
@@ -184,10 +184,10 @@ class _NormalKL(torch.autograd.Function):
         ctx.save_for_backward(loc, scale, prior_loc, prior_scale)
         result = loc.new_empty(loc.shape[:-1])
         for rows in _row_blocks(len(loc)):
-            m, s, m0, s0 = loc[rows], scale[rows], prior_loc[rows], prior_scale[rows]
-            ratio = s / s0
-            shift = (m - m0).div_(s0)
-            result[rows] = ratio.square().addcmul_(shift, shift).sub_(ratio.log_(), alpha=2).sub_(1).sum(-1).mul_(0.5)
+            m0, inverse = _of_prior(prior_loc, rows), _of_prior(prior_scale, rows).reciprocal()
+            ratio, shift = scale[rows] * inverse, (loc[rows] - m0).mul_(inverse)
+            squares = torch.addcmul(shift.mul_(shift), ratio, ratio)
+            result[rows] = squares.sub_(ratio.log_(), alpha=2).sum(-1).sub_(loc.shape[-1]).mul_(0.5)
         return result
 
     @staticmethod
@@ -196,12 +196,16 @@ class _NormalKL(torch.autograd.Function):
         loc, scale, prior_loc, prior_scale = ctx.saved_tensors
         d_loc, d_scale = torch.empty_like(loc), torch.empty_like(scale)
         for rows in _row_blocks(len(loc)):
-            m, s, m0, s0 = loc[rows], scale[rows], prior_loc[rows], prior_scale[rows]
+            m0, precision = _of_prior(prior_loc, rows), _of_prior(prior_scale, rows).square().reciprocal_()
             g = upstream[rows].unsqueeze(-1)
-            precision = s0.square().reciprocal_()
-            torch.sub(m, m0, out=d_loc[rows]).mul_(precision).mul_(g)
-            torch.mul(s, precision, out=d_scale[rows]).sub_(s.reciprocal()).mul_(g)
+            torch.sub(loc[rows], m0, out=d_loc[rows]).mul_(precision).mul_(g)
+            torch.mul(scale[rows], precision, out=d_scale[rows]).sub_(scale[rows].reciprocal()).mul_(g)
         return d_loc, d_scale, None, None
+
+
+def _of_prior(parameter: Tensor, rows: slice) -> Tensor:
+    """The given rows of a prior's parameter; a single one where an expanded parameter has the same everywhere."""
+    return parameter[:1] if parameter.stride(0) == 0 else parameter[rows]
 
 
 def _row_blocks(total: int) -> list[slice]:

@@ -24,7 +24,7 @@ from kgpyro.runs import Run
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
 
-EVERYTHING = slice(None)
+EVERYTHING = ...
 
 Moments = tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor] | None]
 

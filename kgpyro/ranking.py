@@ -21,7 +21,7 @@ from kgpyro.graph import Graph, Queries
 TIES = ("realistic", "optimistic", "pessimistic")
 SIDES = ("head", "tail")
 HITS = (1, 3, 10)
-SCORES_AT_ONCE = 1 << 22  # 16 MB of scores: they stay in cache while they are counted
+SCORES_AT_ONCE = 1 << 23  # 16 MB of scores: they stay in cache while they are counted
 
 ScoreAll = Callable[[Tensor, Tensor], Tensor]
 

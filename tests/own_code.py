@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -52,7 +54,7 @@ class OneScale(Guide):
         self.relation = nn.Parameter(0.1 * torch.randn(kg.count("relation"), kg.size("relation")))
         self.log_scale = nn.Parameter(torch.tensor(-1.0))
 
-    def posterior(self, kind: str, symbols: Tensor | slice) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         loc = getattr(self, kind)[symbols]
         return self.families[kind](loc, self.log_scale.exp().expand_as(loc))
 

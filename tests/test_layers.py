@@ -11,7 +11,7 @@ import kgpyro
 
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
-    "errors", "graph", "names", "scoring", "families", "priors", "kernels", "likelihood", "batches", "setting",
+    "errors", "graph", "names", "scoring", "kernels", "families", "priors", "likelihood", "batches", "setting",
     "models", "guide", "guides", "elbo", "training", "ranking", "runs", "posterior", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
