@@ -8,6 +8,7 @@ from types import EllipsisType
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from kgpyro.guide import Guide
 from kgpyro.setting import Setting
@@ -16,16 +17,21 @@ from kgpyro.setting import Setting
 class LookupTable(nn.Module):
     """Location and log-scale of every symbol of one kind, shapes ``(n, d)`` and ``(n, s)``.
 
-    Locations start at Xavier's (Glorot & Bengio 2010), scales at ``1/√d``, as in the paper.
+    Locations start at Xavier's (Glorot & Bengio 2010), scales at ``1/√d``, as in the paper. A sparse table's gradient
+    has only the rows that a step used.
     """
 
-    def __init__(self, count: int, size: int, scale_size: int):
+    def __init__(self, count: int, size: int, scale_size: int, sparse: bool):
         super().__init__()
+        self.sparse = sparse
         self.loc = nn.Parameter(nn.init.xavier_uniform_(torch.empty(count, size)))
         self.log_scale = nn.Parameter(torch.full((count, scale_size), -math.log(size) / 2))
 
     def forward(self, symbols: Tensor | EllipsisType) -> tuple[Tensor, Tensor]:
-        return self.loc[symbols], self.log_scale[symbols].exp()
+        if isinstance(symbols, EllipsisType):
+            return self.loc, self.log_scale.exp()
+        loc, log_scale = (embedding(symbols, table, sparse=self.sparse) for table in (self.loc, self.log_scale))
+        return loc, log_scale.exp()
 
 
 class Lookup(Guide):
@@ -34,12 +40,12 @@ class Lookup(Guide):
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__(kg, sites)
         self.families = kg.families
-        self.entity = LookupTable(kg.count("entity"), kg.size("entity"), self._scales(kg, "entity"))
-        self.relation = LookupTable(kg.count("relation"), kg.size("relation"), self._scales(kg, "relation"))
+        self.entity, self.relation = self._table(kg, "entity"), self._table(kg, "relation")
 
     @staticmethod
-    def _scales(kg: Setting, kind: str) -> int:
-        return kg.family(kind).scale_size(kg.size(kind))
+    def _table(kg: Setting, kind: str) -> LookupTable:
+        size = kg.size(kind)
+        return LookupTable(kg.count(kind), size, kg.family(kind).scale_size(size), kg.sparse)
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         table = self.entity if kind == "entity" else self.relation

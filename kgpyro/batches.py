@@ -33,10 +33,13 @@ class Batch:
 
     Attributes:
         index: which of the ``num_queries`` training queries the batch holds, shape ``(b,)``.
-        anchor: the entity each query gives, shape ``(b,)``.
+        entities: ids of the entities that the batch's facts touch, shape ``(m,)``; ``...`` for all.
+        entity_scale: for some entities, what each one's KL counts for, shape ``(m,)``; else None.
+        anchor: the entity each query gives, as a row of ``entities``, shape ``(b,)``.
         relation: the row of each query's relation, shape ``(b,)``.
         reverse: which queries ask for heads, shape ``(b,)``, bool; None where inverse relations have their own rows.
-        candidate: entity of each fact, shape ``(n,)``; ``...`` where every query meets every entity.
+        candidate: the fact's other end, as a row of ``entities``, shape ``(n,)``; ``...`` where every query meets every
+            entity.
         query: for sampled facts, the position in the batch of each fact's query, shape ``(n,)``; else None.
         weight: for sampled facts, how many facts of its query each stands for, shape ``(n,)``; else None.
         y: labels: shape ``(n,)``, or sparse ``(b, E)`` where every query meets every entity.
@@ -44,6 +47,8 @@ class Batch:
     """
 
     index: Tensor
+    entities: Tensor | EllipsisType
+    entity_scale: Tensor | None
     anchor: Tensor
     relation: Tensor
     reverse: Tensor | None
@@ -55,6 +60,20 @@ class Batch:
     num_queries: int
     num_entities: int
     num_relations: int
+
+    @contextmanager
+    def entity_plate(self) -> Iterator[None]:
+        """The entities, for latents that exist once per entity, shape ``(m,)``: all, or those that the facts touch.
+
+        An entity enters a batch in proportion to its facts. It pays, per occurrence, its KL over its expected number of
+        occurrences: linear in the counts, hence unbiased, where one scale for all entities would not be.
+        """
+        if self.entity_scale is None:
+            with pyro.plate("entity", self.num_entities):
+                yield
+        else:
+            with pyro.plate("entity", len(self.entity_scale)), pyro.poutine.scale(scale=self.entity_scale):
+                yield
 
     @contextmanager
     def query_plate(self) -> Iterator[None]:
@@ -92,14 +111,15 @@ class Batch:
 
     def frames(self) -> list[Frame]:
         """Every plate a latent can live in, with the sites kgpyro knows there and the symbols they stand for."""
-        entity_rows = lambda: pyro.plate("entity", self.num_entities)  # noqa: E731
         relation_rows = lambda: pyro.plate("relation_row", self.num_relations)  # noqa: E731
-        everything = ...
+        heads, tails = self.anchor, self.candidate
+        if not isinstance(self.entities, EllipsisType):
+            heads, tails = self.entities[heads], self.entities[tails]
         return [
-            (entity_rows, {"entities": ("entity", everything)}),
-            (relation_rows, {"relations": ("relation", everything)}),
-            (self.query_plate, {"head": ("entity", self.anchor), "relation": ("relation", self.relation)}),
-            (self.candidate_plate, {"tail": ("entity", self.candidate)}),
+            (self.entity_plate, {"entities": ("entity", self.entities)}),
+            (relation_rows, {"relations": ("relation", ...)}),
+            (self.query_plate, {"head": ("entity", heads), "relation": ("relation", self.relation)}),
+            (self.candidate_plate, {"tail": ("entity", tails)}),
         ]
 
     def _fact_scale(self) -> Tensor:
@@ -135,6 +155,7 @@ class Batches:
         rank = torch.arange(len(queries.answers)) - torch.repeat_interleave(queries.indptr[:-1], queries.counts)
         owner = torch.repeat_interleave(torch.arange(len(queries)), queries.counts)
         self._gap_keys = owner * (num_entities + 1) + queries.answers - rank
+        self._occurrences = None if negatives is None else self._expected_occurrences(negatives)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -142,6 +163,7 @@ class Batches:
     def to(self, device: torch.device | str) -> Batches:
         if self.queries.anchor.device != torch.device(device):
             self.queries, self._gap_keys = self.queries.to(device), self._gap_keys.to(device)
+            self._occurrences = None if self._occurrences is None else self._occurrences.to(device)
         return self
 
     @property
@@ -152,6 +174,14 @@ class Batches:
     def num_observed(self) -> int:
         """Observed facts over all queries: each triple counts once as a tail and once as a head query's answer."""
         return len(self.queries.answers)
+
+    def _expected_occurrences(self, negatives: int) -> Tensor:
+        """How often each entity is expected among anchors and candidates of one random query, shape ``(E,)``."""
+        queries, counts = self.queries, self.queries.counts
+        rate = (negatives / (self.num_entities - counts).clamp(min=1)) * (counts < self.num_entities)
+        total = torch.bincount(queries.anchor, minlength=self.num_entities).double() + rate.double().sum()
+        owner_rate = torch.repeat_interleave(1.0 - rate.double(), counts)  # observed, hence never drawn
+        return total.index_add_(0, queries.answers, owner_rate).div_(len(queries)).to(self.dtype)
 
     def __call__(self, index: Tensor) -> Batch:
         """The batch of the queries ``index``, shape ``(b,)``, with fresh negatives where they are sampled."""
@@ -198,13 +228,22 @@ class Batches:
     def _batch(
         self, index: Tensor, candidate: Tensor | EllipsisType, query: Tensor | None, weight: Tensor | None, y: Tensor
     ) -> Batch:
-        relation = self.queries.relation[index]
+        relation, anchor = self.queries.relation[index], self.queries.anchor[index]
+        entities: Tensor | EllipsisType = ...
+        entity_scale = None
+        if self._occurrences is not None and not isinstance(candidate, EllipsisType):
+            both = torch.cat([anchor, candidate])
+            entities, row, count = torch.unique(both, return_inverse=True, return_counts=True)
+            anchor, candidate = row.split([len(anchor), len(candidate)])
+            entity_scale = count / (self._occurrences[entities] * len(index))
         facts = torch.full((len(index),), float(self.num_entities), dtype=self.dtype, device=index.device)
         if query is not None and weight is not None:
             facts = torch.zeros_like(facts).index_add(0, query, weight)
         return Batch(
             index=index,
-            anchor=self.queries.anchor[index],
+            entities=entities,
+            entity_scale=entity_scale,
+            anchor=anchor,
             relation=relation if self.inverse else relation % self.queries.num_relations,
             reverse=None if self.inverse else relation >= self.queries.num_relations,
             candidate=candidate,

@@ -22,7 +22,17 @@ from kgpyro.priors import PriorLike, resolve_prior
 from kgpyro.runs import check_writable_config, new_run_folder
 from kgpyro.scoring import SCORES, Score, resolve_score
 from kgpyro.setting import Setting
-from kgpyro.training import OPTIMIZERS, SCHEDULES, KLSchedule, Progress, Training, estimate_elbo, latent_sites, train
+from kgpyro.training import (
+    OPTIMIZERS,
+    SCHEDULES,
+    SPARSE_OPTIMIZERS,
+    KLSchedule,
+    Progress,
+    Training,
+    estimate_elbo,
+    latent_sites,
+    train,
+)
 
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
 EXACT_UP_TO = 100_000  # entities up to which all candidates are the default
@@ -157,6 +167,7 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
     found = resolve(config["model"], MODELS, "model")
     model = found(kg).to(dtype) if isinstance(found, type) else found
     sites = latent_sites(model, kg, batches)
+    kg.sparse = sampled is not None and config["optimizer"] in SPARSE_OPTIMIZERS
     guide = build_guide(config, kg, sites).to(dtype)
     local = not sites & {"entities", "relations"}
     if config["kl_weight"] is None:

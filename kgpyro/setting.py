@@ -22,6 +22,7 @@ class Setting(nn.Module):
         num_relations: number of relation rows: twice the relations where each has an inverse.
         entity_prior, relation_prior: Pyro distributions with event shape ``(d_e,)`` and ``(d_r,)``.
         score: the scoring function.
+        sparse: whether gradients of tables should hold only the rows that a step used.
         intercept: ``b_p``, a learnt parameter of shape ``(num_relations,)``.
     """
 
@@ -30,6 +31,7 @@ class Setting(nn.Module):
     ):
         super().__init__()
         self.num_entities, self.num_relations, self.score = num_entities, num_relations, score
+        self.sparse = False
         self.entity_size, self.relation_size = score.sizes(dim)
         self._priors = {"entity": entity_prior, "relation": relation_prior}
         self.families: dict[str, Family] = {kind: prior.family(self.size(kind)) for kind, prior in self._priors.items()}

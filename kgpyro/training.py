@@ -34,6 +34,7 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+SPARSE_OPTIMIZERS = ("adagrad", "sgd")  # those whose state follows sparse gradients row by row
 SCHEDULES = ("constant", "warmup", "compression")
 
 
@@ -110,7 +111,8 @@ class Training(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = OPTIMIZERS[self.optimizer_name]
-        fused = {"fused": True} if "fused" in inspect.signature(optimizer).parameters else {}
+        can_fuse = "fused" in inspect.signature(optimizer).parameters and not self.kg.sparse
+        fused = {"fused": True} if can_fuse else {}
         return optimizer(self.parameters(), lr=self.lr, **fused)
 
     def training_step(self, index: Tensor, _: int) -> Tensor:
@@ -215,7 +217,7 @@ def train(module: Training, epochs: int, batch_size: int, device: str, precision
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(False):
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", message=".*(Sparse invariant|lightning|dataloader).*")
             trainer = pl.Trainer(

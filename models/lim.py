@@ -14,7 +14,7 @@ from kgpyro.setting import Setting
 
 
 def lim(kg: Setting, batch: Batch) -> None:
-    with pyro.plate("entity", kg.num_entities):
+    with batch.entity_plate():
         entities = pyro.sample("entities", kg.entity_prior)
     with pyro.plate("relation_row", kg.num_relations):
         relations = pyro.sample("relations", kg.relation_prior)

@@ -17,7 +17,7 @@ from kgpyro.setting import Setting
 
 def shared_scale(kg: Setting, batch: Batch) -> None:
     """The LIM, with a likelihood written out."""
-    with pyro.plate("entity", kg.num_entities):
+    with batch.entity_plate():
         entities = pyro.sample("entities", kg.entity_prior)
     with pyro.plate("relation_row", kg.num_relations):
         relations = pyro.sample("relations", kg.relation_prior)
@@ -35,7 +35,7 @@ class Tempered(nn.Module):
         self.log_temperature = nn.Parameter(torch.zeros(()))
 
     def forward(self, kg: Setting, batch: Batch) -> None:
-        with pyro.plate("entity", kg.num_entities):
+        with batch.entity_plate():
             entities = pyro.sample("entities", kg.entity_prior)
         with pyro.plate("relation_row", kg.num_relations):
             relations = pyro.sample("relations", kg.relation_prior) * self.log_temperature.exp()
@@ -74,7 +74,7 @@ def with_unknown_site(kg: Setting, batch: Batch) -> None:
 
 
 def without_data(kg: Setting, batch: Batch) -> None:
-    with pyro.plate("entity", kg.num_entities):
+    with batch.entity_plate():
         pyro.sample("entities", kg.entity_prior)
 
 

@@ -1,0 +1,137 @@
+"""Time per observed fact and memory of a LIM step, from 10⁴ to 10⁶ entities, on synthetic power-law graphs.
+
+    python benchmarks/scale.py --json benchmarks/results/scale.json
+
+ComplEx, 64 real dimensions, Adagrad. ``sampled``: 1,024 queries a step with 32 unobserved candidates each; ``all``: 256
+queries a step against every entity, in bfloat16. Every row runs in a fresh process: a few steps of warm-up, then the
+median of ``--steps`` steps. ``state_mb`` is parameters and optimiser state, ``peak_mb`` the process' peak during the
+steps less what it holds after the imports: tables, state, graph index and working memory together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from speed import memory, random_batches, reset_peak
+
+from kgpyro.batches import Batches
+from kgpyro.elbo import WeightedELBO
+from kgpyro.fitting import build_guide, build_setting
+from kgpyro.graph import Queries
+from kgpyro.names import MODELS, resolve
+from kgpyro.training import KLSchedule, Training
+
+DIM, RELATIONS, NEGATIVES = 64, 50, 32
+QUERIES = {"sampled": 1024, "all": 256}
+# regime, entities, triples
+SIZES = [
+    ("sampled", 10_000, 20_000),
+    ("sampled", 100_000, 200_000),
+    ("sampled", 1_000_000, 2_000_000),
+    ("sampled", 1_000_000, 10_000_000),
+    ("all", 10_000, 20_000),
+    ("all", 100_000, 200_000),
+]
+
+
+class Sizes:
+    """What a setting needs to know of a graph, without a million names."""
+
+    def __init__(self, num_entities: int):
+        self.num_entities, self.num_relations = num_entities, RELATIONS
+
+
+def power_law(entities: int, triples: int, seed: int = 0) -> torch.Tensor:
+    """Random triples whose heads and tails follow Zipf's law: the i-th entity in proportion to 1/i."""
+    rng = np.random.default_rng(seed)
+    heads, tails = (rng.permutation(entities)[(entities ** rng.random(triples)).astype(np.int64) - 1] for _ in range(2))
+    return torch.from_numpy(np.stack([heads, rng.integers(RELATIONS, size=triples), tails], axis=1))
+
+
+def measure(regime: str, entities: int, triples: int, steps: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    pyro.enable_validation(False)
+    torch.sparse.check_sparse_tensor_invariants.disable()
+    imported = memory("VmRSS")
+    queries = Queries.of(power_law(entities, triples), RELATIONS)
+    negatives = NEGATIVES if regime == "sampled" else None
+    batches = Batches(queries, entities, True, negatives)
+    config = {
+        "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx", "guide": "lookup",
+        "dim": DIM, "inverse": True,
+    }  # fmt: skip
+    kg = build_setting(Sizes(entities), config)  # type: ignore[arg-type]
+    kg.sparse = regime == "sampled"
+    guide = build_guide(config, kg, {"entities", "relations"})
+    schedule = KLSchedule("constant", 1.0, 0.0, 1, 1)
+    module = Training(kg, resolve("lim", MODELS, "model"), guide, WeightedELBO(), batches, schedule, "adagrad", 0.1)
+    optimizer = module.configure_optimizers()
+    draw = random_batches(len(batches), min(QUERIES[regime], len(batches)))
+
+    def step() -> int:
+        index = draw()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=regime == "all"):
+            loss = module.training_step(index, 0)
+        loss.backward()
+        optimizer.step()
+        return int(queries.counts[index].sum())
+
+    for _ in range(3):
+        step()
+    reset_peak()
+    each = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        facts = step()
+        each.append((time.perf_counter() - started) / facts)
+    tensors = [*module.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
+    state = sum(t.numel() * t.element_size() for t in tensors) / 2**20
+    return {
+        "name": f"{regime}, {entities:,} entities, {triples:,} triples",
+        "seconds_per_fact": statistics.median(each),
+        "peak_mb": memory("VmHWM") - imported,
+        "state_mb": state,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write rows and ratios to this file")
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    rows = []
+    for size in SIZES:
+        with get_context("spawn").Pool(1) as fresh:
+            rows.append(fresh.apply(measure, (*size, arguments.steps)))
+        row = rows[-1]
+        figures = (
+            f"{row['seconds_per_fact'] * 1e6:9.1f} µs a fact {row['peak_mb']:8.0f} MB, state {row['state_mb']:6.0f} MB"
+        )
+        print(f"{row['name']:50} {figures}", flush=True)
+    small, large = rows[0], rows[2]
+    ratios = {
+        "time_1e6_vs_1e4": large["seconds_per_fact"] / small["seconds_per_fact"],
+        "memory_vs_state": large["peak_mb"] / large["state_mb"],
+    }
+    for name, ratio in ratios.items():
+        print(f"{name:32} {ratio:.3f}")
+    if arguments.json:
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows, "ratios": ratios}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
