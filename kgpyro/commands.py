@@ -72,7 +72,9 @@ def fit_command(arguments: Sequence[str] | None = None) -> int:
     def run(options: dict[str, Any]) -> None:
         per_relation, dataset = options.pop("per_relation"), options.pop("dataset")
         posterior = kgpyro.fit(dataset, **options)
-        report(posterior, options["progress"])
+        if not posterior.metrics:
+            return  # another process reports
+        report(posterior)
         if per_relation:
             print(_table(posterior.evaluate(per_relation=True)))
         if options["out"]:
@@ -138,7 +140,7 @@ def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Calla
     return 0
 
 
-def report(posterior: Posterior, progress: bool = True) -> None:
+def report(posterior: Posterior) -> None:
     """Print what was fitted, the objective, the bound, and the ranking metrics of the test and validation splits."""
     m, graph = posterior.metrics, posterior.graph
     sizes = f"{graph.num_entities} entities, {graph.num_relations} relations, {len(graph.train)} training triples"

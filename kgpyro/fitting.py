@@ -61,6 +61,8 @@ def fit(
     optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
     seed: int = 0,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     precision: Literal["32", "64", "bf16", "16"] = "32",
     early_stopping: int = 0,
     validate_every: int = 5,
@@ -100,6 +102,8 @@ def fit(
         optimizer: adagrad, adam, adamw, rmsprop or sgd.
         seed: of initial values, batches and draws.
         device: auto, cpu, gpu, or mps.
+        devices: processes on each node, one per device; they share every batch (PyTorch's DistributedDataParallel).
+        nodes: machines; for torchrun and Slurm, which start the processes themselves, say how many there are.
         precision: bits of floating point: 32, 64, or mixed bf16 or 16.
         early_stopping: epochs without a better validation MRR after which to stop; the best state is kept (0: never).
         validate_every: epochs between validations where early stopping asks for them.
@@ -107,13 +111,16 @@ def fit(
         progress: show progress bars.
 
     Returns:
-        The posterior; its ``metrics`` hold the test and validation ranks and the ELBO.
+        The posterior; its ``metrics`` hold the test and validation ranks and the ELBO (in the first process only, where
+        there are several).
 
     Raises:
         InputError: whatever of the above cannot be, in one sentence.
     """
     graph = graph if isinstance(graph, Graph) else load_graph(graph)
     _check_numbers(dim, epochs, batch_size, negatives, negative_weight, kl_weight, warmup, lr, early_stopping)
+    if min(devices, nodes) < 1:
+        raise InputError(f"--devices and --nodes must be at least 1; got {devices} and {nodes}.")
     _check_choices(kl_schedule=(kl_schedule, SCHEDULES), optimizer=(optimizer, tuple(OPTIMIZERS)))
     _check_choices(estimator=(estimator, ESTIMATORS), precision=(precision, ("32", "64", "bf16", "16")))
     if negatives is None:
@@ -142,6 +149,8 @@ def fit(
         "optimizer": optimizer,
         "seed": seed,
         "device": device,
+        "devices": devices,
+        "nodes": nodes,
         "precision": precision,
         "early_stopping": early_stopping,
         "validate_every": validate_every,
@@ -151,7 +160,7 @@ def fit(
         check_writable_config(config)
     with seeded(seed), pyro.validation_enabled(False):
         posterior = _fit(graph, config, progress)
-    if out is not None:
+    if out is not None and posterior.metrics:
         posterior.save(out)
     return posterior
 
@@ -167,7 +176,8 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
     found = resolve(config["model"], MODELS, "model")
     model = found(kg).to(dtype) if isinstance(found, type) else found
     sites = latent_sites(model, kg, batches)
-    kg.sparse = sampled is not None and config["optimizer"] in SPARSE_OPTIMIZERS
+    alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
+    kg.sparse = sampled is not None and alone and config["optimizer"] in SPARSE_OPTIMIZERS
     guide = build_guide(config, kg, sites).to(dtype)
     local = not sites & {"entities", "relations"}
     if config["kl_weight"] is None:
@@ -182,12 +192,16 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
     steps = math.ceil(len(queries) / config["batch_size"])
     schedule = KLSchedule(config["kl_schedule"], config["kl_weight"], config["warmup"], steps, config["epochs"])
     elbo = WeightedELBO(config["kl_weight"], config["estimator"])
-    module = Training(kg, model, guide, elbo, batches, schedule, config["optimizer"], config["lr"])
+    how = config["optimizer"], config["lr"], config["batch_size"], config["seed"]
+    module = Training(kg, model, guide, elbo, batches, schedule, *how)
     bar = Progress(validate, config["early_stopping"], config["validate_every"], progress)
-    train(module, config["epochs"], config["batch_size"], config["device"], config["precision"], bar)
+    where = config["device"], config["precision"]
+    rank = train(module, config["epochs"], *where, bar, config["devices"], config["nodes"])
     posterior.forget()
     posterior.log = bar.table
-    seconds = time.monotonic() - started
+    posterior.seconds = round(time.monotonic() - started, 1)
+    if rank:
+        return posterior  # the first process says how good it is
 
     facts = Batches(queries, graph.num_entities, config["inverse"], _sampled_only_if_large(graph, sampled), dtype=dtype)
     with seeded(config["seed"]):
@@ -203,7 +217,6 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
         "objective": objective_name(config),
         "warnings": _warnings(config, bar.table, terms, local, schedule),
     }
-    posterior.seconds = round(seconds, 1)
     return posterior
 
 

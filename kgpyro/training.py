@@ -76,16 +76,23 @@ def keep_freed_memory() -> None:
 
 
 class RandomQueries:
-    """The indices of all training queries, in a new order every epoch, ``size`` at a time."""
+    """The indices of all training queries, in a new order every epoch, ``size`` at a time.
 
-    def __init__(self, total: int, size: int):
-        self.total, self.size = total, size
+    Of several processes each takes its share of every batch: the order is the same in all, drawn from a generator of
+    its own.
+    """
+
+    def __init__(self, total: int, size: int, seed: int = 0, rank: int = 0, processes: int = 1):
+        self.total, self.size, self.rank, self.processes = total, size, rank, processes
+        self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return math.ceil(self.total / self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(torch.randperm(self.total).split(self.size))
+        for batch in torch.randperm(self.total, generator=self.generator).split(self.size):
+            share = batch[self.rank :: self.processes]
+            yield share if len(share) else batch[:1]
 
 
 class Training(pl.LightningModule):
@@ -101,6 +108,8 @@ class Training(pl.LightningModule):
         schedule: KLSchedule,
         optimizer: str,
         lr: float,
+        batch_size: int = 256,
+        seed: int = 0,
     ):
         super().__init__()
         keep_freed_memory()
@@ -108,6 +117,15 @@ class Training(pl.LightningModule):
         self.elbo = elbo
         self.bound = elbo(model, guide)
         self.optimizer_name, self.lr = optimizer, lr
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> RandomQueries:
+        """This process' share of the queries."""
+        return RandomQueries(len(self.batches), self.batch_size, self.seed, self.global_rank, self.trainer.world_size)
+
+    def on_train_start(self) -> None:
+        if self.trainer.world_size > 1:  # every process has noise of its own
+            torch.manual_seed(self.seed + 1_000_003 * (1 + self.global_rank))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = OPTIMIZERS[self.optimizer_name]
@@ -150,7 +168,7 @@ class Progress(pl.Callback):
             total=int(trainer.estimated_stepping_batches),
             desc="fit",
             unit="step",
-            disable=not self.show,
+            disable=not (self.show and trainer.is_global_zero),
             mininterval=0.25,
         )
 
@@ -209,8 +227,14 @@ def latent_sites(model: Callable, kg: Setting, batches: Batches) -> set[str]:
     return latent
 
 
-def train(module: Training, epochs: int, batch_size: int, device: str, precision: str, progress: Progress) -> None:
-    """Optimise in place, for ``epochs`` passes over the training queries. Raises InputError for an absent device."""
+def train(
+    module: Training, epochs: int, device: str, precision: str, progress: Progress, devices: int = 1, nodes: int = 1
+) -> int:
+    """Optimise in place, for ``epochs`` passes over the training queries, and return the rank of this process.
+
+    Several processes (``devices`` on each of ``nodes``) see a share of each batch, with gradients averaged by PyTorch's
+    DistributedDataParallel. Raises InputError for an absent device.
+    """
     accelerator = {"gpu": "gpu", "cuda": "gpu"}.get(device, device)
     names = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     quiet = logging.getLogger("lightning.pytorch")
@@ -223,7 +247,9 @@ def train(module: Training, epochs: int, batch_size: int, device: str, precision
             trainer = pl.Trainer(
                 max_epochs=epochs,
                 accelerator=accelerator,
-                devices=1,
+                devices=devices,
+                num_nodes=nodes,
+                strategy="ddp" if devices * nodes > 1 else "auto",
                 precision=names[precision],  # type: ignore[arg-type]
                 callbacks=[progress],
                 logger=False,
@@ -232,7 +258,8 @@ def train(module: Training, epochs: int, batch_size: int, device: str, precision
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
             )
-            trainer.fit(module, RandomQueries(len(module.batches), batch_size))
+            trainer.fit(module)
+            return trainer.global_rank
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise InputError(f"--device {device} --precision {precision}: {error}") from error
     finally:
