@@ -21,7 +21,7 @@ from kgpyro.graph import Graph, Queries
 TIES = ("realistic", "optimistic", "pessimistic")
 SIDES = ("head", "tail")
 HITS = (1, 3, 10)
-SCORES_AT_ONCE = 1 << 23  # 16 MB of scores: they stay in cache while they are counted
+SCORES_AT_ONCE = 1 << 22  # 16 MB of scores: they stay in cache while they are counted
 
 ScoreAll = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,12 +50,22 @@ def rank_triples(
     anchor = torch.cat([tail, head])
     row = torch.cat([relation + known.num_relations, relation])
     answer = torch.cat([head, tail])
-    blocks = torch.arange(len(anchor)).split(max(1, SCORES_AT_ONCE // num_entities))
-    counted = [
-        _count_better(score_all(anchor[block], row[block]).cpu(), anchor[block], row[block], answer[block], known)
-        for block in tqdm(blocks, desc="ranking", unit="block", disable=not progress or len(blocks) < 4, leave=False)
-    ]
-    columns = np.concatenate(counted).T if counted else np.zeros((6, 0))
+    # triples with the same query stand together, and the query is scored once
+    queries, owner = torch.unique(torch.stack([row, anchor]), dim=1, return_inverse=True)
+    order = owner.argsort(stable=True)
+    ends = torch.bincount(owner, minlength=queries.shape[1]).cumsum(0).tolist()
+    at_once = max(1, SCORES_AT_ONCE // num_entities)
+    counted = []
+    starts = range(0, queries.shape[1], at_once)
+    for start in tqdm(starts, desc="ranking", unit="block", disable=not progress or len(starts) < 4, leave=False):
+        stop = min(start + at_once, queries.shape[1])
+        scores = score_all(queries[1, start:stop], queries[0, start:stop]).cpu()
+        for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(at_once):
+            mine = scores[owner[part] - start]
+            counted.append(_count_better(mine, anchor[part], row[part], answer[part], known))
+    columns = np.zeros((6, len(order)))
+    if counted:
+        columns[:, order.numpy()] = np.concatenate(counted).T
     frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": relation.repeat(2).numpy()})
     names = ["optimistic", "pessimistic", "candidates", "raw_optimistic", "raw_pessimistic", "raw_candidates"]
     return frame.assign(**dict(zip(names, columns.astype(np.int64), strict=True)))
