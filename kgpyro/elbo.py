@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,7 @@ from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
 from kgpyro.kernels import normal_kl
-from kgpyro.likelihood import Integrate
+from kgpyro.likelihood import Integrate, Postpone
 
 
 @dataclass
@@ -46,8 +48,11 @@ class WeightedELBO(ELBO):
         super().__init__()
         self.kl_weight, self.estimator = kl_weight, estimator
         self.last = Terms()
+        self._postpone = True
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        if self.estimator == "local" and self._postpone:
+            guide = Postpone()(guide)
         guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         replayed = poutine.replay(model, trace=guide_trace)
         if self.estimator != "plain":
@@ -62,6 +67,15 @@ class WeightedELBO(ELBO):
 
     def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         """One estimate, as tensors that carry gradients."""
+        if self._postpone and self.estimator == "local":
+            with contextlib.suppress(ValueError):  # Pyro's validation of what depends on a NaN
+                result = self._terms(model, guide, *args, **kwargs)
+                if not math.isnan(_number(result.log_likelihood - result.kl)):
+                    return result
+            self._postpone = False  # a postponed draw was needed after all, or the fit diverged
+        return self._terms(model, guide, *args, **kwargs)
+
+    def _terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
         result = Terms()
         for name, site in model_trace.nodes.items():

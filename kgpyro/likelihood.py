@@ -139,6 +139,40 @@ def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:
     return torch.addcmul(loc, normal.scale[rows], torch.randn_like(loc))
 
 
+POSTPONED_FROM = 1 << 18  # latent values from which on a draw is worth postponing
+
+
+class Postpone(Messenger):
+    """Effect handler around a guide: large Gaussian tables are not drawn, for :class:`Integrate` may never need them.
+
+    In place of the draw stands a NaN, different for every site and without memory of its own. A use that ``Integrate``
+    does not replace makes the bound NaN, and the bound is then computed again with every latent drawn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def _pyro_sample(self, msg: dict) -> None:
+        fn = msg["fn"]
+        if msg["done"] or msg["is_observed"] or not _is_normal_table(fn) or fn.shape().numel() < POSTPONED_FROM:
+            return
+        self.count += 1
+        msg["value"] = _placeholder(self.count, fn.base_dist.loc).expand(fn.shape())
+        msg["done"] = True
+
+
+def _placeholder(number: int, like: Tensor) -> Tensor:
+    """A NaN whose lowest bits are a number: indexing keeps it, arithmetic with anything is NaN."""
+    bits = {torch.float32: (torch.int32, 0x7FC00000), torch.float64: (torch.int64, 0x7FF8 << 48)}
+    kind, nan = bits[like.dtype]
+    return torch.tensor(nan + number, dtype=kind, device=like.device).view(like.dtype)
+
+
+def _is_normal_table(fn: Any) -> bool:
+    return isinstance(fn, dist.Independent) and isinstance(fn.base_dist, dist.Normal)
+
+
 class Integrate(Messenger):
     """Effect handler: how a step integrates over the latents of an :class:`AllCandidates`.
 
@@ -160,9 +194,8 @@ class Integrate(Messenger):
         self.estimator = estimator
         self.normals: list[tuple[Tensor, dist.Normal]] = []
         for site in guide_trace.nodes.values():
-            fn = site.get("fn") if site["type"] == "sample" else None
-            if isinstance(fn, dist.Independent) and isinstance(fn.base_dist, dist.Normal):
-                self.normals.append((site["value"], fn.base_dist))
+            if site["type"] == "sample" and _is_normal_table(site["fn"]):
+                self.normals.append((site["value"], site["fn"].base_dist))
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
@@ -183,9 +216,14 @@ class Integrate(Messenger):
         """The Normal whose draw has ``latents`` as the given rows, if any does."""
         for drawn, normal in self.normals:
             fits = len(drawn) > int(rows.max()) and drawn.shape[1:] == latents.shape[1:]
-            if fits and not _same_memory(drawn, latents) and torch.equal(drawn[rows], latents):
+            if fits and not _same_memory(drawn, latents) and _same_bits(drawn[rows], latents):
                 return normal
         return None
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    kind = torch.int64 if a.dtype == torch.float64 else torch.int32
+    return torch.equal(a.view(kind), b.view(kind))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
