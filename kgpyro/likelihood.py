@@ -145,28 +145,19 @@ POSTPONED_FROM = 1 << 18  # latent values from which on a draw is worth postponi
 class Postpone(Messenger):
     """Effect handler around a guide: large Gaussian tables are not drawn, for :class:`Integrate` may never need them.
 
-    In place of the draw stands a NaN, different for every site and without memory of its own. A use that ``Integrate``
-    does not replace makes the bound NaN, and the bound is then computed again with every latent drawn.
+    In place of the draw stands NaN, without memory of its own but with a place in the autograd graph, by which
+    ``Integrate`` knows its rows. A use that ``Integrate`` does not replace makes the bound NaN, and the bound is then
+    computed again with every latent drawn.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
-        if msg["done"] or msg["is_observed"] or not _is_normal_table(fn) or fn.shape().numel() < POSTPONED_FROM:
+        if msg["done"] or msg["is_observed"] or not _is_normal_table(fn) or not torch.is_grad_enabled():
             return
-        self.count += 1
-        msg["value"] = _placeholder(self.count, fn.base_dist.loc).expand(fn.shape())
-        msg["done"] = True
-
-
-def _placeholder(number: int, like: Tensor) -> Tensor:
-    """A NaN whose lowest bits are a number: indexing keeps it, arithmetic with anything is NaN."""
-    bits = {torch.float32: (torch.int32, 0x7FC00000), torch.float64: (torch.int64, 0x7FF8 << 48)}
-    kind, nan = bits[like.dtype]
-    return torch.tensor(nan + number, dtype=kind, device=like.device).view(like.dtype)
+        if fn.shape().numel() >= POSTPONED_FROM:
+            nan = torch.full_like(fn.base_dist.loc[:1, :1].detach(), torch.nan).requires_grad_()
+            msg["value"] = nan.expand(fn.shape())
+            msg["done"] = True
 
 
 def _is_normal_table(fn: Any) -> bool:
@@ -216,14 +207,20 @@ class Integrate(Messenger):
         """The Normal whose draw has ``latents`` as the given rows, if any does."""
         for drawn, normal in self.normals:
             fits = len(drawn) > int(rows.max()) and drawn.shape[1:] == latents.shape[1:]
-            if fits and not _same_memory(drawn, latents) and _same_bits(drawn[rows], latents):
+            if fits and not _same_memory(drawn, latents) and _are_rows(latents, drawn, rows):
                 return normal
         return None
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    kind = torch.int64 if a.dtype == torch.float64 else torch.int32
-    return torch.equal(a.view(kind), b.view(kind))
+def _are_rows(latents: Tensor, drawn: Tensor, rows: Tensor) -> bool:
+    """Whether ``latents`` is ``drawn[rows]``: by value, or for a postponed draw by its history."""
+    if drawn.stride(0):
+        return torch.equal(drawn[rows], latents)
+    step = latents.grad_fn
+    if step is None or step.name() != "IndexBackward0" or step.next_functions[0][0] is not drawn.grad_fn:
+        return False
+    indices = step._saved_indices  # type: ignore[attr-defined]
+    return len(indices) == 1 and torch.equal(indices[0], rows)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

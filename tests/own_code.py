@@ -27,6 +27,17 @@ def shared_scale(kg: Setting, batch: Batch) -> None:
         pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y.to_dense())
 
 
+def doubled_relations(kg: Setting, batch: Batch) -> None:
+    """The LIM with a function of the latents where the LIM has the latents."""
+    with batch.entity_plate():
+        entities = pyro.sample("entities", kg.entity_prior)
+    with pyro.plate("relation_row", kg.num_relations):
+        relations = pyro.sample("relations", kg.relation_prior)
+    head, relation, tail = entities[batch.anchor], 2 * relations[batch.relation], entities[batch.candidate]
+    with batch.fact_plate():
+        pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
+
+
 class Tempered(nn.Module):
     """A model with a parameter of its own: a temperature of the score."""
 
