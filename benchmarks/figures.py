@@ -26,7 +26,7 @@ def speed() -> None:
     axis.invert_yaxis()
     axis.set(xlabel="ms per step, median", title="FB15k-237, ComplEx 100, 512 queries a step")
     axis.spines[["top", "right"]].set_visible(False)
-    figure.text(0.99, 0.01, result["machine"], ha="right", fontsize=7, color="grey")
+    figure.suptitle(result["machine"], x=0.99, ha="right", fontsize=7, color="grey")
     figure.savefig(RESULTS / "speed.png", dpi=120)
 
 
@@ -47,7 +47,7 @@ def scale() -> None:
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.text(0.99, 0.01, result["machine"], ha="right", fontsize=7, color="grey")
+    figure.suptitle(result["machine"], x=0.99, ha="right", fontsize=7, color="grey")
     figure.savefig(RESULTS / "scale.png", dpi=120)
 
 
