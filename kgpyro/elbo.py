@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
+from kgpyro.families import is_gaussian
 from kgpyro.kernels import normal_kl
 from kgpyro.likelihood import Integrate, Postpone
 
@@ -111,22 +111,18 @@ def _number(value: float | Tensor) -> float:
 
 
 def _kl(q: Any, p: Any, drawn: Tensor, fused: bool) -> Tensor:
-    if fused and _is_normal(q) and _is_normal(p) and q.base_dist.loc.dim() == 2:
+    if fused and is_gaussian(q) and is_gaussian(p) and len(q.batch_shape) == len(q.event_shape) == 1:
         a, b = q.base_dist, p.base_dist
-        if a.loc.shape == b.loc.shape and not (b.loc.requires_grad or b.scale.requires_grad):
+        if (
+            p.event_shape == q.event_shape
+            and a.loc.shape == b.loc.shape
+            and not (b.loc.requires_grad or b.scale.requires_grad)
+        ):
             return normal_kl(a.loc, a.scale, b.loc, b.scale)
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
         return q.log_prob(drawn) - p.log_prob(drawn)
-
-
-def _is_normal(distribution: Any) -> bool:
-    return (
-        isinstance(distribution, dist.Independent)
-        and distribution.reinterpreted_batch_ndims == 1
-        and isinstance(distribution.base_dist, dist.Normal)
-    )
 
 
 def _scaled_sum(value: Tensor, site: dict) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import power_spherical
@@ -99,6 +99,11 @@ class Normal(dist.Normal):
 def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Tensor:
     # the entropy of a power spherical from De Cao & Aziz 2020, equation 17
     return q.entropy().to(p.loc) - p.entropy()
+
+
+def is_gaussian(distribution: Any) -> bool:
+    """Whether a distribution is a table of independent Normals."""
+    return isinstance(distribution, dist.Independent) and isinstance(distribution.base_dist, dist.Normal)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,10 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
     if rank:
         return posterior  # the first process says how good it is
 
-    facts = Batches(queries, graph.num_entities, config["inverse"], _sampled_only_if_large(graph, sampled), dtype=dtype)
+    facts = batches
+    if sampled is not None:
+        few = sampled if graph.num_entities > EXACT_UP_TO else None
+        facts = Batches(queries, graph.num_entities, config["inverse"], few, dtype=dtype)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(elbo, kg, model, guide, facts.to(posterior.device), progress=progress)
     posterior.metrics = {
@@ -226,10 +229,6 @@ def _start_at_base_rates(kg: Setting, batches: Batches) -> None:
     facts = torch.bincount(rows, minlength=kg.num_relations) * batches.num_entities
     observed = torch.zeros(kg.num_relations).index_add(0, rows, queries.counts.float())
     kg.start_intercept(observed, facts)
-
-
-def _sampled_only_if_large(graph: Graph, sampled: int | None) -> int | None:
-    return sampled if graph.num_entities > EXACT_UP_TO else None
 
 
 def objective_name(config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from kgpyro.families import is_gaussian
 from kgpyro.kernels import all_candidates_log_prob
 from kgpyro.scoring import Score
 
@@ -152,16 +153,12 @@ class Postpone(Messenger):
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
-        if msg["done"] or msg["is_observed"] or not _is_normal_table(fn) or not torch.is_grad_enabled():
+        if msg["done"] or msg["is_observed"] or not is_gaussian(fn) or not torch.is_grad_enabled():
             return
         if fn.shape().numel() >= POSTPONED_FROM:
             nan = torch.full_like(fn.base_dist.loc[:1, :1].detach(), torch.nan).requires_grad_()
             msg["value"] = nan.expand(fn.shape())
             msg["done"] = True
-
-
-def _is_normal_table(fn: Any) -> bool:
-    return isinstance(fn, dist.Independent) and isinstance(fn.base_dist, dist.Normal)
 
 
 class Integrate(Messenger):
@@ -185,7 +182,7 @@ class Integrate(Messenger):
         self.estimator = estimator
         self.normals: list[tuple[Tensor, dist.Normal]] = []
         for site in guide_trace.nodes.values():
-            if site["type"] == "sample" and _is_normal_table(site["fn"]):
+            if site["type"] == "sample" and is_gaussian(site["fn"]):
                 self.normals.append((site["value"], site["fn"].base_dist))
 
     def _pyro_sample(self, msg: dict) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.families import posterior_mean, posterior_variance
+from kgpyro.families import is_gaussian, posterior_mean, posterior_variance
 from kgpyro.graph import SPLITS, Graph
 from kgpyro.guide import Guide
 from kgpyro.likelihood import AllCandidates
@@ -23,8 +22,6 @@ from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_
 from kgpyro.runs import Run
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
-
-EVERYTHING = ...
 
 Moments = tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor] | None]
 
@@ -107,8 +104,8 @@ class Posterior:
     def _moments(self) -> Moments:
         """Posterior means of entities and relations, and what a self-loop adds to their score; cached."""
         if self._cached is None:
-            q, kg = self.guide.posterior("entity", EVERYTHING), self.kg
-            entities, relations = posterior_mean(q), posterior_mean(self.guide.posterior("relation", EVERYTHING))
+            q, kg = self.guide.posterior("entity", ...), self.kg
+            entities, relations = posterior_mean(q), posterior_mean(self.guide.posterior("relation", ...))
             loops = None
             if self._global_latents:
                 variance, weights = posterior_variance(q), kg.score.self_loop_weights(relations, kg.entity_size)
@@ -141,10 +138,9 @@ class Posterior:
     def _draw_logits(self, anchor: Tensor, row: Tensor) -> Tensor:
         """``φ + b_p`` of all candidates in one posterior draw, ``(b, E)``."""
         relation, reverse = self._rows(row)
-        kg, candidates = self.kg, self.guide.posterior("entity", EVERYTHING)
+        kg, candidates = self.kg, self.guide.posterior("entity", ...)
         r = self.guide.posterior("relation", relation).rsample()
-        gaussian = isinstance(candidates, dist.Independent) and isinstance(candidates.base_dist, dist.Normal)
-        if kg.score.linear and gaussian:
+        if kg.score.linear and is_gaussian(candidates):
             head = self.guide.posterior("entity", anchor).rsample()
             normal = candidates.base_dist
             facts = AllCandidates(kg.score, head, r, normal.loc, kg.intercept[relation], reverse)
@@ -273,7 +269,8 @@ class Posterior:
     @property
     def _cheap_draws(self) -> bool:
         """Whether rows of one call are independent draws: local noise, no table drawn."""
-        return self.kg.score.linear and self.kg.family("entity").support is dist.constraints.real
+        one = torch.zeros(1, dtype=torch.long, device=self.device)
+        return self.kg.score.linear and is_gaussian(self.guide.posterior("entity", one))
 
     def _one_by_one(self, anchor: Tensor, row: Tensor, draws: int) -> Tensor:
         anchor, row = anchor.to(self.device), row.to(self.device)
