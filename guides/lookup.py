@@ -29,9 +29,9 @@ class LookupTable(nn.Module):
 
     def forward(self, symbols: Tensor | EllipsisType) -> tuple[Tensor, Tensor]:
         if isinstance(symbols, EllipsisType):
-            return self.loc, self.log_scale.exp()
+            return self.loc, self.log_scale
         loc, log_scale = (embedding(symbols, table, sparse=self.sparse) for table in (self.loc, self.log_scale))
-        return loc, log_scale.exp()
+        return loc, log_scale
 
 
 class Lookup(Guide):
@@ -44,8 +44,8 @@ class Lookup(Guide):
 
     @staticmethod
     def _table(kg: Setting, kind: str) -> LookupTable:
-        size = kg.size(kind)
-        return LookupTable(kg.count(kind), size, kg.family(kind).scale_size(size), kg.sparse)
+        size, family = kg.size(kind), kg.family(kind)
+        return LookupTable(kg.count(kind), family.loc_size(size), family.scale_size(size), kg.sparse)
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         table = self.entity if kind == "entity" else self.relation

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import torch
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from kgpyro.graph import Queries
 
+# ids of symbols, shape (n,), or all of them
+Symbols: TypeAlias = Tensor | EllipsisType
 # a plate, and for each site in it: whose latents they are ("entity" or "relation"), and of which ids
-Frame = tuple[Callable[[], AbstractContextManager[Any]], dict[str, tuple[str, Tensor | EllipsisType]]]
+Frame = tuple[Callable[[], AbstractContextManager[Any]], dict[str, tuple[str, Symbols]]]
 
 
 @dataclass(frozen=True)
@@ -62,42 +64,50 @@ class Batch:
     num_relations: int
 
     @contextmanager
-    def entity_plate(self) -> Iterator[None]:
+    def entity_plate(self) -> Iterator[Symbols]:
         """The entities, for latents that exist once per entity, shape ``(m,)``: all, or those that the facts touch.
 
         An entity enters a batch in proportion to its facts. It pays, per occurrence, its KL over its expected number of
         occurrences: linear in the counts, hence unbiased, where one scale for all entities would not be.
+
+        Yields the entities' ids, as the other plates yield those of their symbols; ``...`` for all.
         """
         if self.entity_scale is None:
             with pyro.plate("entity", self.num_entities):
-                yield
+                yield self.entities
         else:
             with pyro.plate("entity", len(self.entity_scale)), pyro.poutine.scale(scale=self.entity_scale):
-                yield
+                yield self.entities
 
     @contextmanager
-    def query_plate(self) -> Iterator[None]:
+    def relation_plate(self) -> Iterator[Symbols]:
+        """The relations, for latents that exist once per relation, shape ``(num_relations,)``."""
+        with pyro.plate("relation_row", self.num_relations):
+            yield ...
+
+    @contextmanager
+    def query_plate(self) -> Iterator[tuple[Symbols, Symbols]]:
         """The queries, subsampled: for latents of the anchor and relation of a fact, shape ``(b,)``.
 
         The facts of a query share one draw, scaled by the number of facts it stands for: the ELBO is a sum of terms
-        that depend on one fact each, so its expectation is that of a draw per fact.
+        that depend on one fact each, so its expectation is that of a draw per fact. Yields anchors and relations.
         """
         plate = pyro.plate("query", self.num_queries, subsample_size=len(self.index), subsample=self.index)
         with plate, pyro.poutine.scale(scale=self.facts_per_query):
-            yield
+            yield self._entity_ids(self.anchor), self.relation
 
     @contextmanager
-    def candidate_plate(self) -> Iterator[None]:
+    def candidate_plate(self) -> Iterator[Symbols]:
         """The candidates of facts, for latents of the fact's other end, shape ``(n,)`` or ``(E,)``.
 
         Each sampled fact has a draw of its own; where every query meets every entity, a candidate's facts share one.
         """
         if self.query is None:
             with pyro.plate("candidate", self.num_entities), pyro.poutine.scale(scale=float(self.num_queries)):
-                yield
+                yield self._entity_ids(self.candidate)
         else:
             with pyro.plate("candidate", len(self.query)), pyro.poutine.scale(scale=self._fact_scale()):
-                yield
+                yield self._entity_ids(self.candidate)
 
     @contextmanager
     def fact_plate(self) -> Iterator[None]:
@@ -111,16 +121,18 @@ class Batch:
 
     def frames(self) -> list[Frame]:
         """Every plate a latent can live in, with the sites kgpyro knows there and the symbols they stand for."""
-        relation_rows = lambda: pyro.plate("relation_row", self.num_relations)  # noqa: E731
-        heads, tails = self.anchor, self.candidate
-        if not isinstance(self.entities, EllipsisType):
-            heads, tails = self.entities[heads], self.entities[tails]
         return [
             (self.entity_plate, {"entities": ("entity", self.entities)}),
-            (relation_rows, {"relations": ("relation", ...)}),
-            (self.query_plate, {"head": ("entity", heads), "relation": ("relation", self.relation)}),
-            (self.candidate_plate, {"tail": ("entity", tails)}),
+            (self.relation_plate, {"relations": ("relation", ...)}),
+            (
+                self.query_plate,
+                {"head": ("entity", self._entity_ids(self.anchor)), "relation": ("relation", self.relation)},
+            ),
+            (self.candidate_plate, {"tail": ("entity", self._entity_ids(self.candidate))}),
         ]
+
+    def _entity_ids(self, rows: Symbols) -> Symbols:
+        return rows if isinstance(self.entities, EllipsisType) else self.entities[rows]
 
     def _fact_scale(self) -> Tensor:
         assert self.weight is not None

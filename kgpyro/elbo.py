@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
-from kgpyro.families import is_gaussian
-from kgpyro.kernels import normal_kl
+from kgpyro.families import is_gaussian, log_scale_of
+from kgpyro.kernels import gaussian_kl
 from kgpyro.likelihood import Integrate, Postpone
 
 
@@ -29,6 +29,11 @@ class Terms:
     log_likelihood: float | Tensor = 0.0
     kl: float | Tensor = 0.0
     kl_per_latent: dict[str, float] = field(default_factory=dict)
+
+
+# When Gaussian tables are drawn: the later the better, and not at all where local noise takes their place.
+DRAWS = ("not at all", "in the model", "in the guide")
+FIRST_DRAWS = {"local": "not at all", "shared": "in the model", "plain": "in the guide"}
 
 
 class WeightedELBO(ELBO):
@@ -48,35 +53,38 @@ class WeightedELBO(ELBO):
         super().__init__()
         self.kl_weight, self.estimator = kl_weight, estimator
         self.last = Terms()
-        self._postpone = True
+        self._draws = DRAWS[DRAWS.index(FIRST_DRAWS[estimator]) :]
 
-    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        if self.estimator == "local" and self._postpone:
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace, dict[str, Tensor]]:
+        if self._draws[0] != "in the guide":
             guide = Postpone()(guide)
         guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         replayed = poutine.replay(model, trace=guide_trace)
+        integrate = Integrate(guide_trace, self.estimator, draw=self._draws[0] == "in the model")
         if self.estimator != "plain":
-            replayed = Integrate(guide_trace, self.estimator)(replayed)
+            replayed = integrate(replayed)
         model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
         latent = {name for name, site in model_trace.iter_stochastic_nodes()}
         if mismatch := latent.symmetric_difference(name for name, _ in guide_trace.iter_stochastic_nodes()):
             raise InputError(
                 f"model and guide disagree on the sites {', '.join(sorted(mismatch))}; each must sample them all."
             )
-        return model_trace, guide_trace
+        return model_trace, guide_trace, integrate.kl
 
     def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         """One estimate, as tensors that carry gradients."""
-        if self._postpone and self.estimator == "local":
-            with contextlib.suppress(ValueError):  # Pyro's validation of what depends on a NaN
+        while len(self._draws) > 1:
+            with contextlib.suppress(Exception):  # whatever a NaN leads to in a user's code, the last attempt tells
                 result = self._terms(model, guide, *args, **kwargs)
                 if not math.isnan(_number(result.log_likelihood - result.kl)):
                     return result
-            self._postpone = False  # a postponed draw was needed after all, or the fit diverged
+            self._draws = self._draws[1:]  # a draw was needed earlier, or the fit diverged
         return self._terms(model, guide, *args, **kwargs)
 
     def _terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
-        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        model_trace, guide_trace, known = self._get_trace(model, guide, args, kwargs)
         result = Terms()
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
@@ -85,9 +93,11 @@ class WeightedELBO(ELBO):
                 value = site["fn"].log_prob(site["value"])
                 result.log_likelihood = result.log_likelihood + _scaled_sum(value, site)
             else:
-                value = _kl(guide_trace.nodes[name]["fn"], site["fn"], site["value"], self.estimator != "plain")
+                q = guide_trace.nodes[name]["fn"]
+                value = known[name] if name in known else _kl(q, site["fn"], site["value"], self.estimator != "plain")
                 result.kl = result.kl + _scaled_sum(value, site)
-                result.kl_per_latent[name] = float(value.detach().mean())
+                if value.dim():  # of symbols; the parameters of priors are no one's
+                    result.kl_per_latent[name] = float(value.detach().mean())
         return result
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
@@ -111,14 +121,9 @@ def _number(value: float | Tensor) -> float:
 
 
 def _kl(q: Any, p: Any, drawn: Tensor, fused: bool) -> Tensor:
-    if fused and is_gaussian(q) and is_gaussian(p) and len(q.batch_shape) == len(q.event_shape) == 1:
+    if fused and is_gaussian(q) and is_gaussian(p) and p.event_shape == q.event_shape:
         a, b = q.base_dist, p.base_dist
-        if (
-            p.event_shape == q.event_shape
-            and a.loc.shape == b.loc.shape
-            and not (b.loc.requires_grad or b.scale.requires_grad)
-        ):
-            return normal_kl(a.loc, a.scale, b.loc, b.scale)
+        return gaussian_kl(a.loc, log_scale_of(a), b.loc, b.scale)
     try:
         return kl_divergence(q, p)
     except NotImplementedError:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import EllipsisType
 
 import pyro
+import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from kgpyro.batches import Batch
+from kgpyro.priors import Prior
 from kgpyro.setting import Setting
 
 
@@ -27,6 +29,7 @@ class Guide(nn.Module):
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__()
         self.sites = sites
+        self.hyper = nn.ModuleDict({site: _HyperPosterior(*found) for site, found in kg.hyper_latents.items()})
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         """``q(h | symbols)`` for ids of a kind: batch shape ``(n,)``, event shape ``(d,)``."""
@@ -34,8 +37,26 @@ class Guide(nn.Module):
 
     def forward(self, kg: Setting, batch: Batch) -> None:
         """Sample every latent site of the model, in the plates the model has it in."""
+        self.sample_hyper()
         for plate, sites in batch.frames():
             if present := sites.keys() & self.sites:
                 with plate():
                     for site in sorted(present):
                         pyro.sample(site, self.posterior(*sites[site]))
+
+    def sample_hyper(self) -> None:
+        """Sample the parameters of the priors that are latents themselves, each from a posterior of its own."""
+        for site, posterior in self.hyper.items():
+            pyro.sample(site, posterior())
+
+
+class _HyperPosterior(nn.Module):
+    """A location and a log-scale for every value of a prior's parameter, in the family that fits its own prior."""
+
+    def __init__(self, prior: Prior, shape: tuple[int, ...]):
+        super().__init__()
+        self.family = prior.family(1)
+        self.loc, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.full(shape, -1.0))
+
+    def forward(self) -> TorchDistribution:
+        return self.family.univariate(self.loc, self.log_scale).to_event(self.loc.dim())

@@ -26,7 +26,7 @@ BLOCK = 512  # candidates at a time: a (b, BLOCK) block of scores stays in cache
 def all_candidates_log_prob(
     query: Tensor,
     loc: Tensor,
-    scale: Tensor | None,
+    log_scale: Tensor | None,
     intercept: Tensor,
     observed: tuple[Tensor, Tensor],
     excluded: Tensor | None = None,
@@ -37,9 +37,9 @@ def all_candidates_log_prob(
 
     Args:
         query: query vectors, shape ``(b, d)``.
-        loc: candidates, shape ``(E, d)``; their means where ``scale`` is given.
-        scale: standard deviations, shape ``(E, d)``, for scores drawn on their own; None for candidates as they are.
-            The observed facts' linear part is then its exact mean over the draw.
+        loc: candidates, shape ``(E, d)``; their means where ``log_scale`` is given.
+        log_scale: logarithms of standard deviations, shape ``(E, d)``, for scores drawn on their own; None for
+            candidates as they are. The observed facts' linear part is then its exact mean over the draw.
         intercept: shape ``(b,)``.
         observed: rows of ``query`` and candidate ids of the observed facts, both ``(p,)``.
         excluded: one candidate per query that is left out of the sum over all candidates, shape ``(b,)``.
@@ -47,8 +47,8 @@ def all_candidates_log_prob(
     device = query.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
-        normal, signs = (None, None) if scale is None else _noise(query, len(loc))
-        return _AllCandidates.apply(query, loc, scale, intercept, *observed, excluded, normal, signs, half)
+        normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
+        return _AllCandidates.apply(query, loc, log_scale, intercept, *observed, excluded, normal, signs, half)
 
 
 def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ class _Facts:
 
     query: Tensor
     loc: Tensor
-    scale: Tensor | None
+    log_scale: Tensor | None
     intercept: Tensor
     rows: Tensor
     columns: Tensor
@@ -87,14 +87,15 @@ class _Facts:
         return total
 
     def value_and_gradients(self, weight: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
-        """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, scale and intercept."""
+        """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, log_scale and intercept."""
         q, rows, columns = self.query, self.rows, self.columns
         weighted = q if weight is None else q * weight.unsqueeze(-1)
         right = self._cast(weighted)
-        right_squared = None if self.scale is None else self._cast(weighted * q)
+        right_squared = None if self.log_scale is None else self._cast(weighted * q)
         total = self._observed()
         d_query = torch.zeros_like(q).index_add_(0, rows, self.loc[columns])
-        d_loc, d_scale = torch.empty_like(self.loc), None if self.scale is None else torch.empty_like(self.scale)
+        d_loc = torch.empty_like(self.loc)
+        d_log_scale = None if self.log_scale is None else torch.empty_like(self.log_scale)
         d_squared = torch.zeros_like(q)
         d_intercept = torch.bincount(rows, minlength=len(q)).to(q.dtype)
         for start, scores, part, variance, deviation, noise in self._blocks():
@@ -102,20 +103,19 @@ class _Facts:
             total -= F.softplus(scores).sum(-1)
             p = scores.sigmoid_()
             d_intercept -= p.sum(-1)
-            if self.scale is not None and d_scale is not None and right_squared is not None:
+            if d_log_scale is not None and right_squared is not None:
                 slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
                 d_squared += slope @ variance
-                scale = self.scale[start : start + BLOCK]
-                d_scale[start : start + BLOCK] = (slope.mT @ right_squared).to(scale.dtype).mul_(scale).neg_()
+                d_log_scale[start : start + BLOCK] = (slope.mT @ right_squared).mul_(variance).neg_()
             p = self._cast(p)
             d_query -= p @ part
             d_loc[start : start + BLOCK] = (p.mT @ right).neg_()
         d_loc.index_add_(0, columns, weighted[rows])
-        if self.scale is not None:
+        if d_log_scale is not None:
             d_query.addcmul_(q, d_squared, value=-1)
         if weight is not None:
             d_query, d_intercept = d_query * weight.unsqueeze(-1), d_intercept * weight
-        return total, [d_query, d_loc, d_scale, d_intercept]
+        return total, [d_query, d_loc, d_log_scale, d_intercept]
 
     def _observed(self) -> Tensor:
         """``Σ_{c observed} s_bc`` without noise, shape ``(b,)``."""
@@ -125,14 +125,14 @@ class _Facts:
     def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, Any, Any, Any]]:
         """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
         query, table = self._cast(self.query), self._cast(self.loc)
-        squared = None if self.scale is None else self._cast(self.query.square())
+        squared = None if self.log_scale is None else self._cast(self.query.square())
         for block, start in enumerate(range(0, len(table), BLOCK)):
             part = table[start : start + BLOCK]
             scores = (query @ part.mT).to(self.query.dtype).add_(self.intercept.unsqueeze(-1))
-            if self.scale is None or squared is None or self.normal is None or self.signs is None:
+            if self.log_scale is None or squared is None or self.normal is None or self.signs is None:
                 yield start, scores, part, None, None, None
                 continue
-            variance = self._cast(self.scale[start : start + BLOCK].square())
+            variance = self._cast((2 * self.log_scale[start : start + BLOCK]).exp_())
             deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
             noise = self.normal[:, : len(part)] * self.signs[:, block, None]
             yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
@@ -169,43 +169,94 @@ class _AllCandidates(torch.autograd.Function):
         return (*gradients, None, None, None, None, None, None)
 
 
-def normal_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
-    """``KL(N(loc, scale²) ‖ N(prior_loc, prior_scale²))`` summed over the last dimension, shapes ``(n, d) -> (n,)``.
+def gaussian_draw(loc: Tensor, log_scale: Tensor) -> Tensor:
+    """A reparameterised draw of ``N(loc, exp(log_scale)²)``, shapes ``(n, d) -> (n, d)``, in one pass over blocks."""
+    return _Gaussian.apply(loc, log_scale, None, None, True)[0]
 
-    The textbook formula, in one pass over blocks of rows, without intermediate tables. Differentiable in ``loc`` and
-    ``scale``; the prior's parameters, of the same shape (expanded ones cost no memory), count as constants.
+
+def gaussian_kl(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """``KL(N(loc, exp(log_scale)²) ‖ N(prior_loc, prior_scale²))`` over the last dimension, ``(n, d) -> (n,)``.
+
+    The textbook formula, in one pass over blocks of rows, without intermediate tables. The prior's parameters broadcast
+    with the tables; expanded ones cost no memory.
     """
-    return _NormalKL.apply(loc, scale, prior_loc, prior_scale)
+    return _Gaussian.apply(loc, log_scale, _compact(prior_loc), _compact(prior_scale), False)[1]
 
 
-class _NormalKL(torch.autograd.Function):
+def gaussian_draw_and_kl(
+    loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`gaussian_draw` and :func:`gaussian_kl` in one pass, whose gradients come from one pass too."""
+    return _Gaussian.apply(loc, log_scale, _compact(prior_loc), _compact(prior_scale), True)
+
+
+class _Gaussian(torch.autograd.Function):
+    """A draw ``h = μ + σε``, its KL from a Normal prior, or both.
+
+    Nothing but the draw itself is kept for ``backward``: ``∂h/∂log σ = σε = h - μ``.
+    """
+
     @staticmethod
-    def forward(ctx: Any, loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
-        ctx.save_for_backward(loc, scale, prior_loc, prior_scale)
-        result = loc.new_empty(loc.shape[:-1])
+    def forward(
+        ctx: Any, loc: Tensor, log_scale: Tensor, prior_loc: Tensor | None, prior_scale: Tensor | None, draw: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        h = torch.empty_like(loc) if draw else None
+        kl = None if prior_scale is None else loc.new_empty(loc.shape[:-1])
         for rows in _row_blocks(len(loc)):
-            m0, inverse = _of_prior(prior_loc, rows), _of_prior(prior_scale, rows).reciprocal()
-            ratio, shift = scale[rows] * inverse, (loc[rows] - m0).mul_(inverse)
-            squares = torch.addcmul(shift.mul_(shift), ratio, ratio)
-            result[rows] = squares.sub_(ratio.log_(), alpha=2).sum(-1).sub_(loc.shape[-1]).mul_(0.5)
-        return result
+            scale = log_scale[rows].exp()
+            if h is not None:
+                torch.addcmul(loc[rows], scale, torch.randn_like(scale), out=h[rows])
+            if kl is not None and prior_loc is not None and prior_scale is not None:
+                s0 = _rows_of(prior_scale, rows)
+                squares = (loc[rows] - _rows_of(prior_loc, rows)).square_().addcmul_(scale, scale)
+                twice = squares.mul_(s0.square().reciprocal_()).sub_(log_scale[rows], alpha=2).add_(2 * s0.log() - 1)
+                torch.sum(twice, -1, out=kl[rows]).div_(2)
+        ctx.save_for_backward(loc, log_scale, prior_loc, prior_scale, h)
+        ctx.set_materialize_grads(False)
+        return h, kl
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        loc, scale, prior_loc, prior_scale = ctx.saved_tensors
-        d_loc, d_scale = torch.empty_like(loc), torch.empty_like(scale)
+    def backward(ctx: Any, d_h: Any, d_kl: Any) -> tuple[Tensor | None, ...]:
+        if d_h is None and d_kl is None:
+            return (None,) * 5
+        loc, log_scale, prior_loc, prior_scale, h = ctx.saved_tensors
+        d_loc, d_log_scale = torch.empty_like(loc), torch.empty_like(log_scale)
+        d_m0, d_s0 = (
+            torch.zeros_like(x) if n else None
+            for x, n in zip((prior_loc, prior_scale), ctx.needs_input_grad[2:4], strict=True)
+        )
         for rows in _row_blocks(len(loc)):
-            m0, precision = _of_prior(prior_loc, rows), _of_prior(prior_scale, rows).square().reciprocal_()
-            g = upstream[rows].unsqueeze(-1)
-            torch.sub(loc[rows], m0, out=d_loc[rows]).mul_(precision).mul_(g)
-            torch.mul(scale[rows], precision, out=d_scale[rows]).sub_(scale[rows].reciprocal()).mul_(g)
-        return d_loc, d_scale, None, None
+            to_loc, to_log_scale = d_loc[rows], d_log_scale[rows]
+            if d_kl is None:
+                to_loc.copy_(d_h[rows])
+                torch.sub(h[rows], loc[rows], out=to_log_scale).mul_(d_h[rows])
+                continue
+            s0, upstream = _rows_of(prior_scale, rows), d_kl[rows].unsqueeze(-1)
+            precision = upstream / s0.square()
+            shift, variance = loc[rows] - _rows_of(prior_loc, rows), (2 * log_scale[rows]).exp_()
+            torch.mul(shift, precision, out=to_loc)
+            torch.mul(variance, precision, out=to_log_scale).sub_(upstream)
+            if d_m0 is not None:
+                _rows_of(d_m0, rows).sub_(to_loc.sum_to_size(_rows_of(d_m0, rows).shape))
+            if d_s0 is not None:
+                by_scale = (upstream - variance.addcmul_(shift, shift).mul_(precision)).div_(s0)
+                _rows_of(d_s0, rows).add_(by_scale.sum_to_size(_rows_of(d_s0, rows).shape))
+            if d_h is not None:
+                to_loc.add_(d_h[rows])
+                to_log_scale.addcmul_(torch.sub(h[rows], loc[rows], out=shift), d_h[rows])
+        return d_loc, d_log_scale, d_m0, d_s0, None
 
 
-def _of_prior(parameter: Tensor, rows: slice) -> Tensor:
-    """The given rows of a prior's parameter; a single one where an expanded parameter has the same everywhere."""
-    return parameter[:1] if parameter.stride(0) == 0 else parameter[rows]
+def _compact(parameter: Tensor) -> Tensor:
+    """An expanded tensor without its repetitions: of length 1 in every dimension where all is the same."""
+    for dim, stride in enumerate(parameter.stride()):
+        parameter = parameter if stride else parameter.narrow(dim, 0, 1)
+    return parameter
+
+
+def _rows_of(parameter: Tensor, rows: slice) -> Tensor:
+    return parameter if len(parameter) == 1 else parameter[rows]
 
 
 def _row_blocks(total: int) -> list[slice]:

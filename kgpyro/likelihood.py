@@ -14,8 +14,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from kgpyro.families import is_gaussian
-from kgpyro.kernels import all_candidates_log_prob
+from kgpyro.families import is_gaussian, log_scale_of
+from kgpyro.kernels import all_candidates_log_prob, gaussian_draw, gaussian_draw_and_kl
 from kgpyro.scoring import Score
 
 ESTIMATORS = ("local", "shared", "plain")
@@ -120,15 +120,15 @@ class AllCandidates(TorchDistribution):
         rows, columns = value._indices()
         if self._candidates is None:
             return all_candidates_log_prob(query, self.table, None, self.intercept, (rows, columns))
-        loc, scale, own = self._candidates.loc, self._candidates.scale, self._own
+        loc, log_scale, own = self._candidates.loc, log_scale_of(self._candidates), self._own
         if own is None:
-            return all_candidates_log_prob(query, loc, scale, self.intercept, (rows, columns))
+            return all_candidates_log_prob(query, loc, log_scale, self.intercept, (rows, columns))
         loops = columns == own[rows]
         others = rows[~loops], columns[~loops]
         score = self.score.compare(query, self.anchor) + self.intercept
         observed = torch.zeros_like(score).index_fill(0, rows[loops], 1.0)
         loop = observed * score - F.softplus(score)
-        return loop + all_candidates_log_prob(query, loc, scale, self.intercept, others, own)
+        return loop + all_candidates_log_prob(query, loc, log_scale, self.intercept, others, own)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
@@ -136,29 +136,27 @@ class AllCandidates(TorchDistribution):
 
 
 def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:
-    loc = normal.loc[rows]
-    return torch.addcmul(loc, normal.scale[rows], torch.randn_like(loc))
-
-
-POSTPONED_FROM = 1 << 18  # latent values from which on a draw is worth postponing
+    return gaussian_draw(normal.loc[rows], log_scale_of(normal)[rows])
 
 
 class Postpone(Messenger):
-    """Effect handler around a guide: large Gaussian tables are not drawn, for :class:`Integrate` may never need them.
+    """Effect handler around a guide: Gaussian tables are not drawn yet, for the model may say how, or not at all.
 
     In place of the draw stands NaN, without memory of its own but with a place in the autograd graph, by which
-    ``Integrate`` knows its rows. A use that ``Integrate`` does not replace makes the bound NaN, and the bound is then
-    computed again with every latent drawn.
+    :class:`Integrate` knows its rows. A use that ``Integrate`` does not replace makes the bound NaN, and the bound is
+    then computed again with every latent drawn.
     """
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
-        if msg["done"] or msg["is_observed"] or not is_gaussian(fn) or not torch.is_grad_enabled():
-            return
-        if fn.shape().numel() >= POSTPONED_FROM:
+        if not msg["done"] and not msg["is_observed"] and is_gaussian(fn) and torch.is_grad_enabled():
             nan = torch.full_like(fn.base_dist.loc[:1, :1].detach(), torch.nan).requires_grad_()
             msg["value"] = nan.expand(fn.shape())
             msg["done"] = True
+
+
+def _postponed(value: Tensor) -> bool:
+    return value.numel() > 1 and not any(value.stride())
 
 
 class Integrate(Messenger):
@@ -175,20 +173,40 @@ class Integrate(Messenger):
       such a value, each query draws its own.
 
     What a score or a guide does not admit falls back to the estimator before it.
+
+    Args:
+        guide_trace: a run of the guide.
+        estimator: one of the above.
+        draw: draw at the model's sites what the guide postponed, each in one pass with its KL.
+
+    Attributes:
+        kl: by site, the KL of each latent that was drawn along with it.
     """
 
-    def __init__(self, guide_trace: Trace, estimator: str):
+    def __init__(self, guide_trace: Trace, estimator: str, draw: bool = False):
         super().__init__()
-        self.estimator = estimator
+        self.estimator, self.draw = estimator, draw
+        self.guide = guide_trace.nodes
+        self.kl: dict[str, Tensor] = {}
         self.normals: list[tuple[Tensor, dist.Normal]] = []
         for site in guide_trace.nodes.values():
             if site["type"] == "sample" and is_gaussian(site["fn"]):
                 self.normals.append((site["value"], site["fn"].base_dist))
 
     def _pyro_sample(self, msg: dict) -> None:
-        fn = msg["fn"]
-        if self.estimator == "plain" or not msg["is_observed"] or not isinstance(fn, AllCandidates):
-            return
+        if msg["is_observed"] and isinstance(msg["fn"], AllCandidates):
+            msg["fn"] = self._likelihood(msg["fn"])
+        elif self.draw and msg["done"] and _postponed(msg["value"]):
+            q, p = self.guide[msg["name"]]["fn"], msg["fn"]
+            if is_gaussian(p) and p.event_shape == q.event_shape:
+                a, b = q.base_dist, p.base_dist
+                drawn = gaussian_draw_and_kl(a.loc, log_scale_of(a), b.loc, b.scale)
+                msg["value"], self.kl[msg["name"]] = drawn
+            else:
+                msg["value"] = q.rsample()
+            self.normals.append((msg["value"], q.base_dist))
+
+    def _likelihood(self, fn: AllCandidates) -> AllCandidates:
         fn = fn.with_kernel()
         candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
         if self.estimator == "local" and candidates is not None and fn.score.linear:
@@ -198,7 +216,7 @@ class Integrate(Messenger):
                 own = fn.symbols[0] if entities is candidates else None
                 fn = fn.with_own_draws(entities, self._drawn_rows(fn.relation, fn.symbols[1]))
             fn = fn.with_local_noise(candidates, own)
-        msg["fn"] = fn
+        return fn
 
     def _drawn_rows(self, latents: Tensor, rows: Tensor) -> dist.Normal | None:
         """The Normal whose draw has ``latents`` as the given rows, if any does."""
@@ -211,7 +229,7 @@ class Integrate(Messenger):
 
 def _are_rows(latents: Tensor, drawn: Tensor, rows: Tensor) -> bool:
     """Whether ``latents`` is ``drawn[rows]``: by value, or for a postponed draw by its history."""
-    if drawn.stride(0):
+    if not _postponed(drawn):
         return torch.equal(drawn[rows], latents)
     step = latents.grad_fn
     if step is None or step.name() != "IndexBackward0" or step.next_functions[0][0] is not drawn.grad_fn:

@@ -1,4 +1,14 @@
-"""Priors from a name, a call such as ``laplace(scale=0.5)``, a Pyro distribution or a dotted path."""
+"""Priors from a name, a call such as ``laplace(scale=0.5)``, a Pyro distribution or a dotted path.
+
+A call's parameters are numbers; or unknown, to be learned with the fit or given a prior of their own:
+
+    normal(scale=learn)                  one scale for all symbols, learned (empirical Bayes)
+    normal(scale=learn_per_dim)          one per dimension
+    normal(scale=learn_per_symbol)       one per entity or relation (Bamler et al. 2019)
+    normal(scale=learn(0.3))             started at 0.3
+    normal(scale=half_cauchy(1))         a latent with a prior, and a posterior, of its own
+    normal(scale=per_symbol(half_cauchy(half_cauchy(0.1))))   and so on: local and global scales, as in a horseshoe
+"""
 
 from __future__ import annotations
 
@@ -6,25 +16,61 @@ import ast
 import copy
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.families import Family, HypersphericalUniform, family_for
+from kgpyro.families import Family, HypersphericalUniform, ProjectedNormal, family_for
 from kgpyro.names import import_dotted, is_dotted
 
 # What a parameter is where the call leaves it out: the standard member of the family.
 DEFAULTS = {
     "loc": 0.0, "scale": 1.0, "rate": 1.0, "concentration": 1.0, "concentration0": 1.0, "concentration1": 1.0,
     "df": 4.0, "df1": 4.0, "df2": 4.0, "asymmetry": 1.0, "alpha": 1.0, "low": -1.0, "high": 1.0,
+    "scale_tril": 1.0, "cov_factor": 0.5, "cov_diag": 1.0, "temperature": 1.0, "probs": 0.5,
+    "coord_scale": 0.5, "locs": [-1.0, 1.0], "component_logits": [0.0, 0.0],
 }  # fmt: skip
-FAMILY_DEFAULTS = {"Gamma": {"concentration": 2.0}, "InverseGamma": {"concentration": 3.0}}
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "Gamma": {"concentration": 2.0},
+    "InverseGamma": {"concentration": 3.0},
+    "ProjectedNormal": {"concentration": 0.0},
+    "MultivariateNormal": {"scale_tril": 1.0},
+    "ContinuousBernoulli": {"probs": 0.5},
+    "RelaxedBernoulli": {"probs": 0.5},
+    "RelaxedOneHotCategorical": {"probs": 1.0},
+}
+ALTERNATIVES = ({"scale_tril", "covariance_matrix", "precision_matrix"}, {"probs", "logits"})
+GRANULARITIES = {"learn": "all", "learn_per_dim": "dim", "learn_per_symbol": "symbol"}
+WRAPPERS = {"per_dim": "dim", "per_symbol": "symbol"}
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A parameter of a prior that is not a number.
+
+    Attributes:
+        per: what it has a value for: ``"all"`` symbols and dimensions alike, each ``"dim"``, or each ``"symbol"``.
+        constraint: of each of its values.
+        start: the value to start learning from, where it is learned.
+        prior: its prior, where it has one.
+    """
+
+    per: str
+    constraint: constraints.Constraint
+    start: float | None = None
+    prior: Prior | None = None
+
+    def shape(self, count: int, size: int) -> tuple[int, ...]:
+        """Of its values, for ``count`` symbols with latents of length ``size``; broadcasts with their table."""
+        return {"all": (), "dim": (size,), "symbol": (count, 1)}[self.per]
 
 
 class Prior:
@@ -35,33 +81,52 @@ class Prior:
 
     Attributes:
         text: how to write it on the command line; None for a Python object that cannot be written so.
+        unknown: the parameters that are learned or have priors of their own, by name.
     """
 
-    def __init__(self, build: Callable[[int], TorchDistributionMixin], text: str | None):
+    def __init__(
+        self,
+        build: Callable[..., TorchDistributionMixin],
+        text: str | None,
+        unknown: Mapping[str, Unknown] | None = None,
+    ):
         self._build = build
         self.text = text
+        self.unknown = dict(unknown or {})
 
     def __repr__(self) -> str:
         return f"Prior({self.text or 'a Python object'})"
 
-    def distribution(self, size: int, like: Tensor | None = None) -> TorchDistributionMixin:
+    def distribution(
+        self, size: int, like: Tensor | None = None, values: Mapping[str, Tensor] | None = None
+    ) -> TorchDistributionMixin:
         """The prior of a latent of length ``size``: event shape ``(size,)``, on the device and dtype of ``like``.
+
+        ``values`` are those of the unknown parameters, of their :meth:`Unknown.shape`; left out, they are their starts.
+        With a value for each of ``n`` symbols the batch shape is ``(n,)``, else ``()``.
 
         Raises InputError where the distribution is no prior: batched, discrete, not reparameterisable, without a
         density, or of another length.
         """
-        base = self._build(size)
+        base = self._build(size, **values) if values else self._build(size)
         _check_usable(base, self.text)
         base = base if like is None else _like(base, like)
         if base.event_shape == ():
-            if base.batch_shape not in ((), (size,)):
+            if base.batch_shape not in ((), (size,), (1,)) and not values:
                 raise InputError(f"prior {self!r} has batch shape {tuple(base.batch_shape)}; need () or ({size},).")
-            return _expanded(base, size).to_event(1)
+            return _expanded(base, (*base.batch_shape[:-1], size)).to_event(1)
         if base.event_shape != (size,):
             raise InputError(
                 f"prior {self!r} has events of shape {tuple(base.event_shape)}; the latents need ({size},)."
             )
         return base
+
+    def value(self, shape: tuple[int, ...], like: Tensor, values: Mapping[str, Tensor]) -> TorchDistributionMixin:
+        """This prior as that of a parameter of another, event shape ``shape``."""
+        base = _like(self._build(1, **values), like)
+        if base.event_shape:
+            raise InputError(f"prior {self!r} of a parameter must be univariate.")
+        return _expanded(base, shape).to_event(len(shape))
 
     def family(self, size: int) -> Family:
         """The posterior family that fits the support. Raises InputError where none does."""
@@ -79,17 +144,19 @@ def resolve_prior(prior: PriorLike) -> Prior:
     if isinstance(prior, Prior):
         return prior
     if isinstance(prior, TorchDistributionMixin):
-        return Prior(lambda size: prior, _text_of(prior))
+        given_prior = ProjectedNormal(prior.concentration) if type(prior) is dist.ProjectedNormal else prior
+        return Prior(lambda size: given_prior, _text_of(prior))
     if isinstance(prior, str):
         if is_dotted(prior):
             given = import_dotted(prior, "prior")
             if isinstance(given, str):
                 raise InputError(f"prior {prior} is a string, not a distribution.")
-            return Prior(resolve_prior(given)._build, prior)
+            found = resolve_prior(given)
+            return Prior(found._build, prior, found.unknown)
         return _parse(prior)
     if isinstance(prior, type) and issubclass(prior, TorchDistributionMixin):
         cls = prior
-        return Prior(lambda size: _construct(cls, {}, cls.__name__), None)
+        return Prior(lambda size: _construct(cls, {}, cls.__name__, size), None)
     if callable(prior):
         return Prior(prior, None)
     raise InputError(f"a prior is a name, a call such as laplace(scale=0.5), or a Pyro distribution; got {prior!r}.")
@@ -98,8 +165,8 @@ def resolve_prior(prior: PriorLike) -> Prior:
 @cache
 def prior_names() -> dict[str, type[TorchDistributionMixin]]:
     """Every family of ``pyro.distributions`` that could serve as a prior, by its name in snake case."""
-    names: dict[str, Any] = {"hyperspherical_uniform": HypersphericalUniform}
-    members: list[Any] = list(vars(dist).values())
+    names: dict[str, Any] = {}
+    members: list[Any] = [*vars(dist).values(), HypersphericalUniform, ProjectedNormal]
     for cls in members:
         if inspect.isclass(cls) and issubclass(cls, TorchDistributionMixin) and _why_not(cls) is None:
             names[_snake(cls.__name__)] = cls
@@ -111,7 +178,25 @@ _NO_FAMILY_BY_NAME = {
     "Independent": "wraps another distribution; give that one",
     "MaskedDistribution": "wraps another distribution; give that one",
     "ExpandedDistribution": "wraps another distribution; give that one",
+    "TransformedDistribution": "is built of other distributions: give it in Python",
+    "FoldedDistribution": "is built of other distributions: give it in Python",
+    "MaskedMixture": "is built of other distributions: give it in Python",
+    "Rejector": "is built of functions: give it in Python",
     "NanMaskedNormal": "is a likelihood for missing data",
+    "NanMaskedMultivariateNormal": "is a likelihood for missing data",
+    "OneHotCategoricalStraightThrough": "is discrete: its gradients are a stand-in",
+    "RelaxedBernoulliStraightThrough": "is discrete: its gradients are a stand-in",
+    "RelaxedOneHotCategoricalStraightThrough": "is discrete: its gradients are a stand-in",
+    "GaussianHMM": "is a distribution of time series",
+    "IndependentHMM": "is a distribution of time series",
+    "LinearHMM": "is a distribution of time series",
+    "Wishart": "is a distribution of matrices",
+    "LKJ": "is a distribution of matrices",
+    "LKJCholesky": "is a distribution of matrices",
+    "LogisticNormal": "has one coordinate more than its parameters: give it in Python",
+    "AVFMultivariateNormal": "is MultivariateNormal with a gradient estimator of its own; give multivariate_normal",
+    "OMTMultivariateNormal": "is MultivariateNormal with a gradient estimator of its own; give multivariate_normal",
+    "GaussianScaleMixture": "knows the density of one vector at a time only",
     "Stable": "has no density",
     "StableWithLogProb": "has a density too slow for training",
     "AffineBeta": "is written beta(…) scaled by a dist.TransformedDistribution in Python",
@@ -125,11 +210,11 @@ def _why_not(cls: Any) -> str | None:
     if getattr(cls, "has_rsample", False) is False:
         return "is not reparameterisable (it has no rsample)"
     try:
-        if required := set(_parameters(cls)) - set(DEFAULTS):
+        if required := set(_parameters(cls)) - {*DEFAULTS, "dim"}:
             return f"needs {', '.join(sorted(required))}: give it in Python"
-        standard = _construct(cls, {}, cls.__name__)
-        if standard.event_shape:
-            return "is multivariate: give it in Python with its parameters"
+        standard = cls(3) if cls is HypersphericalUniform else _construct(cls, {}, cls.__name__, 3)
+        if standard.event_shape not in ((), (3,)):
+            return "has events that are no vectors"
         if not standard.has_rsample or standard.support.is_discrete:
             return "is discrete or not reparameterisable"
         family_for(standard)
@@ -151,46 +236,188 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
+# ---- the grammar of a call ------------------------------------------------------------------------------------------
+
+
 def _parse(text: str) -> Prior:
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-        if not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError("parameters are given by name")
-        arguments = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return _prior_of(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else "parameters are given by name, as plain numbers"
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise InputError(
             f"prior {text!r} does not parse ({reason}); write a name or a call such as laplace(scale=0.5)."
         ) from error
-    by_key = {name.replace("_", ""): (name, cls) for name, cls in prior_names().items()}
-    key = call.func.id.replace("_", "").lower()
-    if key not in by_key:
-        classes: list[Any] = [c for c in vars(dist).values() if inspect.isclass(c)]
-        refused = {_snake(c.__name__).replace("_", ""): c for c in classes}
-        why = f" {refused[key].__name__} {_why_not(refused[key])}." if key in refused and _why_not(refused[key]) else ""
-        raise InputError(f"unknown prior {call.func.id!r}.{why} Choose from {', '.join(prior_names())}.")
-    name, cls = by_key[key]
-    full = f"{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})" if arguments else name
+
+
+def _prior_of(node: ast.AST) -> Prior:
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])  # type: ignore[arg-type]
+    if not isinstance(call.func, ast.Name) or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError("it is no call of a family by name")
+    name, cls = _family_named(call.func.id)
     if cls is HypersphericalUniform:
-        if arguments:
-            raise InputError(f"prior {full}: the uniform prior on the sphere has no parameters.")
+        if call.args or call.keywords:
+            raise InputError(f"prior {ast.unparse(call)}: the uniform prior on the sphere has no parameters.")
         return Prior(HypersphericalUniform, name)
-    _construct(cls, arguments, full)
-    return Prior(lambda size: _construct(cls, arguments, full), full)
+    accepted = _accepted(cls)
+    if len(call.args) > len(accepted):
+        raise InputError(f"prior {ast.unparse(call)}: {cls.__name__} has only {', '.join(accepted)}.")
+    given = dict(zip(accepted, call.args, strict=False)) | {k.arg or "": k.value for k in call.keywords}
+    found = {key: _parameter_of(value) for key, value in given.items()}
+    written = ", ".join(f"{key}={_written(value)}" for key, value in found.items())
+    text = f"{name}({written})" if written else name
+    numbers = {key: value for key, value in found.items() if not isinstance(value, tuple)}
+    standard = _construct(cls, numbers, text, 3)
+    unknown = {k: _unknown(cls, standard, k, v, text) for k, v in found.items() if isinstance(v, tuple)}
+    starts = {k: u.start for k, u in unknown.items() if u.start is not None}
+
+    def build(size: int, **values: Tensor) -> TorchDistributionMixin:
+        return _construct(cls, numbers | starts | values, text, size, validate=not values)
+
+    build(3)
+    return Prior(build, text, unknown)
 
 
-def _construct(cls: type[TorchDistributionMixin], arguments: dict[str, Any], text: str) -> TorchDistributionMixin:
-    accepted = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "validate_args", "kwargs")]
-    if unknown := [k for k in arguments if k not in accepted]:
-        raise InputError(f"prior {text}: no parameter {unknown[0]!r}; {cls.__name__} has {', '.join(accepted)}.")
-    defaults = DEFAULTS | FAMILY_DEFAULTS.get(cls.__name__, {})
-    filled = {name: defaults[name] for name in _parameters(cls) if name in defaults} | arguments
+def _family_named(given: str) -> tuple[str, Any]:
+    by_key = {name.replace("_", ""): (name, cls) for name, cls in prior_names().items()}
+    key = given.replace("_", "").lower()
+    if key in by_key:
+        return by_key[key]
+    classes: list[Any] = [c for c in vars(dist).values() if inspect.isclass(c)]
+    refused = {_snake(c.__name__).replace("_", ""): c for c in classes}
+    why = f" {refused[key].__name__} {_why_not(refused[key])}." if key in refused and _why_not(refused[key]) else ""
+    raise InputError(f"unknown prior {given!r}.{why} Choose from {', '.join(prior_names())}.")
+
+
+def _parameter_of(node: ast.AST) -> Any:
+    """A parameter's value: numbers; or ``(per, start)`` of a learned one, ``(per, prior)`` of one with a prior."""
+    function = node.func if isinstance(node, ast.Call) else node
+    if not isinstance(function, ast.Name):
+        try:
+            return ast.literal_eval(ast.unparse(node))
+        except ValueError:
+            raise ValueError(f"{ast.unparse(node)} is no number") from None
+    arguments = node.args if isinstance(node, ast.Call) else []
+    if function.id in GRANULARITIES:
+        return GRANULARITIES[function.id], ast.literal_eval(arguments[0]) if arguments else None
+    if function.id in WRAPPERS:
+        if len(arguments) != 1:
+            raise ValueError(f"{function.id} takes one prior")
+        return WRAPPERS[function.id], _prior_of(arguments[0])
+    return "all", _prior_of(node)
+
+
+def _written(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return repr(value)
+    per, what = value
+    if isinstance(what, Prior):
+        return str(what.text) if per == "all" else f"per_{per}({what.text})"
+    name = next(key for key, granularity in GRANULARITIES.items() if granularity == per)
+    return name if what is None else f"{name}({what!r})"
+
+
+def _unknown(cls: Any, standard: Any, key: str, value: tuple[str, Any], text: str) -> Unknown:
+    """The Unknown that a call's parameter is. Raises InputError where it cannot be one."""
+    per, what = value
+    constraint = _elementwise(cls, key)
+    if constraint is None:
+        raise InputError(f"prior {text}: {key} of {cls.__name__} cannot be learned or have a prior; give numbers.")
+    default = _defaults(cls).get(key, DEFAULTS.get(key, getattr(standard, key, 1.0)))
+    start = float(torch.as_tensor(default).flatten()[0]) if isinstance(what, Prior) or what is None else float(what)
+    probe = start if bool(constraint.check(torch.tensor(start))) else 1.0
+    supports = [repr(_construct(cls, {key: x}, text, 3).support) for x in (probe, probe / 2 + 0.1)]
+    if supports[0] != supports[1]:
+        raise InputError(f"prior {text}: the support of {cls.__name__} depends on {key}, so it must be a number.")
+    if not isinstance(what, Prior):
+        if not bool(constraint.check(torch.tensor(start))):
+            raise InputError(f"prior {text}: {key} cannot start at {start:g}.")
+        return Unknown(per, constraint, start)
+    support = what.family(1).support
+    if constraint is constraints.positive and support is not constraints.positive and not _positive(support):
+        raise InputError(f"prior {text}: {key} is positive, but {what.text} is not; half_cauchy or gamma would be.")
+    if wrong := [u.per for u in what.unknown.values() if u.per not in ("all", per)]:
+        raise InputError(
+            f"prior {text}: {what.text} is per {wrong[0]}, but {key} is not; write per_{wrong[0]}({what.text})."
+        )
+    return Unknown(per, constraint, start, what)
+
+
+def _positive(support: Any) -> bool:
+    return float(getattr(support, "lower_bound", -1.0)) >= 0
+
+
+def _elementwise(cls: Any, key: str) -> constraints.Constraint | None:
+    """The constraint of each value of a parameter that may be unknown; None for one that may not."""
+    found = _constraints(cls).get(key)
+    while isinstance(found, constraints.independent):
+        found = found.base_constraint
+    if found in (constraints.lower_cholesky, constraints.positive_definite):
+        return constraints.positive
+    if isinstance(found, (constraints.greater_than, constraints.greater_than_eq)):
+        return constraints.positive if float(found.lower_bound) == 0 else None
+    return found if found is constraints.real or found is constraints.unit_interval else None
+
+
+# ---- building -------------------------------------------------------------------------------------------------------
+
+
+def _constraints(cls: Any) -> dict[str, Any]:
+    found = getattr(cls, "arg_constraints", None)
+    return found if isinstance(found, dict) else {}  # it is a property where it depends on the parameters
+
+
+def _accepted(cls: Any) -> list[str]:
+    return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "validate_args", "kwargs")]
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    return {name: DEFAULTS[name] for name in _parameters(cls) if name in DEFAULTS} | FAMILY_DEFAULTS.get(
+        cls.__name__, {}
+    )
+
+
+def _construct(
+    cls: type[TorchDistributionMixin], arguments: Mapping[str, Any], text: str, size: int, validate: bool = True
+) -> TorchDistributionMixin:
+    if unknown := [k for k in arguments if k not in _accepted(cls)]:
+        raise InputError(f"prior {text}: no parameter {unknown[0]!r}; {cls.__name__} has {', '.join(_accepted(cls))}.")
+    filled = _defaults(cls) | dict(arguments)
+    for group in ALTERNATIVES:
+        if len(group & set(filled)) > 1:  # the one that was given, not the default
+            filled = {k: v for k, v in filled.items() if k not in group or k in arguments}
+    options = {"validate_args": validate} if "validate_args" in inspect.signature(cls.__init__).parameters else {}
     try:
-        tensors = {k: torch.as_tensor(v, dtype=torch.get_default_dtype()) for k, v in filled.items()}
-        return cls(**tensors, validate_args=True)
+        tensors = {
+            k: torch.as_tensor(v, dtype=None if isinstance(v, Tensor) else torch.get_default_dtype())
+            for k, v in filled.items()
+        }
+        components = len(tensors["component_logits"]) if "component_logits" in tensors else 0
+        return cls(**{k: _shaped(cls, k, v, size, components) for k, v in tensors.items()}, **options)
     except (ValueError, TypeError, RuntimeError, AssertionError, IndexError) as error:
         raise InputError(f"prior {text}: {' '.join(str(error).split())}") from error
+
+
+def _shaped(cls: Any, key: str, value: Tensor, size: int, components: int) -> Tensor:
+    """A parameter in the shape its family wants: numbers stand for equal coordinates, or a multiple of the identity."""
+    constraint = _constraints(cls).get(key)
+    if key == "component_logits":
+        return value
+    if key == "locs":  # of components
+        return value.unsqueeze(-1).expand(len(value), size) if value.dim() == 1 else value
+    if key == "coord_scale" and value.dim() < 2:
+        return value.expand((components, size) if cls.__name__ == "MixtureOfDiagNormals" else (size,))
+    if key == "cov_factor" and value.dim() == 0:
+        return value.expand(size, 1)
+    if constraint in (constraints.lower_cholesky, constraints.positive_definite):
+        return (
+            torch.diag_embed(value.expand(*value.shape[:-1], size))
+            if value.dim() < 2 or value.shape[-1] == 1
+            else value
+        )
+    vector = isinstance(constraint, constraints.independent) or constraint is constraints.simplex
+    if vector and (value.dim() == 0 or value.shape[-1] == 1):
+        value = value.expand(*value.shape[:-1], size)
+    return value / value.sum(-1, keepdim=True) if constraint is constraints.simplex else value
 
 
 def _check_usable(base: TorchDistributionMixin, text: str | None) -> None:
@@ -203,11 +430,11 @@ def _check_usable(base: TorchDistributionMixin, text: str | None) -> None:
         raise InputError(f"prior {name} is not reparameterisable (it has no rsample), so its guide has no gradient.")
 
 
-def _expanded(base: TorchDistributionMixin, size: int) -> TorchDistributionMixin:
+def _expanded(base: TorchDistributionMixin, shape: tuple[int, ...]) -> TorchDistributionMixin:
     try:
-        return base.expand([size])
+        return base.expand(shape)
     except NotImplementedError:  # a user's subclass with an __init__ of its own
-        return dist.ExpandedDistribution(base, [size])
+        return dist.ExpandedDistribution(base, shape)
 
 
 def _text_of(prior: TorchDistributionMixin) -> str | None:
@@ -218,10 +445,11 @@ def _text_of(prior: TorchDistributionMixin) -> str | None:
         return None
     if cls is HypersphericalUniform:
         return name
-    parameters = {k: getattr(prior, k) for k in _parameters(cls)}
-    if any(not isinstance(v, (int, float)) and torch.as_tensor(v).numel() != 1 for v in parameters.values()):
+    keys = [k for k in _accepted(cls) if k in _constraints(cls) or k in _parameters(cls)]
+    parameters: list[Any] = [getattr(prior, key, None) for key in keys]
+    if any(v is None or torch.as_tensor(v).numel() != 1 for v in parameters):
         return None
-    return f"{name}({', '.join(f'{k}={float(v)!r}' for k, v in parameters.items())})"
+    return f"{name}({', '.join(f'{k}={float(v)!r}' for k, v in zip(keys, parameters, strict=True))})"
 
 
 def _like(value: Any, like: Tensor) -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import EllipsisType
+from typing import TypeAlias, cast
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -9,9 +13,13 @@ from torch import Tensor, nn
 
 from kgpyro.batches import Batch
 from kgpyro.families import Family
+from kgpyro.hierarchy import SymbolPrior
 from kgpyro.likelihood import AllCandidates
 from kgpyro.priors import Prior
 from kgpyro.scoring import Score
+
+# of symbol ids, shape (n,), or ... for all
+PriorOf: TypeAlias = Callable[[Tensor | EllipsisType], TorchDistribution]
 
 
 class Setting(nn.Module):
@@ -20,9 +28,8 @@ class Setting(nn.Module):
     Attributes:
         num_entities: number of entities.
         num_relations: number of relation rows: twice the relations where each has an inverse.
-        entity_prior, relation_prior: Pyro distributions with event shape ``(d_e,)`` and ``(d_r,)``.
         score: the scoring function.
-        sparse: whether gradients of tables should hold only the rows that a step used.
+        symbol_priors: the prior of each kind, with its learned parameters.
         intercept: ``b_p``, a learnt parameter of shape ``(num_relations,)``.
     """
 
@@ -31,11 +38,25 @@ class Setting(nn.Module):
     ):
         super().__init__()
         self.num_entities, self.num_relations, self.score = num_entities, num_relations, score
-        self.sparse = False
         self.entity_size, self.relation_size = score.sizes(dim)
-        self._priors = {"entity": entity_prior, "relation": relation_prior}
-        self.families: dict[str, Family] = {kind: prior.family(self.size(kind)) for kind, prior in self._priors.items()}
+        given = {"entity": entity_prior, "relation": relation_prior}
+        self.families: dict[str, Family] = {kind: prior.family(self.size(kind)) for kind, prior in given.items()}
+        self.symbol_priors = nn.ModuleDict(
+            {kind: SymbolPrior(kind, prior, self.count(kind), self.size(kind)) for kind, prior in given.items()}
+        )
         self.intercept = nn.Parameter(torch.zeros(num_relations))
+        self.sparse = False
+
+    @property
+    def sparse(self) -> bool:
+        """Whether gradients of tables should hold only the rows that a step used."""
+        return self._sparse
+
+    @sparse.setter
+    def sparse(self, value: bool) -> None:
+        self._sparse = value
+        for kind in self.families:
+            self.symbol_prior(kind).sparse = value
 
     def size(self, kind: str) -> int:
         """Length of the latents of a kind, ``"entity"`` or ``"relation"``."""
@@ -49,13 +70,26 @@ class Setting(nn.Module):
         """The posterior family that fits a kind's prior."""
         return self.families[kind]
 
-    @property
-    def entity_prior(self) -> TorchDistribution:
-        return self._priors["entity"].distribution(self.entity_size, like=self.intercept.detach())
+    def priors(self) -> tuple[PriorOf, PriorOf]:
+        """The entities' and the relations' prior, each a function of the symbols: Pyro distributions, event ``(d,)``.
+
+        Where a prior's parameters are latents with priors of their own, they are sampled here, outside any plate.
+        """
+        return self._prior("entity"), self._prior("relation")
+
+    def symbol_prior(self, kind: str) -> SymbolPrior:
+        """A kind's prior, with its learned parameters."""
+        return cast(SymbolPrior, self.symbol_priors[kind])
+
+    def _prior(self, kind: str) -> PriorOf:
+        prior, like = self.symbol_prior(kind), self.intercept.detach()
+        drawn = prior.draw(like)
+        return lambda symbols: prior.distribution(like, symbols, drawn)
 
     @property
-    def relation_prior(self) -> TorchDistribution:
-        return self._priors["relation"].distribution(self.relation_size, like=self.intercept.detach())
+    def hyper_latents(self) -> dict[str, tuple[Prior, tuple[int, ...]]]:
+        """Prior and shape of every latent that is a parameter of a prior, by its site."""
+        return {site: found for kind in self.families for site, found in self.symbol_prior(kind).latents.items()}
 
     def start_intercept(self, observed: Tensor, facts: Tensor) -> None:
         """Start ``b_p`` at the log-odds of the base rate, from the numbers of observed and all facts per relation."""

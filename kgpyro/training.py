@@ -133,6 +133,16 @@ class Training(pl.LightningModule):
         fused = {"fused": True} if can_fuse else {}
         return optimizer(self.parameters(), lr=self.lr, **fused)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the priors' own parameters alone during the warm-up.
+
+        Until the KL has its weight, the objective is no bound and its best prior no estimate: while the posteriors have
+        yet to leave their starting points the prior would shrink onto them, and hold them there.
+        """
+        if not self.schedule.reached(self.global_step):
+            for parameter in [*self.kg.symbol_priors.parameters(), *self.bound.guide.hyper.parameters()]:
+                parameter.grad = None
+
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
         self.elbo.kl_weight = self.schedule(self.global_step)
@@ -217,7 +227,7 @@ def latent_sites(model: Callable, kg: Setting, batches: Batches) -> set[str]:
         )
     if not trace.observation_nodes:
         raise InputError("the model observes nothing: give its likelihood obs=batch.y.")
-    known = {site for _, sites in batch.frames() for site in sites}
+    known = {site for _, sites in batch.frames() for site in sites} | kg.hyper_latents.keys()
     latent = set(trace.stochastic_nodes)
     if unknown := latent - known:
         raise InputError(

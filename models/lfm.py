@@ -21,11 +21,13 @@ from kgpyro.setting import Setting
 
 
 def lfm(kg: Setting, batch: Batch) -> None:
-    with batch.query_plate():
-        head = pyro.sample("head", kg.entity_prior)
-        relation = pyro.sample("relation", kg.relation_prior)
-    with batch.candidate_plate():
-        tail = pyro.sample("tail", kg.entity_prior)
+    entity_prior, relation_prior = kg.priors()
+
+    with batch.query_plate() as (s, p):
+        head = pyro.sample("head", entity_prior(s))
+        relation = pyro.sample("relation", relation_prior(p))
+    with batch.candidate_plate() as o:
+        tail = pyro.sample("tail", entity_prior(o))
 
     with batch.fact_plate():
         pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)

@@ -14,10 +14,12 @@ from kgpyro.setting import Setting
 
 
 def lim(kg: Setting, batch: Batch) -> None:
-    with batch.entity_plate():
-        entities = pyro.sample("entities", kg.entity_prior)
-    with pyro.plate("relation_row", kg.num_relations):
-        relations = pyro.sample("relations", kg.relation_prior)
+    entity_prior, relation_prior = kg.priors()
+
+    with batch.entity_plate() as e:
+        entities = pyro.sample("entities", entity_prior(e))
+    with batch.relation_plate() as p:
+        relations = pyro.sample("relations", relation_prior(p))
 
     head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
     with batch.fact_plate():

@@ -54,6 +54,7 @@ class Parts:
         score: str = "DistMult",
         dim: int = 4,
         inverse: bool = True,
+        guide: str = "lookup",
         **negatives: float | None,
     ):
         self.graph = graph
@@ -64,7 +65,7 @@ class Parts:
         self.batches = Batches(graph.training_queries, graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
         self.model: Callable = resolve(model, MODELS, "model")
         self.sites = latent_sites(self.model, self.kg, self.batches)
-        self.guide: Guide = resolve("lookup", GUIDES, "guide")(self.kg, self.sites)
+        self.guide: Guide = resolve(guide, GUIDES, "guide")(self.kg, self.sites)
         with torch.no_grad():
             self.kg.intercept.copy_(torch.linspace(-1, 1, rows))
 

@@ -17,10 +17,11 @@ from kgpyro.setting import Setting
 
 def shared_scale(kg: Setting, batch: Batch) -> None:
     """The LIM, with a likelihood written out."""
-    with batch.entity_plate():
-        entities = pyro.sample("entities", kg.entity_prior)
-    with pyro.plate("relation_row", kg.num_relations):
-        relations = pyro.sample("relations", kg.relation_prior)
+    entity_prior, relation_prior = kg.priors()
+    with batch.entity_plate() as e:
+        entities = pyro.sample("entities", entity_prior(e))
+    with batch.relation_plate() as p:
+        relations = pyro.sample("relations", relation_prior(p))
     scores = kg.score.candidates(entities[batch.anchor], relations[batch.relation], entities, batch.reverse)
     logits = scores + kg.intercept[batch.relation].unsqueeze(-1)
     with batch.fact_plate():
@@ -29,10 +30,11 @@ def shared_scale(kg: Setting, batch: Batch) -> None:
 
 def doubled_relations(kg: Setting, batch: Batch) -> None:
     """The LIM with a function of the latents where the LIM has the latents."""
-    with batch.entity_plate():
-        entities = pyro.sample("entities", kg.entity_prior)
-    with pyro.plate("relation_row", kg.num_relations):
-        relations = pyro.sample("relations", kg.relation_prior)
+    entity_prior, relation_prior = kg.priors()
+    with batch.entity_plate() as e:
+        entities = pyro.sample("entities", entity_prior(e))
+    with batch.relation_plate() as p:
+        relations = pyro.sample("relations", relation_prior(p))
     head, relation, tail = entities[batch.anchor], 2 * relations[batch.relation], entities[batch.candidate]
     with batch.fact_plate():
         pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
@@ -46,10 +48,11 @@ class Tempered(nn.Module):
         self.log_temperature = nn.Parameter(torch.zeros(()))
 
     def forward(self, kg: Setting, batch: Batch) -> None:
-        with batch.entity_plate():
-            entities = pyro.sample("entities", kg.entity_prior)
-        with pyro.plate("relation_row", kg.num_relations):
-            relations = pyro.sample("relations", kg.relation_prior) * self.log_temperature.exp()
+        entity_prior, relation_prior = kg.priors()
+        with batch.entity_plate() as e:
+            entities = pyro.sample("entities", entity_prior(e))
+        with batch.relation_plate() as p:
+            relations = pyro.sample("relations", relation_prior(p)) * self.log_temperature.exp()
         head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
         with batch.fact_plate():
             pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
@@ -67,7 +70,18 @@ class OneScale(Guide):
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         loc = getattr(self, kind)[symbols]
-        return self.families[kind](loc, self.log_scale.exp().expand_as(loc))
+        return self.families[kind](loc, self.log_scale.expand_as(loc))
+
+
+class Chained(OneScale):
+    """A guide whose relations depend on the entities it drew."""
+
+    def forward(self, kg: Setting, batch: Batch) -> None:
+        with batch.entity_plate():
+            entities = pyro.sample("entities", self.posterior("entity", ...))
+        with pyro.plate("relation_row", kg.num_relations):
+            relations = self.posterior("relation", ...).base_dist
+            pyro.sample("relations", self.families["relation"](relations.loc + entities.mean(0), relations.log_scale))
 
 
 def half_laplace(size: int) -> TorchDistribution:
@@ -85,8 +99,9 @@ def with_unknown_site(kg: Setting, batch: Batch) -> None:
 
 
 def without_data(kg: Setting, batch: Batch) -> None:
-    with batch.entity_plate():
-        pyro.sample("entities", kg.entity_prior)
+    entity_prior, _ = kg.priors()
+    with batch.entity_plate() as e:
+        pyro.sample("entities", entity_prior(e))
 
 
 def not_a_guide(kg: Setting, sites: set[str]) -> None:

@@ -86,7 +86,7 @@ def folder(tmp_path: Path, **files: str) -> str:
         (["--prior", "nromal"], ["unknown prior 'nromal'", "student_t"]),
         (["--prior", "laplace(scale="], ["does not parse"]),
         (["--prior", "poisson"], ["Poisson", "not reparameterisable"]),
-        (["--prior", "dirichlet"], ["Dirichlet"]),
+        (["--prior", "wishart"], ["Wishart", "matrices"]),
         (["--score", "complax"], ["unknown score 'complax'", "ComplEx"]),
         (["--dim", "7"], ["--dim must be even; got 7"]),
         (["--dim", "0"], ["--dim must be a positive number"]),

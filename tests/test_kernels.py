@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.distributions import Normal, kl_divergence
 
-from kgpyro import kernels, likelihood
+from kgpyro import kernels
 from kgpyro.batches import Batch
-from kgpyro.elbo import WeightedELBO
+from kgpyro.elbo import DRAWS, WeightedELBO
 from kgpyro.graph import Graph
 from kgpyro.kernels import all_candidates_log_prob
 
@@ -27,18 +27,22 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(local: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    scale = torch.rand(E, D).add_(0.2).requires_grad_() if local else None
-    return (*(torch.randn(s, requires_grad=True) for s in ((B, D), (E, D))), scale, torch.randn(B, requires_grad=True))
+    log_scale = torch.rand(E, D).add_(0.2).log_().requires_grad_() if local else None
+    return (
+        *(torch.randn(s, requires_grad=True) for s in ((B, D), (E, D))),
+        log_scale,
+        torch.randn(B, requires_grad=True),
+    )
 
 
-def naive(query: Tensor, loc: Tensor, scale: Tensor | None, intercept: Tensor, excluded: Tensor | None) -> Tensor:
+def naive(query: Tensor, loc: Tensor, log_scale: Tensor | None, intercept: Tensor, excluded: Tensor | None) -> Tensor:
     """The formula, with the kernel's noise laid out in full."""
     scores = query @ loc.mT + intercept[:, None]
     drawn = scores
-    if scale is not None:
+    if log_scale is not None:
         normal, signs = kernels._noise(query, E)
         blocks = [normal[:, : min(3, E - 3 * i)] * signs[:, i, None] for i in range(3)]
-        drawn = scores + (query.square() @ scale.square().mT).sqrt() * torch.cat(blocks, dim=1)
+        drawn = scores + (query.square() @ (2 * log_scale).exp().mT).sqrt() * torch.cat(blocks, dim=1)
     summed = F.softplus(drawn)
     if excluded is not None:
         summed = summed.scatter(1, excluded[:, None], 0.0)
@@ -131,15 +135,26 @@ def test_local_estimator_has_the_smaller_gradient_variance(tiny: Graph, model: s
     assert z.square().mean() < 1.5
 
 
-@pytest.mark.parametrize("shared_prior", [True, False])
-def test_normal_kl(shared_prior: bool) -> None:
-    loc, scale = torch.randn(7, D, requires_grad=True), torch.rand(7, D).add_(0.1).requires_grad_()
-    prior_loc, prior_scale = torch.randn(7, D), torch.rand(7, D) + 0.5
-    if shared_prior:
-        prior_loc, prior_scale = prior_loc[:1].expand(7, D), prior_scale[:1].expand(7, D)
-    expected = kl_divergence(Normal(loc, scale), Normal(prior_loc, prior_scale)).sum(-1)
-    torch.testing.assert_close(kernels.normal_kl(loc, scale, prior_loc, prior_scale), expected)
-    assert gradcheck(lambda m, s: kernels.normal_kl(m, s, prior_loc, prior_scale), (loc, scale))
+@pytest.mark.parametrize("shape", [(7, D), (1, D), (7, 1), (1, 1)])
+@pytest.mark.parametrize("draw", [False, True])
+def test_gaussian_tables(shape: tuple[int, int], draw: bool) -> None:
+    """Draw and KL by their textbook formulas, with the gradients of all four parameters."""
+    loc, log_scale = (torch.randn(7, D, requires_grad=True) for _ in range(2))
+    prior = torch.randn(shape, requires_grad=True), torch.rand(shape).add_(0.5).requires_grad_()
+    inputs = (loc, log_scale, *prior)
+
+    def fused(*given: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(2)
+        expanded = (*given[:2], *(x.expand(7, D) for x in given[2:]))
+        return kernels.gaussian_draw_and_kl(*expanded) if draw else (kernels.gaussian_kl(*expanded),)
+
+    torch.manual_seed(2)
+    noise = torch.cat([torch.randn(min(6, 7 - i), D) for i in range(0, 7, 6)])
+    drawn = (loc + log_scale.exp() * noise,) if draw else ()
+    expected = *drawn, kl_divergence(Normal(loc, log_scale.exp()), Normal(*prior)).sum(-1)
+    torch.testing.assert_close(fused(*inputs), expected)
+    assert gradcheck(fused, inputs)
+    assert not draw or gradcheck(lambda *x: fused(*x)[0], inputs[:2] + tuple(x.detach() for x in prior))
 
 
 def likelihood_of(elbo: WeightedELBO, parts: Parts, batch: Batch) -> float:
@@ -147,29 +162,37 @@ def likelihood_of(elbo: WeightedELBO, parts: Parts, batch: Batch) -> float:
     return float(elbo.last.log_likelihood)
 
 
-@pytest.mark.parametrize("model", ["lim", "lfm"])
-def test_postponed_draws_do_not_change_the_bound(tiny: Graph, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every large table left undrawn the local estimator has the same mean, and nothing is NaN."""
+@pytest.mark.parametrize(("model", "needed"), [("lim", "not at all"), ("lfm", "in the model")])
+@pytest.mark.parametrize("estimator", ["local", "shared"])
+def test_postponed_draws_do_not_change_the_bound(tiny: Graph, model: str, needed: str, estimator: str) -> None:
+    """With tables drawn as late as the estimator admits, the bound has the same mean, and nothing is NaN."""
     parts = Parts(tiny, model, score="ComplEx")
-    mean, error = {}, {}
-    for postponed_from in (1, 1 << 18):
-        monkeypatch.setattr(likelihood, "POSTPONED_FROM", postponed_from)
-        elbo, batch = WeightedELBO(estimator="local"), parts.batches(torch.arange(len(parts.batches)))
+    batch = parts.batches(torch.arange(len(parts.batches)))
+    mean, error = [], []
+    for late in (True, False):
+        elbo = WeightedELBO(estimator=estimator)
+        elbo._draws = elbo._draws if late else DRAWS[-1:]
         drawn = torch.tensor([likelihood_of(elbo, parts, batch) for _ in range(1500)])
-        assert elbo._postpone == (model == "lim" or postponed_from > 1)  # the LFM uses the head itself
-        mean[postponed_from], error[postponed_from] = drawn.mean(), drawn.var() / 1500
-    assert abs(mean[1] - mean[1 << 18]) < 4 * (error[1] + error[1 << 18]).sqrt()
+        assert not late or elbo._draws[0] == (needed if estimator == "local" else "in the model")
+        mean.append(drawn.mean())
+        error.append(drawn.var() / 1500)
+    assert abs(mean[0] - mean[1]) < 4 * (error[0] + error[1]).sqrt()
 
 
 @pytest.mark.parametrize("prior", ["normal", "cauchy"])
 @pytest.mark.parametrize("model", ["lim", "own_code:shared_scale", "own_code:doubled_relations"])
-def test_a_postponed_draw_that_is_needed_is_drawn(
-    tiny: Graph, prior: str, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_postponed_draw_that_is_needed_is_drawn(tiny: Graph, prior: str, model: str) -> None:
     """A user's likelihood needs the latents themselves, and so does a KL without a closed form."""
     parts = Parts(tiny, model, prior)
-    monkeypatch.setattr(likelihood, "POSTPONED_FROM", 1)
     elbo = WeightedELBO(estimator="local")
     loss = elbo.differentiable_loss(parts.model, parts.guide, parts.kg, parts.batches(torch.arange(3)))
     assert loss.isfinite()
-    assert elbo._postpone == (prior == "normal" and model == "lim")
+    assert elbo._draws[0] == ("not at all" if prior == "normal" and model == "lim" else "in the model")
+
+
+def test_a_guide_that_uses_its_own_draw_has_it(tiny: Graph) -> None:
+    parts = Parts(tiny, "lim", guide="own_code:Chained")
+    elbo = WeightedELBO(estimator="local")
+    loss = elbo.differentiable_loss(parts.model, parts.guide, parts.kg, parts.batches(torch.arange(3)))
+    assert loss.isfinite()
+    assert elbo._draws[0] == "in the guide"

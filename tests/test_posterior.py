@@ -165,7 +165,7 @@ def test_own_code_is_named_again(tiny: Graph, tmp_path: Path) -> None:
     run = saved(tiny, tmp_path / "run", prior="test_priors:MyPrior")
     with pytest.raises(InputError, match="--run-prior test_priors:MyPrior"):
         kgpyro.load(run)
-    assert kgpyro.load(run, prior="test_priors:MyPrior").kg.entity_prior.base_dist.mean[0] == 1.0
+    assert kgpyro.load(run, prior="test_priors:MyPrior").kg.priors()[0](...).base_dist.mean[0] == 1.0
 
 
 def test_metrics_are_json(tiny: Graph, tmp_path: Path) -> None:
