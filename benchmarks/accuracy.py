@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py benchmarks/configs/*.yaml --seeds 0 1 2
     python benchmarks/accuracy.py --table
+    python benchmarks/accuracy.py benchmarks/configs/priors/*.yaml --table priors
 
 Each run is one JSON line in ``benchmarks/results/accuracy.jsonl``; what stands there already (same configuration file,
 same contents, same seed) is not run again, so an interrupted call can simply be repeated.
@@ -34,6 +35,12 @@ def read_lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
+def name_of(config: Path) -> str:
+    """What results call a configuration: its path under ``configs``."""
+    path = config.resolve()
+    return path.relative_to(HERE / "configs").as_posix() if path.is_relative_to(HERE / "configs") else path.name
+
+
 def digest(config: Path) -> str:
     return hashlib.sha256(config.read_bytes()).hexdigest()[:12]
 
@@ -55,7 +62,7 @@ def run(config: Path, seed: int) -> dict[str, Any]:
         "prior": priors[0] if len(set(priors)) == 1 else f"{priors[0]} / {priors[1]}",
         "seed": seed,
         "objective": posterior.metrics["objective"],
-        "config": config.name,
+        "config": name_of(config),
         "config_sha": digest(config),
         "commit": commit(),
         "seconds": posterior.seconds,
@@ -66,9 +73,9 @@ def run(config: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def table() -> str:
-    """Mean and spread over seeds of each configuration as it stands, as a Markdown table."""
-    current = {path.name: digest(path) for path in (HERE / "configs").glob("*.yaml")}
+def table(folder: str) -> str:
+    """Mean and spread over seeds of each configuration of a folder as it stands, as a Markdown table."""
+    current = {name_of(path): digest(path) for path in (HERE / "configs" / folder).glob("*.yaml")}
     rows = []
     for line in read_lines():
         if current.get(line["config"]) == line["config_sha"]:
@@ -91,22 +98,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=Path, help="YAML files with the options of kgpyro.fit")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--table", action="store_true", help="print the results of all current configurations")
+    parser.add_argument(
+        "--table", nargs="?", const=".", help="print the results of all current configurations, or of a folder of them"
+    )
     arguments = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
     done = {(line["config"], line["config_sha"], line["seed"]) for line in read_lines()}
     for config in arguments.configs:
         for seed in arguments.seeds:
-            if (config.name, digest(config), seed) not in done:
+            if (name_of(config), digest(config), seed) not in done:
                 with get_context("spawn").Pool(1) as fresh:  # a process of its own, whose peak memory is the run's
                     line = fresh.apply(run, (config, seed))
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(
-                    f"{config.name} seed {seed}: test MRR {line['metrics']['test']['realistic']['mrr']:.4f}", flush=True
+                    f"{name_of(config)} seed {seed}: test MRR {line['metrics']['test']['realistic']['mrr']:.4f}",
+                    flush=True,
                 )
     if arguments.table:
-        print(table())
+        print(table(arguments.table))
     return 0
 
 

@@ -37,7 +37,7 @@ from kgpyro.names import MODELS, resolve
 from kgpyro.training import KLSchedule, RandomQueries, Training
 
 DIM, BATCH = 200, 512
-STEPS_A_TURN = 3
+WARM_UP, STEPS_A_TURN = 2, 5
 CONFIG = {
     "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx",
     "guide": "lookup", "dim": DIM, "inverse": True,
@@ -331,13 +331,13 @@ def prepare(name: str, dataset: str) -> None:
 
 
 def seconds() -> list[float]:
-    """Times of the steps of one turn, after one that warms the caches; an evaluation is one step without warming."""
+    """Times of the steps of one turn, after those that warm the caches; an evaluation is one step without warming."""
     taken = []
-    for _ in range(1 if getattr(_step, "whole", False) else 1 + STEPS_A_TURN):
+    for _ in range(1 if getattr(_step, "whole", False) else WARM_UP + STEPS_A_TURN):
         started = time.perf_counter()
         _step()
         taken.append((time.perf_counter() - started) / getattr(_step, "steps", 1))
-    return taken[1:] or taken
+    return taken[WARM_UP:] or taken
 
 
 def working_memory() -> float:
@@ -359,7 +359,7 @@ def interleaved(names: list[str], dataset: str, turns: int) -> list[dict[str, An
             peaks[name] = [worker.apply(working_memory) for _ in range(1 if name.endswith("evaluation") else 3)]
         for turn in range(turns):
             for name, worker in workers.items():
-                if turn == 0 or not name.endswith("evaluation"):
+                if turn < 2 or not name.endswith("evaluation"):
                     times[name] += worker.apply(seconds)
     rows = []
     for name in names:
@@ -373,7 +373,9 @@ def interleaved(names: list[str], dataset: str, turns: int) -> list[dict[str, An
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write rows and ratios to this file")
-    parser.add_argument("--turns", type=int, default=5, help=f"of {STEPS_A_TURN} steps each, besides one of warm-up")
+    parser.add_argument(
+        "--turns", type=int, default=4, help=f"of {STEPS_A_TURN} steps each, besides {WARM_UP} of warm-up"
+    )
     parser.add_argument("--dataset", default="FB15k-237")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="only these rows")
     arguments = parser.parse_args()

@@ -21,11 +21,17 @@ class LookupTable(nn.Module):
     has only the rows that a step used.
     """
 
-    def __init__(self, count: int, size: int, scale_size: int, sparse: bool):
+    def __init__(self, count: int, loc_size: int, scale_size: int, sparse: bool):
         super().__init__()
         self.sparse = sparse
-        self.loc = nn.Parameter(nn.init.xavier_uniform_(torch.empty(count, size)))
-        self.log_scale = nn.Parameter(torch.full((count, scale_size), -math.log(size) / 2))
+        self.loc = nn.Parameter(nn.init.xavier_uniform_(torch.empty(count, loc_size)))
+        self.log_scale = nn.Parameter(torch.full((count, scale_size), -math.log(loc_size) / 2))
+
+    @classmethod
+    def of(cls, kg: Setting, kind: str) -> LookupTable:
+        """The table of a kind's symbols, in the sizes of its family."""
+        family, size = kg.family(kind), kg.size(kind)
+        return cls(kg.count(kind), family.loc_size(size), family.scale_size(size), kg.sparse)
 
     def forward(self, symbols: Tensor | EllipsisType) -> tuple[Tensor, Tensor]:
         if isinstance(symbols, EllipsisType):
@@ -40,12 +46,7 @@ class Lookup(Guide):
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__(kg, sites)
         self.families = kg.families
-        self.entity, self.relation = self._table(kg, "entity"), self._table(kg, "relation")
-
-    @staticmethod
-    def _table(kg: Setting, kind: str) -> LookupTable:
-        size, family = kg.size(kind), kg.family(kind)
-        return LookupTable(kg.count(kind), family.loc_size(size), family.scale_size(size), kg.sparse)
+        self.entity, self.relation = LookupTable.of(kg, "entity"), LookupTable.of(kg, "relation")
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         table = self.entity if kind == "entity" else self.relation

@@ -115,6 +115,12 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
 def _run_parser(name: str, description: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"python -m kgpyro.{name}", description=description)
     parser.add_argument("run", type=str, help="folder of a saved run.")
+    parser.add_argument(
+        "--dataset", type=str | None, default=None, help="another graph, whose entities have --features."
+    )
+    parser.add_argument(
+        "--features", type=str | None, default=None, help="features of the entities, for runs with --guide features."
+    )
     for key in OWN:
         text = f"name the run's own {key.replace('_', ' ')} again, where it is your code (package.module:object)."
         parser.add_argument(f"--run-{key.replace('_', '-')}", type=str | None, default=None, help=text)
@@ -123,7 +129,13 @@ def _run_parser(name: str, description: str) -> ArgumentParser:
 
 def _load(options: dict[str, Any]) -> Posterior:
     own = {key: options.pop(f"run_{key}") for key in OWN}
-    return kgpyro.load(options.pop("run"), **{k: v for k, v in own.items() if v is not None})
+    dataset, features = options.pop("dataset"), options.pop("features")
+    posterior = kgpyro.load(options.pop("run"), **{k: v for k, v in own.items() if v is not None})
+    if features is None and dataset is not None:
+        raise InputError("--dataset puts the run to another graph, whose entities it must know by --features FILE.")
+    if features is None:
+        return posterior
+    return posterior.extend(posterior.graph if dataset is None else kgpyro.load_graph(dataset), features)
 
 
 def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Callable[[dict[str, Any]], None]) -> int:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pyro
 import torch
 
 from kgpyro.batches import Batches
 from kgpyro.elbo import Terms, WeightedELBO
 from kgpyro.errors import InputError
+from kgpyro.features import FeaturesLike, load_features
 from kgpyro.graph import Graph, load_graph
 from kgpyro.likelihood import ESTIMATORS
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
@@ -47,6 +49,7 @@ def fit(
     relation_prior: PriorLike | None = None,
     score: str | Score | Callable = "ComplEx",
     guide: str | Callable = "lookup",
+    features: FeaturesLike | None = None,
     dim: int = 100,
     epochs: int = 100,
     batch_size: int = 256,
@@ -81,7 +84,13 @@ def fit(
         relation_prior: prior of relation latents where it differs from --prior.
         score: scoring function: DistMult, ComplEx, TransE-L1, TransE-L2, RESCAL, CP, RotatE, pykeen:NAME, or your own
             (h, r, t) -> score as package.module:function.
-        guide: variational family: lookup (a location and scale per symbol), or your own as package.module:object.
+        guide: variational family: lookup (a location and scale per symbol), mlp(width=32, hidden=128) (a narrow
+            embedding through a shared network), lowrank(rank=4) (correlated dimensions), flow(layers=2, hidden=64) (a
+            normalising flow), features(hidden=128) (entities known by --features alone), or your own as
+            package.module:object.
+        features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
+            row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
+            in it, and are predicted all the same.
         dim: real numbers per entity latent; ComplEx, CP and RotatE split them in two halves.
         epochs: passes over the training queries.
         batch_size: queries per step.
@@ -135,6 +144,7 @@ def fit(
         "relation_prior": _prior_text(relation_prior),
         "score": _score_text(score),
         "guide": _named(guide, GUIDES, "guide", out),
+        "features": None if features is None or isinstance(features, pd.DataFrame) else str(features),
         "dim": dim,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -159,19 +169,20 @@ def fit(
         new_run_folder(out)
         check_writable_config(config)
     with seeded(seed), pyro.validation_enabled(False):
-        posterior = _fit(graph, config, progress)
+        posterior = _fit(graph, config, features, progress)
     if out is not None and posterior.metrics:
         posterior.save(out)
     return posterior
 
 
-def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
+def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, progress: bool) -> Posterior:
     started = time.monotonic()
+    graph = whole if features is None else whole.training_part()
     dtype = torch.float64 if config["precision"] == "64" else torch.float32
     queries = graph.training_queries
     sampled = None if config["negatives"] == "all" else int(config["negatives"])
     batches = Batches(queries, graph.num_entities, config["inverse"], sampled, config["negative_weight"], dtype)
-    kg = build_setting(graph, config).to(dtype)
+    kg = build_setting(graph, config, None if features is None else load_features(features, graph).to(dtype)).to(dtype)
     _start_at_base_rates(kg, batches)
     found = resolve(config["model"], MODELS, "model")
     model = found(kg).to(dtype) if isinstance(found, type) else found
@@ -179,6 +190,8 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
     kg.sparse = sampled is not None and alone and config["optimizer"] in SPARSE_OPTIMIZERS
     guide = build_guide(config, kg, sites).to(dtype)
+    if features is not None and not guide.inductive:
+        raise InputError(f"guide {config['guide']} makes no use of --features; add --guide features.")
     local = not sites & {"entities", "relations"}
     if config["kl_weight"] is None:
         config["kl_weight"] = 2.0 / len(queries) if local else 1.0
@@ -209,6 +222,8 @@ def _fit(graph: Graph, config: dict[str, Any], progress: bool) -> Posterior:
         facts = Batches(queries, graph.num_entities, config["inverse"], few, dtype=dtype)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(elbo, kg, model, guide, facts.to(posterior.device), progress=progress)
+    if features is not None:
+        posterior = posterior.extend(whole, features)
     posterior.metrics = {
         "test": posterior.evaluation("test", progress),
         "valid": posterior.evaluation("valid", progress),

@@ -55,6 +55,25 @@ class Graph:
         return len(self.relations)
 
     @cached_property
+    def seen(self) -> Tensor:
+        """Which entities training has seen, shape ``(E,)``, bool."""
+        seen = torch.zeros(self.num_entities, dtype=torch.bool)
+        seen[self.train[:, [0, 2]].flatten()] = True
+        return seen
+
+    def training_part(self) -> Graph:
+        """The graph of the entities that training has seen, and the triples among them."""
+        ids = self.seen.long().cumsum(0) - 1
+
+        def among(triples: Tensor) -> Tensor:
+            kept = triples[self.seen[triples[:, [0, 2]]].all(1)]
+            return torch.stack([ids[kept[:, 0]], kept[:, 1], ids[kept[:, 2]]], dim=1)
+
+        entities = tuple(name for name, seen in zip(self.entities, self.seen.tolist(), strict=True) if seen)
+        train, valid, test = among(self.train), among(self.valid), among(self.test)
+        return replace(self, entities=entities, train=train, valid=valid, test=test)
+
+    @cached_property
     def training_queries(self) -> Queries:
         """Both queries of every training triple, with all their training answers."""
         return Queries.of(self.train, self.num_relations)

@@ -24,7 +24,13 @@ class Guide(nn.Module):
         kg: the setting: ``kg.count(kind)`` symbols, latents of length ``kg.size(kind)``, and ``kg.family(kind)``, which
             fits the prior's support, for each kind ``"entity"`` and ``"relation"``.
         sites: names of the model's latent sites.
+
+    Attributes:
+        inductive: whether entities are known by ``kg.features`` alone, so that new ones have posteriors too; such a
+            guide keeps them as its buffer ``features``.
     """
+
+    inductive = False
 
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__()

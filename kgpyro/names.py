@@ -5,21 +5,30 @@ The core of kgpyro never imports ``kgpyro.models`` or ``kgpyro.guides``; it reso
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import os
 import sys
+from functools import partial
 from typing import Any
 
 from kgpyro.errors import InputError
 
 MODELS = {"lim": "kgpyro.models.lim:lim", "lfm": "kgpyro.models.lfm:lfm"}
-GUIDES = {"lookup": "kgpyro.guides.lookup:Lookup"}
+GUIDES = {
+    "lookup": "kgpyro.guides.lookup:Lookup",
+    "mlp": "kgpyro.guides.mlp:MLP",
+    "features": "kgpyro.guides.features:Features",
+    "lowrank": "kgpyro.guides.lowrank:LowRank",
+    "flow": "kgpyro.guides.flow:Flow",
+}
 
 
 def is_dotted(name: str) -> bool:
     """Whether a name is a dotted path ``package.module:object`` to a user's own code."""
-    module, _, attribute = name.partition(":")
-    return bool(attribute) and "(" not in name and all(part.isidentifier() for part in module.split("."))
+    module, _, attribute = name.partition("(")[0].partition(":")
+    return bool(attribute) and all(part.isidentifier() for part in module.split("."))
 
 
 def import_dotted(path: str, kind: str) -> Any:
@@ -41,21 +50,42 @@ def import_dotted(path: str, kind: str) -> Any:
 def resolve(given: Any, table: dict[str, str], kind: str) -> Any:
     """The object that a name of ``table``, a dotted path, or the object itself stands for.
 
-    Raises InputError with the valid names.
+    A name or path may be a call, such as ``lowrank(rank=8)``: the object then has these options set.
+
+    Raises InputError with the valid names, or those of the options.
     """
     if not isinstance(given, str):
         return given
-    if given.lower() in table:
-        return import_dotted(table[given.lower()], kind)
-    if is_dotted(given):
-        return import_dotted(given, kind)
+    name, opened, _ = given.partition("(")
+    if name.lower() in table or is_dotted(given):
+        found = import_dotted(table.get(name.lower(), name), kind)
+        return partial(found, **_options(given, found, kind)) if opened else found
     raise InputError(f"unknown {kind} {given!r}; choose from {', '.join(table)}, or your own as package.module:object.")
+
+
+def _options(call: str, found: Any, kind: str) -> dict[str, Any]:
+    try:
+        node: Any = ast.parse(call.partition(":")[2] or call, mode="eval").body
+        if node.args:
+            raise ValueError("options are given by name")
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise InputError(f"{kind} {call!r} does not parse ({error}); write NAME(option=number).") from error
+    known = [p.name for p in inspect.signature(found).parameters.values() if p.default is not p.empty]
+    for option, value in options.items():
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"{kind} {call}: no option {option!r}; {has}.")
+        if not isinstance(value, (int, float)) or value <= 0:
+            raise InputError(f"{kind} {call}: {option} must be a positive number.")
+    return options
 
 
 def name_of(given: Any, table: dict[str, str], kind: str) -> str:
     """How a model or guide is written in a configuration. Raises InputError for what no path leads to."""
     if isinstance(given, str):
-        return given.lower() if given.lower() in table else given
+        name, opened, rest = given.partition("(")
+        return name.lower() + opened + rest if name.lower() in table else given
     path = f"{given.__module__}:{given.__qualname__}" if hasattr(given, "__qualname__") else ""
     if "<locals>" in path or path.startswith("__main__") or not path:
         raise InputError(f"this {kind} lives only in the running program; put it into a module to save the run.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kgpyro.errors import InputError
 from kgpyro.families import is_gaussian, posterior_mean, posterior_variance
+from kgpyro.features import FeaturesLike, load_features
 from kgpyro.graph import SPLITS, Graph
 from kgpyro.guide import Guide
 from kgpyro.likelihood import AllCandidates
@@ -152,7 +154,12 @@ class Posterior:
     # ---- ranks ------------------------------------------------------------------------------------------------------
 
     def ranks(
-        self, split: str = "test", by: str = "score", draws: int | None = None, progress: bool = False
+        self,
+        split: str = "test",
+        by: str = "score",
+        draws: int | None = None,
+        unseen: bool = False,
+        progress: bool = False,
     ) -> pd.DataFrame:
         """Ranks of the true head and tail of every triple of a split (:func:`kgpyro.ranking.rank_triples`).
 
@@ -160,10 +167,11 @@ class Posterior:
             split: ``"train"``, ``"valid"`` or ``"test"``.
             by: ``"score"``, the posterior mean of the score, or ``"probability"``, the posterior predictive.
             draws: Monte-Carlo draws; by default 32 for scores that need them and 100 for probabilities.
+            unseen: only the triples with an entity that training has not seen.
             progress: show a progress bar.
 
         Raises:
-            InputError: unknown split or criterion.
+            InputError: unknown split or criterion, or no such triples.
         """
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
@@ -176,6 +184,10 @@ class Posterior:
             return functions[by](anchor.to(self.device), row.to(self.device), **options)
 
         triples = getattr(self.graph, split)
+        if unseen:
+            triples = triples[~self.graph.seen[triples[:, [0, 2]]].all(1)]
+            if not len(triples):
+                raise InputError(f"every entity of the {split} split is in training too; there is nothing unseen.")
         return rank_triples(score_all, triples, self.graph.known_queries, self.graph.num_entities, progress)
 
     def evaluate(
@@ -183,6 +195,7 @@ class Posterior:
         split: str = "test",
         by: str = "score",
         draws: int | None = None,
+        unseen: bool = False,
         per_relation: bool = False,
         progress: bool = False,
     ) -> pd.DataFrame:
@@ -192,6 +205,7 @@ class Posterior:
             split: train, valid or test.
             by: what facts are ranked by: score (its posterior mean) or probability (the posterior predictive).
             draws: Monte-Carlo draws; by default 32 for scores that need them and 100 for probabilities.
+            unseen: only the triples with an entity that training has not seen.
             per_relation: a row per relation and side instead, filtered (Tables 3 and 4 of the paper).
             progress: show a progress bar.
 
@@ -201,7 +215,7 @@ class Posterior:
         Raises:
             InputError: unknown split or criterion.
         """
-        ranks = self.ranks(split, by, draws, progress)
+        ranks = self.ranks(split, by, draws, unseen, progress)
         return per_relation_table(ranks, self.graph) if per_relation else metrics_table(ranks)
 
     def evaluation(self, split: str, progress: bool = False) -> dict[str, Any]:
@@ -284,6 +298,37 @@ class Posterior:
             found |= dict.fromkeys(triples[here][:, 2 if side == "tail" else 0].tolist(), split)
         return found
 
+    def extend(self, graph: Graph, features: FeaturesLike) -> Posterior:
+        """The same posterior over a graph with other entities, known by their features.
+
+        Args:
+            graph: with the same relations; its entities may all be new.
+            features: of its entities (:func:`kgpyro.features.load_features`).
+
+        Raises:
+            InputError: the guide does not go by features, or graph or features do not fit.
+        """
+        if not self.guide.inductive:
+            raise InputError(
+                f"guide {self.config['guide']} knows only the entities it was fitted to; fit with --guide features."
+            )
+        if graph.relations != self.graph.relations:
+            raise InputError(
+                f"graph {graph.name!r} has other relations than {self.graph.name!r}; they must be the same."
+            )
+        if any(u.per == "symbol" for u in self.kg.symbol_prior("entity").prior.unknown.values()):
+            raise InputError(
+                "the entity prior has a parameter per entity, which new ones lack; learn it for all, or per dimension."
+            )
+        guide, kg = copy.deepcopy(self.guide), copy.deepcopy(self.kg)
+        found, old = load_features(features, graph), guide.get_buffer("features")
+        if found.shape[1] != old.shape[1]:
+            raise InputError(f"these entities have {found.shape[1]} features; the guide was fitted to {old.shape[1]}.")
+        guide.features, kg.num_entities = found.to(old), graph.num_entities
+        extended = Posterior(graph, kg, guide, self.config, self.metrics, self.log)
+        extended.seconds = self.seconds
+        return extended
+
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
@@ -306,7 +351,7 @@ class Posterior:
         """
         run = Run.read(folder)
         run.refuse_own_code(set(own))
-        kg = build_setting(run.graph, run.config | own)
+        kg = build_setting(run.graph, run.config | own, run.state.get("guide.features"))
         guide = build_guide(run.config | own, kg, run.sites)
         try:
             for part, module in (("guide", guide), ("setting", kg)):
@@ -317,13 +362,15 @@ class Posterior:
         return cls(run.graph, kg, guide, run.config, run.metrics, run.log)
 
 
-def build_setting(graph: Graph, config: Mapping[str, Any]) -> Setting:
+def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | None = None) -> Setting:
     """The setting that a configuration names. Raises InputError for names there are none of."""
     relation_rows = graph.num_relations * (2 if config["inverse"] else 1)
     entity_prior = resolve_prior(config["entity_prior"] or config["prior"])
     relation_prior = resolve_prior(config["relation_prior"] or config["prior"])
     score = resolve_score(config["score"])
-    return Setting(graph.num_entities, relation_rows, score, config["dim"], entity_prior, relation_prior)
+    kg = Setting(graph.num_entities, relation_rows, score, config["dim"], entity_prior, relation_prior)
+    kg.features = features
+    return kg
 
 
 def build_guide(config: Mapping[str, Any], kg: Setting, sites: set[str]) -> Guide:

@@ -31,6 +31,7 @@ class Setting(nn.Module):
         score: the scoring function.
         symbol_priors: the prior of each kind, with its learned parameters.
         intercept: ``b_p``, a learnt parameter of shape ``(num_relations,)``.
+        features: of the entities, shape ``(num_entities, f)``; None where there are none.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Setting(nn.Module):
             {kind: SymbolPrior(kind, prior, self.count(kind), self.size(kind)) for kind, prior in given.items()}
         )
         self.intercept = nn.Parameter(torch.zeros(num_relations))
+        self.features: Tensor | None = None
         self.sparse = False
 
     @property

@@ -11,8 +11,9 @@ import kgpyro
 
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
-    "errors", "graph", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood", "batches",
-    "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "posterior", "fitting", "commands",
+    "errors", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood",
+    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "posterior", "fitting",
+    "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},

@@ -1,0 +1,51 @@
+"""A guide with a normalising flow: a Gaussian per symbol, bent by transformations that all of a kind share."""
+
+from __future__ import annotations
+
+from types import EllipsisType
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import transforms
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from kgpyro.errors import InputError
+from kgpyro.guide import Guide
+from kgpyro.guides.lookup import LookupTable
+from kgpyro.setting import Setting
+
+
+class Flow(Guide):
+    """``q(h | symbol)`` through ``layers`` affine couplings (Dinh et al. 2017), with the halves swapped in between.
+
+    Raises InputError for latents of a single dimension, which have no halves.
+    """
+
+    def __init__(self, kg: Setting, sites: set[str], layers: int = 2, hidden: int = 64):
+        super().__init__(kg, sites)
+        self.families = kg.families
+        self.tables, self.couplings = nn.ModuleDict(), nn.ModuleDict()
+        for kind, family in kg.families.items():
+            size = family.loc_size(kg.size(kind))
+            if size < 2:
+                raise InputError("guide flow couples the halves of a latent, which needs at least two dimensions.")
+            self.tables[kind] = LookupTable.of(kg, kind)
+            self.couplings[kind] = nn.ModuleList([_coupling(size, hidden) for _ in range(layers)])
+
+    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+        loc, log_scale = self.tables[kind](symbols)
+        swap = torch.arange(loc.shape[-1], device=loc.device).flip(0)
+        couplings = list(self.couplings[kind].children())
+        steps = [step for coupling in couplings for step in (coupling, transforms.Permute(swap))]
+        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        return self.families[kind].push(dist.TransformedDistribution(base, steps))
+
+
+def _coupling(size: int, hidden: int) -> transforms.AffineCoupling:
+    """One coupling that starts as the identity."""
+    coupling = transforms.affine_coupling(size, hidden_dims=[hidden])
+    last = [layer for layer in coupling.nn.modules() if isinstance(layer, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return coupling

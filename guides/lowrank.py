@@ -1,0 +1,35 @@
+"""A guide whose dimensions are correlated: a low-rank Gaussian for every symbol."""
+
+from __future__ import annotations
+
+from types import EllipsisType
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from kgpyro.guide import Guide
+from kgpyro.guides.lookup import LookupTable
+from kgpyro.setting import Setting
+
+
+class LowRank(Guide):
+    """``q(h | symbol)`` with covariance ``W Wᵀ + diag(σ²)``, ``W`` of ``rank`` columns (Ong et al. 2018)."""
+
+    def __init__(self, kg: Setting, sites: set[str], rank: int = 4):
+        super().__init__(kg, sites)
+        self.families, self.sparse = kg.families, kg.sparse
+        self.tables, self.factors = nn.ModuleDict(), nn.ParameterDict()
+        for kind, family in kg.families.items():
+            self.tables[kind] = LookupTable.of(kg, kind)
+            size = family.loc_size(kg.size(kind))
+            self.factors[kind] = nn.Parameter(0.1 * torch.randn(kg.count(kind), size * rank) / (size * rank) ** 0.5)
+
+    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+        loc, log_scale = self.tables[kind](symbols)
+        factor = self.factors[kind]
+        rows = factor if isinstance(symbols, EllipsisType) else embedding(symbols, factor, sparse=self.sparse)
+        base = dist.LowRankMultivariateNormal(loc, rows.unflatten(-1, (loc.shape[-1], -1)), (2 * log_scale).exp())
+        return self.families[kind].push(base)
