@@ -10,7 +10,6 @@ from pyro.distributions import transforms
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from kgpyro.errors import InputError
 from kgpyro.guide import Guide
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.setting import Setting
@@ -19,7 +18,7 @@ from kgpyro.setting import Setting
 class Flow(Guide):
     """``q(h | symbol)`` through ``layers`` affine couplings (Dinh et al. 2017), with the halves swapped in between.
 
-    Raises InputError for latents of a single dimension, which have no halves.
+    A latent of a single dimension, which has no halves, keeps its Gaussian.
     """
 
     def __init__(self, kg: Setting, sites: set[str], layers: int = 2, hidden: int = 64):
@@ -27,11 +26,10 @@ class Flow(Guide):
         self.families = kg.families
         self.tables, self.couplings = nn.ModuleDict(), nn.ModuleDict()
         for kind, family in kg.families.items():
+            family.refuse_sphere("flow")
             size = family.loc_size(kg.size(kind))
-            if size < 2:
-                raise InputError("guide flow couples the halves of a latent, which needs at least two dimensions.")
             self.tables[kind] = LookupTable.of(kg, kind)
-            self.couplings[kind] = nn.ModuleList([_coupling(size, hidden) for _ in range(layers)])
+            self.couplings[kind] = nn.ModuleList([_coupling(size, hidden) for _ in range(layers if size > 1 else 0)])
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         loc, log_scale = self.tables[kind](symbols)
@@ -39,7 +37,7 @@ class Flow(Guide):
         couplings = list(self.couplings[kind].children())
         steps = [step for coupling in couplings for step in (coupling, transforms.Permute(swap))]
         base = dist.Normal(loc, log_scale.exp()).to_event(1)
-        return self.families[kind].push(dist.TransformedDistribution(base, steps))
+        return self.families[kind].push(dist.TransformedDistribution(base, steps) if steps else base)
 
 
 def _coupling(size: int, hidden: int) -> transforms.AffineCoupling:

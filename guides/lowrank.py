@@ -23,6 +23,7 @@ class LowRank(Guide):
         self.families, self.sparse = kg.families, kg.sparse
         self.tables, self.factors = nn.ModuleDict(), nn.ParameterDict()
         for kind, family in kg.families.items():
+            family.refuse_sphere("lowrank")
             self.tables[kind] = LookupTable.of(kg, kind)
             size = family.loc_size(kg.size(kind))
             self.factors[kind] = nn.Parameter(0.1 * torch.randn(kg.count(kind), size * rank) / (size * rank) ** 0.5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kgpyro.checks import prior_predictive
+from kgpyro.comparison import compare
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
 from kgpyro.guide import Guide
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from kgpyro.fitting import fit
 
 __version__ = "0.1.0"
-__all__ = ["Graph", "Guide", "InputError", "Posterior", "fit", "load", "load_graph"]
+__all__ = ["Graph", "Guide", "InputError", "Posterior", "compare", "fit", "load", "load_graph", "prior_predictive"]
 
 
 def load(folder: str | Path, **own: Any) -> Posterior:

@@ -1,4 +1,4 @@
-"""The command line: ``fit``, ``evaluate`` and ``predict``, each over the typed signature of what it calls."""
+"""The command line: ``fit``, ``evaluate``, ``predict``, ``check``, each over the typed signature of what it calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 import kgpyro
 from kgpyro.errors import InputError
 from kgpyro.posterior import Posterior
+from kgpyro.priors import prior_table
 from kgpyro.runs import OWN
+
+DATASET_HELP = "name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test."
 
 
 def add_options(parser: ArgumentParser, function: Callable, skip: set[str]) -> None:
@@ -55,12 +58,7 @@ def fit_command(arguments: Sequence[str] | None = None) -> int:
         prog="python -m kgpyro.fit", description="Fit a Bayesian knowledge-graph embedding and say how good it is."
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
-    parser.add_argument(
-        "--dataset",
-        type=str,
-        default="nations",
-        help="name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test.",
-    )
+    parser.add_argument("--dataset", type=str, default="nations", help=DATASET_HELP)
     add_options(parser, kgpyro.fit, skip={"graph"})
     parser.add_argument(
         "--per-relation",
@@ -108,6 +106,29 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
         mass = f"{options['interval']:.0%}"
         print(f"({', '.join(query)}): {mass} intervals of the fact's probability\n")
         print(_table(table.assign(known=table["known"].map(lambda s: s or "-")), index=False))
+
+    return _run(parser, arguments, run)
+
+
+def check_command(arguments: Sequence[str] | None = None) -> int:
+    """``python -m kgpyro.check --prior …``: what a prior claims about a graph, before any fit."""
+    parser = ArgumentParser(
+        prog="python -m kgpyro.check", description="What a prior claims about a graph before any fact is seen."
+    )
+    parser.add_argument("--dataset", type=str, default="nations", help=DATASET_HELP)
+    add_options(parser, kgpyro.prior_predictive, skip={"graph", "progress"})
+    parser.add_argument("--out", type=str | None, default=None, help="folder for the tables and the figure.")
+
+    def run(options: dict[str, Any]) -> None:
+        folder = options.pop("out")
+        found = kgpyro.prior_predictive(options.pop("dataset"), progress=True, **options)
+        print(f"{found.title}: what the prior implies, mean and central 90 % over draws\n")
+        print(found.summary.to_string(float_format="{:.3g}".format, na_rep="-"))
+        for warning in found.warnings:
+            print(f"\nWARNING: {warning}")
+        if folder is not None:
+            found.save(folder)
+            print(f"\nSaved in {folder}: prior_summary.csv, prior_density.csv and prior_predictive.png.")
 
     return _run(parser, arguments, run)
 
@@ -167,6 +188,8 @@ def report(posterior: Posterior) -> None:
         rows[split, "both"] = m[split]["realistic"]
         rows |= {(split, side): m[split][side]["realistic"] for side in ("head", "tail")}
         rows[split, "both, raw"] = m[split]["raw"]["realistic"]
+    if not (learned := posterior.prior_parameters()).empty:
+        print(f"\nparameters of the priors, over what each is learned for\n{_table(learned, index=False)}")
     print(f"\n{_table(pd.DataFrame(rows).T)}\n\nfiltered unless marked raw, all entities ranked, realistic ties")
     for warning in m["warnings"]:
         print(f"\nWARNING: {warning}")
@@ -177,7 +200,20 @@ def _table(frame: pd.DataFrame, index: bool = True) -> str:
     return frame.to_string(formatters=formats, index=index)
 
 
-COMMANDS = {"fit": fit_command, "evaluate": evaluate_command, "predict": predict_command}
+def priors_command(arguments: Sequence[str] | None = None) -> int:
+    """``python -m kgpyro priors``: the table of all priors that have a name, in Markdown."""
+    ArgumentParser(prog="python -m kgpyro priors", description="All priors that have a name.").parse_args(arguments)
+    print(prior_table())
+    return 0
+
+
+COMMANDS = {
+    "fit": fit_command,
+    "evaluate": evaluate_command,
+    "predict": predict_command,
+    "check": check_command,
+    "priors": priors_command,
+}
 
 
 def main() -> int:

@@ -182,6 +182,9 @@ class Family:
 
     support: constraints.Constraint
 
+    def __deepcopy__(self, memo: dict) -> Family:
+        return self  # constraints are known by identity
+
     @property
     def spherical(self) -> bool:
         return self.support is constraints.sphere
@@ -216,16 +219,17 @@ class Family:
             return dist.LogNormal(loc, log_scale.exp())
         return dist.TransformedDistribution(dist.Normal(loc, log_scale.exp()), [biject_to(self.support)])
 
-    def push(self, base: TorchDistribution) -> TorchDistribution:
-        """A distribution over ``R^loc_size``, event ``(loc_size,)``, pushed onto the support.
-
-        Raises InputError on the sphere, which is no such image.
-        """
+    def refuse_sphere(self, guide: str) -> None:
+        """Raise InputError on the sphere, which is no image of ``R^d`` that :meth:`push` could reach."""
         if self.spherical:
-            raise InputError("this guide's posteriors live in R^d, not on the sphere of the prior; use --guide lookup.")
-        return (
-            base if self.support is constraints.real else dist.TransformedDistribution(base, [biject_to(self.support)])
-        )
+            raise InputError(
+                f"guide {guide} lives in R^d, not on the sphere of this prior; use lookup, mlp or features."
+            )
+
+    def push(self, base: TorchDistribution) -> TorchDistribution:
+        """A distribution over ``R^loc_size``, event ``(loc_size,)``, pushed onto the support; not on the sphere."""
+        real = self.support is constraints.real
+        return base if real else dist.TransformedDistribution(base, [biject_to(self.support)])
 
 
 def family_for(prior: TorchDistribution) -> Family:

@@ -23,7 +23,6 @@ from kgpyro.posterior import Posterior, build_guide, build_setting, seeded
 from kgpyro.priors import PriorLike, resolve_prior
 from kgpyro.runs import check_writable_config, new_run_folder
 from kgpyro.scoring import SCORES, Score, resolve_score
-from kgpyro.setting import Setting
 from kgpyro.training import (
     OPTIMIZERS,
     SCHEDULES,
@@ -183,7 +182,7 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
     sampled = None if config["negatives"] == "all" else int(config["negatives"])
     batches = Batches(queries, graph.num_entities, config["inverse"], sampled, config["negative_weight"], dtype)
     kg = build_setting(graph, config, None if features is None else load_features(features, graph).to(dtype)).to(dtype)
-    _start_at_base_rates(kg, batches)
+    kg.start_at_base_rates(batches)
     found = resolve(config["model"], MODELS, "model")
     model = found(kg).to(dtype) if isinstance(found, type) else found
     sites = latent_sites(model, kg, batches)
@@ -236,14 +235,6 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         "warnings": _warnings(config, bar.table, terms, local, schedule),
     }
     return posterior
-
-
-def _start_at_base_rates(kg: Setting, batches: Batches) -> None:
-    queries = batches.queries
-    rows = queries.relation if batches.inverse else queries.relation % queries.num_relations
-    facts = torch.bincount(rows, minlength=kg.num_relations) * batches.num_entities
-    observed = torch.zeros(kg.num_relations).index_add(0, rows, queries.counts.float())
-    kg.start_intercept(observed, facts)
 
 
 def objective_name(config: Mapping[str, Any]) -> str:

@@ -298,6 +298,28 @@ class Posterior:
             found |= dict.fromkeys(triples[here][:, 2 if side == "tail" else 0].tolist(), split)
         return found
 
+    @torch.no_grad()
+    def prior_parameters(self) -> pd.DataFrame:
+        """The parameters of the priors that are not fixed numbers.
+
+        Returns:
+            A row per parameter: ``prior`` (entity or relation), ``parameter``, ``how`` (learned, or latent: then its
+            posterior mean), ``values`` (how many it has), and their ``mean``, ``low`` and ``high`` (5 % and 95 %).
+        """
+        found: list[tuple[str, str, str, Tensor]] = []
+        for kind in self.kg.families:
+            prior = self.kg.symbol_prior(kind)
+            found += [(kind, name, "learned", value) for name, value in prior.values().items()]
+            for site in prior.latents:
+                mean = posterior_mean(self.guide.hyper[site]())
+                found.append((kind, site.removeprefix(f"{kind}_"), "latent", mean))
+        rows = []
+        for kind, name, how, values in found:
+            flat = values.double().flatten().cpu()
+            low, high = torch.quantile(flat, torch.tensor([0.05, 0.95], dtype=torch.double)).tolist()
+            rows.append([kind, name, how, len(flat), float(flat.mean()), low, high])
+        return pd.DataFrame(rows, columns=["prior", "parameter", "how", "values", "mean", "low", "high"])
+
     def extend(self, graph: Graph, features: FeaturesLike) -> Posterior:
         """The same posterior over a graph with other entities, known by their features.
 

@@ -26,6 +26,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
 from kgpyro.families import Family, HypersphericalUniform, ProjectedNormal, family_for
@@ -465,3 +466,52 @@ def _like(value: Any, like: Tensor) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_like(v, like) for v in value) if not isinstance(value, torch.Size) else value
     return value
+
+
+# ---- the table of all names -----------------------------------------------------------------------------------------
+
+
+def prior_table() -> str:
+    """Every prior that has a name, as a Markdown table; every one of them goes through the matrix of the tests."""
+    rows = ["| prior | parameters | support | posterior | KL divergence | tested |", "|---|---|---|---|---|---|"]
+    for name, cls in prior_names().items():
+        prior, size = resolve_prior(name), 4
+        p, family = prior.distribution(size), prior.family(size)
+        q = family(torch.zeros(1, family.loc_size(size)) + 0.5, torch.zeros(1, family.scale_size(size)) - 1)
+        try:
+            kl = "analytic" if kl_divergence(q, p).isfinite().all() else "Monte Carlo"
+        except NotImplementedError:
+            kl = "Monte Carlo"
+        defaults = {k: v for k, v in (DEFAULTS | _defaults(cls)).items() if k in _accepted(cls)}
+        for group in ALTERNATIVES:
+            if len(group & set(defaults)) > 1:
+                defaults = {k: v for k, v in defaults.items() if k not in group or k in _defaults(cls)}
+        written = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in defaults.items())
+        kind = (
+            " (multivariate)" if cls is not HypersphericalUniform and _construct(cls, {}, name, 3).event_shape else ""
+        )
+        rows.append(
+            f"| {name}{kind} | {written or '-'} | {_support_name(family)} | {_posterior_name(family)} | {kl} | yes |"
+        )
+    return "\n".join(rows)
+
+
+def _support_name(family: Family) -> str:
+    support: Any = family.support
+    named = {constraints.real: "real", constraints.positive: "positive", constraints.simplex: "simplex"}
+    named |= {constraints.sphere: "sphere"}
+    if support in named:
+        return named[support]
+    if isinstance(support, constraints.interval):
+        return f"[{support.lower_bound:g}, {support.upper_bound:g}]"
+    return f"above {support.lower_bound:g}" if hasattr(support, "lower_bound") else f"below {support.upper_bound:g}"
+
+
+def _posterior_name(family: Family) -> str:
+    named = {
+        "real": "Normal",
+        "positive": "LogNormal",
+        "sphere": "power spherical",
+        "simplex": "Normal, by stick-breaking",
+    }
+    return named.get(_support_name(family), "Normal, pushed onto it")

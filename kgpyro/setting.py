@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from kgpyro.batches import Batch
+from kgpyro.batches import Batch, Batches
 from kgpyro.families import Family
 from kgpyro.hierarchy import SymbolPrior
 from kgpyro.likelihood import AllCandidates
@@ -93,11 +93,14 @@ class Setting(nn.Module):
         """Prior and shape of every latent that is a parameter of a prior, by its site."""
         return {site: found for kind in self.families for site, found in self.symbol_prior(kind).latents.items()}
 
-    def start_intercept(self, observed: Tensor, facts: Tensor) -> None:
-        """Start ``b_p`` at the log-odds of the base rate, from the numbers of observed and all facts per relation."""
-        rate = (observed + 0.5) / (facts + 1.0)
+    def start_at_base_rates(self, batches: Batches) -> None:
+        """Start ``b_p`` at the log-odds of each relation's base rate among the facts of its training queries."""
+        queries = batches.queries
+        rows = queries.relation if batches.inverse else queries.relation % queries.num_relations
+        facts = torch.bincount(rows, minlength=self.num_relations) * batches.num_entities
+        observed = torch.bincount(rows, queries.counts.double(), minlength=self.num_relations)
         with torch.no_grad():
-            self.intercept.copy_(torch.logit(rate))
+            self.intercept.copy_(torch.logit((observed + 0.5) / (facts + 1.0)))
 
     def bernoulli(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
         """``Bernoulli(sigmoid(φ(h_s, h_p, h_o) + b_p))`` of a batch's facts.

@@ -55,6 +55,7 @@ class Parts:
         dim: int = 4,
         inverse: bool = True,
         guide: str = "lookup",
+        features: torch.Tensor | None = None,
         **negatives: float | None,
     ):
         self.graph = graph
@@ -62,6 +63,7 @@ class Parts:
         both = resolve_prior(prior)
         self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both)
         self.kg.to(torch.get_default_dtype())
+        self.kg.features = features
         self.batches = Batches(graph.training_queries, graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
         self.model: Callable = resolve(model, MODELS, "model")
         self.sites = latent_sites(self.model, self.kg, self.batches)

@@ -12,8 +12,8 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood",
-    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "posterior", "fitting",
-    "commands",
+    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "posterior",
+    "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
@@ -61,5 +61,5 @@ def test_core_never_imports_models_or_guides() -> None:
 
 
 def test_every_module_has_a_layer() -> None:
-    commands = {"__init__", "__main__", "fit", "evaluate", "predict"}
+    commands = {"__init__", "__main__", "fit", "evaluate", "predict", "check"}
     assert {f.stem for f in ROOT.glob("*.py")} - commands <= set(LAYERS)

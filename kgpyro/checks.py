@@ -1,0 +1,213 @@
+"""What a prior claims about a graph before any fact is seen: its prior predictive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kgpyro.batches import Batches
+from kgpyro.errors import InputError
+from kgpyro.graph import Graph, load_graph
+from kgpyro.posterior import build_setting, seeded
+from kgpyro.priors import PriorLike
+from kgpyro.scoring import Score
+from kgpyro.setting import Setting
+
+SURE = 0.99  # probability from which on a fact counts as claimed for sure
+PILED_UP = 0.1  # share of random facts claimed for sure from which on there is a warning
+
+
+@dataclass(frozen=True)
+class PriorPredictive:
+    """What a prior claims.
+
+    Attributes:
+        summary: one row per quantity: what the graph has, what the prior implies (``mean`` over draws, ``low`` and
+            ``high`` of the central 90 %).
+        density: one row per relation: the share of all pairs of entities it joins, in the graph and implied likewise.
+        probabilities: of random facts under the prior, shape ``(draws, facts)``.
+        degrees: number of answers of a random query, in the graph and in each draw: ``{"graph": (q,), "prior": (n,)}``.
+        title: the prior and the score, for figures.
+    """
+
+    summary: pd.DataFrame
+    density: pd.DataFrame
+    probabilities: np.ndarray
+    degrees: dict[str, np.ndarray]
+    title: str
+
+    @property
+    def warnings(self) -> list[str]:
+        """In plain words, what is suspicious about the prior."""
+        sure = float((self.probabilities > SURE).mean())
+        spread = float((self.probabilities < 1 - SURE).mean())
+        if sure < PILED_UP:
+            return []
+        return [
+            f"The prior piles probabilities up at 0 and 1: it holds {sure:.0%} of all random facts for true with more "
+            f"than {SURE:.0%} probability, and {spread:.0%} for false. Scores spread with the scales of the latents "
+            f"and with --dim; a smaller prior scale, or scale=learn, claims less."
+        ]
+
+    def figure(self) -> Any:
+        """Three panels: probability of a random fact, density per relation, answers per query.
+
+        Raises InputError where matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError("figures need matplotlib; pip install matplotlib.") from error
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        left.hist(self.probabilities.ravel(), bins=50, range=(0, 1), color="tab:blue", log=True)
+        left.set(xlabel="probability of a random fact", ylabel="facts", title="what a random fact is worth")
+        rows = self.density.sort_values("graph").reset_index(drop=True)
+        middle.vlines(rows.index, rows["low"], rows["high"], color="tab:blue", alpha=0.5, label="prior, 90 %")
+        middle.plot(rows.index, rows["mean"], "_", color="tab:blue", label="prior, mean")
+        middle.plot(rows.index, rows["graph"], ".", color="black", label="graph")
+        middle.set(yscale="log", xlabel="relations, sparse to dense", ylabel="share of all pairs", title="density")
+        middle.legend(frameon=False)
+        top = max(values.max(initial=1) for values in self.degrees.values())
+        bins = np.unique(np.concatenate([[0], np.geomspace(1, top + 1, 24).round()])) - 0.5
+        for name, colour in (("prior", "tab:blue"), ("graph", "black")):
+            values = self.degrees[name]
+            weights = np.full(len(values), 1 / max(len(values), 1))
+            style = {"histtype": "step" if name == "graph" else "bar", "color": colour, "label": name}
+            right.hist(values, bins=bins, weights=weights, **style)
+        right.set_xscale("symlog", linthresh=1)
+        right.set(xlabel="answers of a random query", ylabel="share of queries", title="degrees")
+        right.legend(frameon=False)
+        figure.suptitle(self.title)
+        return figure
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``prior_summary.csv``, ``prior_density.csv`` and ``prior_predictive.png`` to a folder.
+
+        Raises InputError where it cannot be written, or matplotlib is not installed (the tables are written first).
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.summary.to_csv(folder / "prior_summary.csv")
+            self.density.to_csv(folder / "prior_density.csv", index=False)
+            self.figure().savefig(folder / "prior_predictive.png", dpi=150)
+        except OSError as error:
+            raise InputError(f"the check cannot be written to {folder}: {error}.") from error
+
+
+@torch.no_grad()
+def prior_predictive(
+    graph: Graph | str | Path,
+    prior: PriorLike = "normal",
+    score: str | Score = "ComplEx",
+    draws: int = 20,
+    *,
+    entity_prior: PriorLike | None = None,
+    relation_prior: PriorLike | None = None,
+    dim: int = 100,
+    facts: int = 2000,
+    queries: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+) -> PriorPredictive:
+    """What a prior and a score claim about a graph of this size, before any fit.
+
+    Intercepts stand where a fit starts them, at the relations' base rates among the candidates of their training
+    queries, so a prior implies more facts than the graph has where many pairs are never asked about. Learned parameters
+    of a prior stand where learning starts, latent ones are drawn.
+
+    Args:
+        graph: a Graph, the name of a data set, or a folder of triples files.
+        prior: prior of all latents, as in a fit.
+        score: scoring function, as in a fit.
+        draws: draws of all latents from the prior.
+        entity_prior: prior of entity latents where it differs from --prior.
+        relation_prior: prior of relation latents where it differs from --prior.
+        dim: real numbers per entity latent.
+        facts: random facts per relation (at most) and draw.
+        queries: random queries per draw whose answers are counted.
+        seed: of all draws.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: unknown names, or a number that is not positive.
+    """
+    graph = graph if isinstance(graph, Graph) else load_graph(graph)
+    for name, value in {"draws": draws, "dim": dim, "facts": facts, "queries": queries}.items():
+        if value < 1:
+            raise InputError(f"--{name} must be a positive number; got {value}.")
+    config = {"prior": prior, "entity_prior": entity_prior, "relation_prior": relation_prior}
+    kg = build_setting(graph, config | {"score": score, "dim": dim, "inverse": False})
+    kg.start_at_base_rates(Batches(graph.training_queries, graph.num_entities, inverse=False))
+    found, degrees = [], []
+    with seeded(seed):
+        for _ in tqdm(range(draws), desc="prior", unit="draw", disable=not progress, leave=False):
+            probabilities, answers = _one_draw(kg, graph, facts, queries)
+            found.append(probabilities)
+            degrees.append(answers)
+        observed = _observed_degrees(graph, queries * draws)
+    return _predictive(
+        graph, kg, torch.stack(found), torch.cat(degrees), observed, f"{prior}, {kg.score.name}, dim {dim}"
+    )
+
+
+def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of random facts of each relation, ``(R, f)``, and drawn numbers of answers of random queries."""
+    entity_prior, relation_prior = kg.priors()
+    latents = []
+    for prior, count in ((entity_prior(...), kg.num_entities), (relation_prior(...), kg.num_relations)):
+        latents.append(prior.sample() if prior.batch_shape else prior.sample((count,)))
+    entities, relations = latents
+    per_relation = max(1, facts // max(1, graph.num_relations // 50))
+    relation = torch.arange(graph.num_relations).repeat_interleave(per_relation)
+    head, tail = torch.randint(graph.num_entities, (2, len(relation)))
+    scores = kg.score.facts(entities[head], relations[relation], entities[tail])
+    probabilities = (scores + kg.intercept[relation]).sigmoid().reshape(graph.num_relations, per_relation)
+    row, anchor = torch.randint(graph.num_relations, (queries,)), torch.randint(graph.num_entities, (queries,))
+    logits = kg.score.candidates(entities[anchor], relations[row], entities) + kg.intercept[row].unsqueeze(-1)
+    return probabilities, torch.bernoulli(logits.sigmoid()).sum(-1)
+
+
+def _observed_degrees(graph: Graph, queries: int) -> Tensor:
+    """Numbers of training answers of random tail queries, unanswered ones included, shape ``(queries,)``."""
+    key = torch.randint(graph.num_entities * graph.num_relations, (queries,))
+    triples = graph.train[:, 0] * graph.num_relations + graph.train[:, 1]
+    answered, counts = torch.unique(triples, return_counts=True)
+    position = torch.searchsorted(answered, key).clamp_max(len(answered) - 1)
+    return torch.where(answered[position] == key, counts[position], 0)
+
+
+def _predictive(
+    graph: Graph, kg: Setting, probabilities: Tensor, degrees: Tensor, observed: Tensor, title: str
+) -> PriorPredictive:
+    pairs = graph.num_entities**2
+    in_graph = torch.bincount(graph.train[:, 1], minlength=graph.num_relations).double() / pairs
+    implied = probabilities.double().mean(2)  # (draws, R)
+    density = pd.DataFrame({"relation": graph.relations, "graph": in_graph.numpy()} | _spread(implied))
+    flat = probabilities.flatten(1).double()
+    nan = float("nan")
+    quantities = {
+        "probability of a random fact": (float(in_graph.mean()), flat.mean(1)),
+        "share of random facts above 0.99": (nan, (flat > SURE).double().mean(1)),
+        "share of random facts below 0.01": (nan, (flat < 1 - SURE).double().mean(1)),
+        "answers of a random query": (float(observed.double().mean()), degrees.double().reshape(len(flat), -1).mean(1)),
+    }
+    rows = {
+        name: {"graph": value, **{key: float(v[0]) for key, v in _spread(drawn.unsqueeze(1)).items()}}
+        for name, (value, drawn) in quantities.items()
+    }
+    counts = {"graph": observed.numpy(), "prior": degrees.numpy()}
+    return PriorPredictive(pd.DataFrame(rows).T, density, flat.numpy(), counts, title)
+
+
+def _spread(drawn: Tensor) -> dict[str, np.ndarray]:
+    low, high = torch.quantile(drawn, torch.tensor([0.05, 0.95], dtype=drawn.dtype), dim=0)
+    return {"mean": drawn.mean(0).numpy(), "low": low.numpy(), "high": high.numpy()}

@@ -1,0 +1,215 @@
+"""The guides beside the lookup table: what each has that it has not, and features of entities never seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import Parts
+from torch.distributions import kl_divergence
+
+import kgpyro
+from kgpyro.errors import InputError
+from kgpyro.families import Family, posterior_mean, posterior_variance
+from kgpyro.features import load_features
+from kgpyro.graph import Graph
+from kgpyro.names import GUIDES, is_dotted, name_of, resolve
+from kgpyro.priors import resolve_prior
+
+D = 4
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_an_mlp_is_smaller_than_the_table_it_replaces() -> None:
+    graph = kgpyro.load_graph("kinships")
+    sizes = {}
+    for guide in ("lookup", "mlp(width=8, hidden=16)"):
+        sizes[guide] = parameters(Parts(graph, guide=guide, dim=50).guide)
+    assert sizes["mlp(width=8, hidden=16)"] < sizes["lookup"] / 2
+
+
+def test_low_rank_posteriors_are_correlated(tiny: Graph) -> None:
+    guide = Parts(tiny, guide="lowrank(rank=2)", dim=D).guide
+    with torch.no_grad():
+        guide.factors["entity"].normal_()
+    q = guide.posterior("entity", ...)
+    covariance = torch.cov(q.sample((20_000,))[:, 0].T)
+    torch.testing.assert_close(covariance, q.covariance_matrix[0], atol=0.15, rtol=0.1)
+    assert (covariance - covariance.diagonal().diag()).abs().max() > 0.5
+
+
+def test_a_flow_starts_as_its_base_and_bends(tiny: Graph) -> None:
+    parts = Parts(tiny, guide="flow(layers=2, hidden=8)", dim=D)
+    q, table = parts.guide.posterior("entity", ...), parts.guide.tables["entity"]
+    base = dist.Normal(table.loc, table.log_scale.exp()).to_event(1)
+    value = q.rsample()
+    torch.testing.assert_close(q.log_prob(value), base.log_prob(value))
+    with torch.no_grad():
+        for parameter in parts.guide.couplings.parameters():
+            parameter.normal_(std=0.5)
+    q = parts.guide.posterior("entity", ...)
+    drawn = q.sample((4000,))
+    assert (drawn.mean(0) - table.loc).abs().max() > 0.05
+    torch.testing.assert_close(posterior_mean(q), drawn.mean(0), atol=0.3, rtol=0.1)
+    torch.testing.assert_close(posterior_variance(q), drawn.var(0), atol=0.4, rtol=0.4)
+
+
+@pytest.mark.parametrize("prior", ["normal(scale=0.7)", "multivariate_normal(scale_tril=2)"])
+def test_analytic_kl_of_correlated_gaussians(prior: str) -> None:
+    p = resolve_prior(prior).distribution(D)
+    loc = torch.randn(1, D)
+    diagonal = Family(p.support.base_constraint)(loc, torch.zeros(1, D) - 0.5)
+    low_rank = dist.LowRankMultivariateNormal(loc, torch.randn(1, D, 2), torch.rand(1, D) + 0.2)
+    for q in (diagonal, low_rank):
+        drawn = q.rsample((200_000,))
+        ratio = q.log_prob(drawn) - p.log_prob(drawn)
+        error = 5 * float(ratio.std()) / 200_000**0.5
+        assert float(kl_divergence(q, p)) == pytest.approx(float(ratio.mean()), abs=error)
+
+
+@pytest.mark.parametrize(
+    ("guide", "words"),
+    [
+        ("lowrank(rank=0)", "rank must be a positive number"),
+        ("lowrank(ranks=2)", "no option 'ranks'; it has rank"),
+        ("lookup(rank=2)", "no option 'rank'; it has none"),
+        ("lowrank(2)", "options are given by name"),
+        ("lowrank(rank=", "does not parse"),
+        ("autonormal", "unknown guide 'autonormal'; choose from lookup, mlp"),
+        ("features", "give them with --features FILE"),
+    ],
+)
+def test_mistaken_guides(tiny: Graph, guide: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Parts(tiny, guide=guide)
+    assert words in str(caught.value)
+
+
+def test_names_of_guides_with_options() -> None:
+    assert name_of("LowRank(rank=3)", GUIDES, "guide") == "lowrank(rank=3)"
+    assert is_dotted("own_code:OneScale(width=2)")
+    assert not is_dotted("lowrank(rank=3)")
+    assert resolve("mlp(width=4)", GUIDES, "guide").keywords == {"width": 4}
+
+
+@pytest.mark.parametrize("guide", ["flow", "lowrank"])
+def test_the_sphere_needs_a_guide_of_its_own(tiny: Graph, guide: str) -> None:
+    with pytest.raises(InputError, match=r"not on the sphere of this prior; use lookup, mlp or features"):
+        Parts(tiny, prior="hyperspherical_uniform", guide=guide)
+
+
+# ---- features -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def blocks() -> tuple[Graph, pd.DataFrame]:
+    """Three blocks of entities; ``next`` leads from each block to the following. The last of each is only in test."""
+    rng = np.random.default_rng(0)
+    names = [f"{block}{i}" for block in "abc" for i in range(12)]
+    features = pd.DataFrame(
+        [[float(name[0] == block) for block in "abc"] for name in names] + rng.normal(0, 0.1, (36, 3)), index=names
+    )
+    triples = [
+        (head, "next", tail)
+        for head in names
+        for tail in names
+        if (ord(tail[0]) - ord(head[0])) % 3 == 1 and rng.random() < 0.5
+    ]
+    held = [t for t in triples if "11" in t[0] + t[2]]
+    train = [t for t in triples if "11" not in t[0] + t[2]]
+    return Graph.from_triples("blocks", train[20:], train[:20], held), features
+
+
+def test_entities_never_seen_are_predicted_by_their_features(
+    blocks: tuple[Graph, pd.DataFrame], tmp_path: Path
+) -> None:
+    graph, features = blocks
+    features.to_csv(tmp_path / "f.csv")
+    options = {"model": "lim", "guide": "features(hidden=32)", "dim": 8, "epochs": 60, "progress": False}
+    posterior = kgpyro.fit(graph, features=tmp_path / "f.csv", lr=0.05, out=tmp_path / "run", **options)
+    assert not graph.seen.all()
+    unseen = posterior.ranks("test", unseen=True)
+    # by chance a rank is in the middle; here only the entities of the right block stand before the answer
+    assert unseen["optimistic"].mean() < 9
+    assert unseen["candidates"].mean() > 20
+    best = posterior.predict(head="a11", relation="next", top=5)
+    assert all(name.startswith("b") for name in best["tail"])
+
+    again = kgpyro.load(tmp_path / "run")
+    before, after = (p.predict(head="a11", relation="next", top=None).set_index("tail") for p in (posterior, again))
+    pd.testing.assert_frame_equal(after.loc[before.index], before, atol=1e-4)
+    new = pd.DataFrame([[0.0, 0.0, 1.0]], index=["zoe"])
+    larger = Graph(graph.name, (*graph.entities, "zoe"), graph.relations, graph.train, graph.valid, graph.test)
+    extended = again.extend(larger, pd.concat([features, new]))
+    assert all(name.startswith("a") for name in extended.predict(head="zoe", relation="next", top=5)["tail"])
+
+
+def test_what_cannot_be_extended(blocks: tuple[Graph, pd.DataFrame], tiny: Graph) -> None:
+    graph, features = blocks
+    options = {"model": "lim", "dim": 4, "epochs": 1, "progress": False}
+    with pytest.raises(InputError, match="makes no use of --features"):
+        kgpyro.fit(graph, features=features, **options)
+    posterior = kgpyro.fit(graph, features=features, guide="features", **options)
+    with pytest.raises(InputError, match="has other relations"):
+        posterior.extend(tiny, features)
+    with pytest.raises(InputError, match="these entities have 2 features; the guide was fitted to 3"):
+        posterior.extend(graph, features[[0, 1]])
+    with pytest.raises(InputError, match="has a parameter per entity"):
+        kgpyro.fit(graph, features=features, guide="features", prior="normal(scale=learn_per_symbol)", **options)
+    with pytest.raises(InputError, match="knows only the entities it was fitted to"):
+        kgpyro.fit(graph, **options).extend(graph, features)
+    with pytest.raises(InputError, match="every entity of the valid split is in training"):
+        posterior.ranks("valid", unseen=True)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "npy", "parquet"])
+def test_files_of_features(tiny: Graph, tmp_path: Path, suffix: str) -> None:
+    frame = pd.DataFrame(np.arange(10.0).reshape(5, 2), index=list(tiny.entities), columns=["x", "y"])
+    path = tmp_path / f"f.{suffix}"
+    shuffled = frame.iloc[::-1]
+    if suffix == "npy":
+        np.save(path, frame.to_numpy())
+    elif suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        shuffled.reset_index().to_parquet(path)
+    else:
+        shuffled.to_csv(path, sep="\t" if suffix == "tsv" else ",")
+    torch.testing.assert_close(load_features(path, tiny), torch.arange(10.0).reshape(5, 2))
+    torch.testing.assert_close(load_features(shuffled, tiny), torch.arange(10.0).reshape(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,x\na,1\nb,2\n", "no row for entity 'c' (3 of 5 lack one)"),
+        ("name,x\na,1\na,1\nb,1\nc,1\nd,1\ne,1\n", "entity 'a' has two rows"),
+        ("name,x\na,red\nb,1\nc,1\nd,1\ne,1\n", "column 'x' is no number"),
+        ("name,x\na,inf\nb,1\nc,1\nd,1\ne,1\n", "x of 'a' is no finite number"),
+        ("name\na\nb\nc\nd\ne\n", "no columns of features"),
+        ("", "cannot be read"),
+    ],
+)
+def test_malformed_features(tiny: Graph, tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_features(path, tiny)
+    assert words in str(caught.value)
+
+
+def test_features_that_are_not_there_or_no_table(tiny: Graph, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_features(tmp_path / "none.csv", tiny)
+    np.save(tmp_path / "f.npy", np.zeros((4, 2)))
+    with pytest.raises(InputError, match=r"shape \(4, 2\); need \(5, number of features\)"):
+        load_features(tmp_path / "f.npy", tiny)
+    np.save(tmp_path / "o.npy", np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_features(tmp_path / "o.npy", tiny)
