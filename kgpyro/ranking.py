@@ -51,17 +51,17 @@ def rank_triples(
     row = torch.cat([relation + known.num_relations, relation])
     answer = torch.cat([head, tail])
     # triples with the same query stand together, and the query is scored once
-    queries, owner = torch.unique(torch.stack([row, anchor]), dim=1, return_inverse=True)
+    queries, owner = torch.unique(row * num_entities + anchor, return_inverse=True)
     order = owner.argsort(stable=True)
-    ends = torch.bincount(owner, minlength=queries.shape[1]).cumsum(0).tolist()
+    ends = torch.bincount(owner, minlength=len(queries)).cumsum(0).tolist()
     at_once = max(1, SCORES_AT_ONCE // num_entities)
     counted = []
-    starts = range(0, queries.shape[1], at_once)
+    starts = range(0, len(queries), at_once)
     for start in tqdm(starts, desc="ranking", unit="block", disable=not progress or len(starts) < 4, leave=False):
-        stop = min(start + at_once, queries.shape[1])
-        scores = score_all(queries[1, start:stop], queries[0, start:stop]).cpu()
+        stop = min(start + at_once, len(queries))
+        scores = score_all(queries[start:stop] % num_entities, queries[start:stop] // num_entities).cpu()
         for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(at_once):
-            mine = scores[owner[part] - start]
+            mine = scores.index_select(0, owner[part] - start)
             counted.append(_count_better(mine, anchor[part], row[part], answer[part], known))
     columns = np.zeros((6, len(order)))
     if counted:
@@ -74,7 +74,7 @@ def rank_triples(
 def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, known: Queries) -> np.ndarray:
     true = scores.gather(1, answer.unsqueeze(1))
     which, other = known.answer_pairs(known.positions(anchor, row))
-    removed = scores[which, other]
+    removed = scores.take(which * scores.shape[1] + other)
     scores.sub_(true)
     if bool(scores.sum(1).isnan().any()):
         raise InputError("the posterior scores some facts as NaN; the fit diverged: lower --lr or tighten the prior.")

@@ -10,16 +10,20 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import biject_to, kl_divergence
+from torch.distributions.transforms import ExpTransform
 
+import kgpyro
 from kgpyro.errors import InputError
 from kgpyro.families import (
     Family,
     HypersphericalUniform,
     PowerSpherical,
+    ProjectedNormal,
     family_for,
     posterior_mean,
     posterior_variance,
 )
+from kgpyro.graph import Graph
 from kgpyro.priors import Prior, prior_names, resolve_prior
 
 SIZE = 5
@@ -85,7 +89,59 @@ def test_a_multivariate_prior() -> None:
         fixed.distribution(SIZE)
 
 
-@pytest.mark.parametrize("prior", [dist.Laplace(0.0, 0.5), dist.Gamma(2.0, 3.0), HypersphericalUniform(4)])
+def slab_and_spike(size: int) -> TorchDistribution:
+    """A mixture with its components fixed: every other coordinate is close to zero."""
+    near, far = dist.Normal(torch.zeros(size), 0.1), dist.Normal(torch.zeros(size), 2.0)
+    return dist.MaskedMixture(torch.arange(size) % 2 == 0, near, far).to_event(1)
+
+
+def log_laplace(size: int) -> TorchDistribution:
+    return dist.TransformedDistribution(dist.Laplace(torch.zeros(size), 1.0), [ExpTransform()]).to_event(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "support"), [("slab_and_spike", constraints.real), ("log_laplace", constraints.positive)]
+)
+def test_transformed_and_mixed_priors(tiny: Graph, name: str, support: constraints.Constraint) -> None:
+    posterior = kgpyro.fit(tiny, model="lim", prior=f"{__name__}:{name}", dim=4, epochs=3, progress=False)
+    assert posterior.kg.family("entity").support is support
+    assert math.isfinite(posterior.metrics["elbo_per_fact"])
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "check"),
+    [
+        ("multivariate_normal(scale_tril=2)", "covariance_matrix", 4 * torch.eye(SIZE)),
+        ("multivariate_normal(covariance_matrix=2)", "covariance_matrix", 2 * torch.eye(SIZE)),
+        ("multivariate_normal(loc=[1, 2, 3, 4, 5])", "mean", torch.arange(1.0, 6.0)),
+        ("dirichlet(concentration=0.5)", "concentration", torch.full((SIZE,), 0.5)),
+        ("low_rank_multivariate_normal(cov_factor=1, cov_diag=2)", "variance", torch.full((SIZE,), 3.0)),
+        ("mixture_of_diag_normals(locs=[-2, 0, 2], component_logits=[0, 0, 0])", "locs", torch.tensor([-2.0, 0, 2.0])),
+    ],
+)
+def test_numbers_in_multivariate_calls(text: str, shape: str, check: torch.Tensor) -> None:
+    found = getattr(resolve_prior(text).distribution(SIZE), shape)
+    torch.testing.assert_close(found[:, 0] if shape == "locs" else found, check)
+
+
+def test_the_projected_normals_density() -> None:
+    """It integrates to one, and where pyro knows it, it is pyro's."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        uniform = HypersphericalUniform(5).sample((200_000,)).to(torch.float64)
+        density = ProjectedNormal(torch.tensor([1.0, -0.5, 0.3, 0.0, 0.2])).log_prob(uniform).exp()
+        area = float(-HypersphericalUniform(5).log_prob(uniform[:1]))
+        assert float(density.mean()) * math.exp(-area) ** -1 == pytest.approx(1.0, rel=0.01)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    c = torch.randn(3)
+    value = dist.ProjectedNormal(c).sample((4,))
+    torch.testing.assert_close(ProjectedNormal(c).log_prob(value), dist.ProjectedNormal(c).log_prob(value))
+
+
+@pytest.mark.parametrize(
+    "prior", [dist.Laplace(0.0, 0.5), dist.Gamma(2.0, 3.0), dist.StudentT(3.0, 1.0, 2.0), HypersphericalUniform(4)]
+)
 def test_objects_that_a_call_can_stand_for(prior: TorchDistribution) -> None:
     text = resolve_prior(prior).text
     assert text is not None
@@ -178,10 +234,12 @@ def test_analytic_kl_is_the_expected_log_ratio(prior: str) -> None:
     assert float(kl_divergence(q, p)) == pytest.approx(float(ratio.mean()), abs=5 * float(ratio.std()) / 200_000**0.5)
 
 
-@pytest.mark.parametrize("prior", ["normal", "gamma", "uniform(low=-3, high=1)", "pareto", "hyperspherical_uniform"])
+@pytest.mark.parametrize(
+    "prior", ["normal", "gamma", "uniform(low=-3, high=1)", "pareto", "hyperspherical_uniform", "dirichlet"]
+)
 def test_posterior_moments(prior: str) -> None:
     family = resolve_prior(prior).family(SIZE)
-    q = family(torch.randn(2, SIZE), torch.full((2, family.scale_size(SIZE)), 0.4).log())
+    q = family(torch.randn(2, family.loc_size(SIZE)), torch.full((2, family.scale_size(SIZE)), 0.4).log())
     drawn = q.rsample((200_000,))
     mean, variance = drawn.mean(0), drawn.var(0)
     torch.testing.assert_close(posterior_mean(q), mean, atol=5 * float(variance.max() / 200_000) ** 0.5, rtol=0)
