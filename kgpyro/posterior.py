@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,7 @@ from kgpyro.graph import SPLITS, Graph
 from kgpyro.guide import Guide
 from kgpyro.likelihood import AllCandidates
 from kgpyro.names import GUIDES, resolve
+from kgpyro.predictive import summary
 from kgpyro.priors import resolve_prior
 from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
 from kgpyro.runs import Run
@@ -137,19 +139,106 @@ class Posterior:
         """Whether an entity has one latent for all its facts (LIM), or one per fact (LFM)."""
         return "entities" in self.guide.sites
 
-    def _draw_logits(self, anchor: Tensor, row: Tensor) -> Tensor:
-        """``φ + b_p`` of all candidates in one posterior draw, ``(b, E)``."""
+    def _draw_logits(self, anchor: Tensor, row: Tensor, candidates: Tensor | EllipsisType = ...) -> Tensor:
+        """``φ + b_p`` of candidates (all, or ids ``(c,)``) in one posterior draw, ``(b, E)`` or ``(b, c)``.
+
+        Under local noise rows are independent draws, also of the same query; else they share one table.
+        """
         relation, reverse = self._rows(row)
-        kg, candidates = self.kg, self.guide.posterior("entity", ...)
+        kg, q = self.kg, self.guide.posterior("entity", candidates)
         r = self.guide.posterior("relation", relation).rsample()
-        if kg.score.linear and is_gaussian(candidates):
+        if kg.score.linear and is_gaussian(q):
             head = self.guide.posterior("entity", anchor).rsample()
-            normal = candidates.base_dist
-            facts = AllCandidates(kg.score, head, r, normal.loc, kg.intercept[relation], reverse)
-            return facts.with_local_noise(normal, own=anchor if self._global_latents else None).logits
-        table = candidates.rsample()
+            facts = AllCandidates(kg.score, head, r, q.base_dist.loc, kg.intercept[relation], reverse)
+            logits = facts.with_local_noise(q.base_dist).logits
+            same = self._same_latent(anchor, candidates, logits)
+            if same is not None:  # a self-loop's score has the anchor's draw at both ends
+                loops = kg.score.facts(head, r, head, reverse) + kg.intercept[relation]
+                logits = torch.where(same, loops.unsqueeze(1), logits)
+            return logits
+        table = self.guide.posterior("entity", ...).rsample()
         head = table[anchor] if self._global_latents else self.guide.posterior("entity", anchor).rsample()
-        return AllCandidates(kg.score, head, r, table, kg.intercept[relation], reverse).logits
+        return AllCandidates(kg.score, head, r, table[candidates], kg.intercept[relation], reverse).logits
+
+    def _same_latent(self, anchor: Tensor, candidates: Tensor | EllipsisType, logits: Tensor) -> Tensor | None:
+        """Where a candidate is the query's own anchor, ``(b, c)``; None under latents per fact, which are never one."""
+        if not self._global_latents:
+            return None
+        if isinstance(candidates, EllipsisType):
+            return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, anchor.unsqueeze(1), True)
+        return anchor.unsqueeze(1) == candidates
+
+    def _draws(self, anchor: int, row: int, candidates: Tensor, draws: int, seed: int) -> Tensor:
+        """Draws of the logits of one query's candidates, ``(draws, c)``."""
+        a, r = (torch.tensor([value], device=self.device) for value in (anchor, row))
+        with seeded(seed):
+            if self._cheap_draws:
+                return self._draw_logits(a.expand(draws), r.expand(draws), candidates)
+            return torch.cat([self._draw_logits(a, r, candidates) for _ in range(draws)])
+
+    @torch.no_grad()
+    def facts(
+        self,
+        triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor,
+        draws: int = 500,
+        interval: float = 0.9,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The posterior predictive of any facts.
+
+        Args:
+            triples: names ``(head, relation, tail)``, a frame with these columns, or ids of shape ``(n, 3)``.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+
+        Returns:
+            A row per fact, as given: ``head``, ``relation``, ``tail``, ``probability``, ``std``, ``low``, ``high``,
+            ``aleatoric`` and ``epistemic`` (:func:`kgpyro.predictive.summary`). Where relations have inverses a draw's
+            probability is asked both ways, and the fact's draws are those of either.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        ids = self._ids(triples).to(self.device)
+        found = []
+        with seeded(seed):
+            for part in ids.split(max(1, (1 << 23) // (draws * self.kg.entity_size))):
+                ways = [(part[:, 0], part[:, 1], part[:, 2])]
+                if self.inverse:
+                    ways.append((part[:, 2], part[:, 1] + self.graph.num_relations, part[:, 0]))
+                each = torch.cat([self._draw_pairs(*way, draws=-(-draws // len(ways))) for way in ways])
+                found.append(summary(each, interval))
+        names = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]} if found else {}
+        g = self.graph
+        h, r, t = (
+            [table[i] for i in column]
+            for table, column in zip((g.entities, g.relations, g.entities), ids.T.tolist(), strict=True)
+        )
+        return pd.DataFrame({"head": h, "relation": r, "tail": t} | names)
+
+    def _draw_pairs(self, anchor: Tensor, row: Tensor, candidate: Tensor, draws: int) -> Tensor:
+        """Draws of the logits of paired queries and candidates, ``(n,) -> (draws, n)``, each fact's its own."""
+        relation, reverse = self._rows(row)
+        shape = torch.Size([draws])
+        head, tail = (self.guide.posterior("entity", e).rsample(shape) for e in (anchor, candidate))
+        r = self.guide.posterior("relation", relation).rsample(shape)
+        if self._global_latents:
+            tail = torch.where((anchor == candidate).unsqueeze(-1), head, tail)
+        flip = None if reverse is None else reverse.expand(draws, -1)
+        return self.kg.score.facts(head, r, tail, flip) + self.kg.intercept[relation]
+
+    def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
+        if isinstance(triples, Tensor):
+            return triples
+        rows = (
+            triples[["head", "relation", "tail"]].itertuples(index=False)
+            if isinstance(triples, pd.DataFrame)
+            else triples
+        )
+        g = self.graph
+        ids = [[g.entity_id(h), g.relation_id(r), g.entity_id(t)] for h, r, t in rows]
+        return torch.tensor(ids, dtype=torch.long).reshape(-1, 3)
 
     # ---- ranks ------------------------------------------------------------------------------------------------------
 
@@ -247,7 +336,8 @@ class Posterior:
         Returns:
             One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive),
             ``std`` and ``low``, ``high`` (standard deviation and interval of the fact's probability over the
-            posterior), ``known`` (the split that holds the fact, or an empty string).
+            posterior), ``aleatoric`` and ``epistemic`` (the two parts of the doubt, in nats;
+            :func:`kgpyro.predictive.summary`), ``known`` (the split that holds the fact, or an empty string).
 
         Raises:
             InputError: unknown names, or not exactly one given entity.
@@ -257,38 +347,35 @@ class Posterior:
         side = "tail" if tail is None else "head"
         given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
         relation_id = self.graph.relation_id(relation)
-        row = torch.tensor([relation_id if side == "tail" else relation_id + self.graph.num_relations])
-        anchor = torch.tensor([given])
-        with seeded(seed):
-            many = anchor.expand(draws).to(self.device), row.expand(draws).to(self.device)
-            drawn = self._draw_logits(*many) if self._cheap_draws else self._one_by_one(anchor, row, draws)
-        p = drawn.sigmoid().cpu()
-        tail_mass = (1 - interval) / 2
-        mean = p.mean(0)
-        order = mean.argsort(descending=True)[:top]
-        p = p[:, order]
-        bounds = torch.quantile(p.double(), torch.tensor([tail_mass, 1 - tail_mass], dtype=torch.double), dim=0)
+        row = relation_id if side == "tail" else relation_id + self.graph.num_relations
+        everyone = torch.arange(self.graph.num_entities, device=self.device)
+        chosen = everyone if top is None else self._most_probable(given, row, top, draws, seed)
+        parts = chosen.split(max(1, (1 << 22) // draws))
+        found = [summary(self._draws(given, row, part, draws, seed), interval) for part in parts]
+        columns = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]}
         known = self._known(given, relation_id, side)
-        return pd.DataFrame(
-            {
-                side: [self.graph.entities[i] for i in order.tolist()],
-                "probability": mean[order].numpy(),
-                "std": p.std(0).numpy(),
-                "low": bounds[0].numpy(),
-                "high": bounds[1].numpy(),
-                "known": [known.get(i, "") for i in order.tolist()],
-            }
+        ids = chosen.tolist()
+        frame = pd.DataFrame(
+            {side: [self.graph.entities[i] for i in ids], **columns, "known": [known.get(i, "") for i in ids]}
         )
+        return frame.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
+
+    def _most_probable(self, given: int, row: int, top: int, draws: int, seed: int) -> Tensor:
+        """The ids of a query's answers with the highest predictive probability, in blocks of draws."""
+        total = torch.zeros(self.graph.num_entities, device=self.device, dtype=self.dtype)
+        at_once = max(1, (1 << 22) // self.graph.num_entities) if self._cheap_draws else 1
+        a, r = (torch.tensor([value], device=self.device) for value in (given, row))
+        with seeded(seed):
+            for start in range(0, draws, at_once):
+                rows = min(at_once, draws - start)
+                total += self._draw_logits(a.expand(rows), r.expand(rows)).sigmoid_().sum(0)
+        return total.topk(min(top, len(total))).indices
 
     @property
     def _cheap_draws(self) -> bool:
         """Whether rows of one call are independent draws: local noise, no table drawn."""
         one = torch.zeros(1, dtype=torch.long, device=self.device)
         return self.kg.score.linear and is_gaussian(self.guide.posterior("entity", one))
-
-    def _one_by_one(self, anchor: Tensor, row: Tensor, draws: int) -> Tensor:
-        anchor, row = anchor.to(self.device), row.to(self.device)
-        return torch.cat([self._draw_logits(anchor, row) for _ in range(draws)])
 
     def _known(self, given: int, relation: int, side: str) -> dict[int, str]:
         found: dict[int, str] = {}

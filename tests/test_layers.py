@@ -12,7 +12,7 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood",
-    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "posterior",
+    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "predictive", "posterior",
     "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {

@@ -1,0 +1,36 @@
+"""From posterior draws of logits to what a prediction says: probability, its spread, and what kind of doubt is left."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of ``Bernoulli(sigmoid(logits))``, in nats, elementwise; exact far out, where probabilities round to 0 or 1."""
+    return F.softplus(logits) - logits * logits.sigmoid()
+
+
+def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
+    """What draws of a fact's logit say about it, shapes ``(draws, n) -> (n,)`` each.
+
+    ``probability`` is the posterior predictive, ``std``, ``low`` and ``high`` the spread of the fact's own probability
+    over the posterior. The predictive entropy splits in two (Depeweg et al. 2018): ``aleatoric``, the mean entropy of a
+    draw, that no knowledge of the latents would remove, and ``epistemic``, the mutual information of label and latents.
+    """
+    p = logits.double().sigmoid()
+    mean = p.mean(0)
+    bounds = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], dtype=torch.double, device=p.device)
+    low, high = torch.quantile(p, bounds, dim=0)
+    total = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
+    aleatoric = entropy(logits.double()).mean(0)
+    spread = p.std(0) if len(p) > 1 else torch.zeros_like(mean)
+    return {
+        "probability": mean,
+        "std": spread,
+        "low": low,
+        "high": high,
+        "aleatoric": aleatoric,
+        "epistemic": (total - aleatoric).clamp_min(0),
+    }
