@@ -15,7 +15,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # the wheel, built from a clean tree, installed into an environment of its own and run from another folder
 wheel: $(VENV)/installed

@@ -64,7 +64,7 @@ class PriorPredictive:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise InputError("figures need matplotlib; pip install matplotlib.") from error
+            raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         left.hist(self.probabilities.ravel(), bins=50, range=(0, 1), color="tab:blue", log=True)

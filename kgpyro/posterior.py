@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kgpyro.conformal import Thresholds, misfit, open_candidates
 from kgpyro.errors import InputError
 from kgpyro.families import is_gaussian, posterior_mean, posterior_variance
 from kgpyro.features import FeaturesLike, load_features
@@ -65,6 +66,7 @@ class Posterior:
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
         self._cached: Moments | None = None
+        self._thresholds: dict[int, Thresholds] = {}
 
     def __repr__(self) -> str:
         c = self.config
@@ -73,6 +75,7 @@ class Posterior:
     def forget(self) -> None:
         """Drop what is cached of the guide; for whoever trains it further."""
         self._cached = None
+        self._thresholds.clear()
 
     @property
     def inverse(self) -> bool:
@@ -342,12 +345,7 @@ class Posterior:
         Raises:
             InputError: unknown names, or not exactly one given entity.
         """
-        if relation is None or (head is None) == (tail is None):
-            raise InputError("a prediction needs a relation and either a head or a tail.")
-        side = "tail" if tail is None else "head"
-        given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
-        relation_id = self.graph.relation_id(relation)
-        row = relation_id if side == "tail" else relation_id + self.graph.num_relations
+        side, given, relation_id, row = self._query(head, relation, tail)
         everyone = torch.arange(self.graph.num_entities, device=self.device)
         chosen = everyone if top is None else self._most_probable(given, row, top, draws, seed)
         parts = chosen.split(max(1, (1 << 22) // draws))
@@ -359,6 +357,67 @@ class Posterior:
             {side: [self.graph.entities[i] for i in ids], **columns, "known": [known.get(i, "") for i in ids]}
         )
         return frame.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
+
+    @torch.no_grad()
+    def predict_set(
+        self,
+        head: str | None = None,
+        relation: str | None = None,
+        tail: str | None = None,
+        coverage: float = 0.9,
+        per_relation: bool = False,
+        draws: int = 100,
+    ) -> pd.DataFrame:
+        """The answers of a query, as a set that holds the true one with probability ``coverage`` (or more).
+
+        Calibrated on the validation facts (:mod:`kgpyro.conformal`), the first time this takes a while.
+
+        Args:
+            head, relation, tail: names; the relation and exactly one of the entities.
+            coverage: how probable it is, over facts like those of the validation split, that the set has the answer.
+            per_relation: calibrate each relation apart where it has enough validation facts.
+            draws: posterior draws behind the predictive probabilities.
+
+        Returns:
+            One row per member, most probable first: ``tail`` (or ``head``), ``probability``, ``known``. Facts that
+            training holds are left out.
+
+        Raises:
+            InputError: unknown names, not exactly one given entity, a coverage outside (0, 1), or no validation facts.
+        """
+        side, given, relation_id, row = self._query(head, relation, tail)
+        threshold = self.thresholds(draws).at(row, coverage, per_relation)
+        anchor, rows = torch.tensor([given]), torch.tensor([row])
+        p = self.probabilities(anchor.to(self.device), rows.to(self.device), draws=draws).cpu()
+        is_open = open_candidates(anchor, rows, self.graph.training_queries, self.graph.num_entities)
+        members = ((misfit(p, is_open) <= threshold) & is_open)[0].nonzero().squeeze(-1)
+        members = members[p[0, members].argsort(descending=True, stable=True)]
+        known = self._known(given, relation_id, side)
+        ids = members.tolist()
+        names = [self.graph.entities[i] for i in ids]
+        return pd.DataFrame(
+            {side: names, "probability": p[0, members].numpy(), "known": [known.get(i, "") for i in ids]}
+        )
+
+    def thresholds(self, draws: int = 100) -> Thresholds:
+        """What answer sets are calibrated with, from the validation facts; cached."""
+        if draws not in self._thresholds:
+            g = self.graph
+
+            def probabilities(anchor: Tensor, row: Tensor) -> Tensor:
+                return self.probabilities(anchor.to(self.device), row.to(self.device), draws=draws)
+
+            self._thresholds[draws] = Thresholds.of(probabilities, g.valid, g.training_queries, g.num_entities)
+        return self._thresholds[draws]
+
+    def _query(self, head: str | None, relation: str | None, tail: str | None) -> tuple[str, int, int, int]:
+        """Which side a query asks for, its given entity, its relation and its row. Raises InputError for no query."""
+        if relation is None or (head is None) == (tail is None):
+            raise InputError("a prediction needs a relation and either a head or a tail.")
+        side = "tail" if tail is None else "head"
+        given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
+        relation_id = self.graph.relation_id(relation)
+        return side, given, relation_id, relation_id if side == "tail" else relation_id + self.graph.num_relations
 
     def _most_probable(self, given: int, row: int, top: int, draws: int, seed: int) -> Tensor:
         """The ids of a query's answers with the highest predictive probability, in blocks of draws."""

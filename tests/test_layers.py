@@ -12,8 +12,8 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood",
-    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "predictive", "posterior",
-    "checks", "comparison", "fitting", "commands",
+    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "conformal", "predictive",
+    "posterior", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
