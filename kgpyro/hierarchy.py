@@ -7,10 +7,12 @@ parameter of every family, with and without subsampling, where a closed form exi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from types import EllipsisType
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
@@ -84,7 +86,9 @@ class SymbolPrior(nn.Module):
         key = like.device, like.dtype
         if key not in self._fixed:
             self._fixed[key] = self.prior.distribution(self.size, like)
-        return self._fixed[key]
+        fixed = self._fixed[key]
+        expands_in_place = isinstance(getattr(fixed, "base_dist", None), dist.ExpandedDistribution)
+        return copy.deepcopy(fixed) if expands_in_place else fixed
 
     def _value(self, name: str, drawn: dict[str, Tensor], symbols: Tensor | EllipsisType) -> Tensor:
         unknown = next(u for found, u, _ in self._unknown() if found == name)
