@@ -133,16 +133,6 @@ class Training(pl.LightningModule):
         fused = {"fused": True} if can_fuse else {}
         return optimizer(self.parameters(), lr=self.lr, **fused)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave the priors' own parameters alone during the warm-up.
-
-        Until the KL has its weight, the objective is no bound and its best prior no estimate: while the posteriors have
-        yet to leave their starting points the prior would shrink onto them, and hold them there.
-        """
-        if not self.schedule.reached(self.global_step):
-            for parameter in [*self.kg.symbol_priors.parameters(), *self.bound.guide.hyper.parameters()]:
-                parameter.grad = None
-
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
         self.elbo.kl_weight = self.schedule(self.global_step)
