@@ -370,6 +370,33 @@ def interleaved(names: list[str], dataset: str, turns: int) -> list[dict[str, An
     return rows
 
 
+SHOWN = {
+    "products_fp32": "the bare matrix products, float32",
+    "plain_torch_point": "plain PyTorch, point estimate",
+    "plain_torch_lim_local": "plain PyTorch, LIM with local noise",
+    "naive_pyro": "plain Pyro (AutoNormal), LIM",
+    "pykeen_lcwa": "PyKEEN LCWA, point estimate",
+    "kgpyro_lim_shared_fp32": "kgpyro LIM, `--estimator shared`",
+    "kgpyro_lim_shared_bf16": "kgpyro LIM, `--estimator shared --precision bf16`",
+    "kgpyro_lim_local_fp32": "kgpyro LIM, `--estimator local`",
+    "kgpyro_lim_local_bf16": "kgpyro LIM, `--estimator local --precision bf16`",
+    "pykeen_evaluation": "filtered test evaluation, PyKEEN",
+    "kgpyro_evaluation": "filtered test evaluation, kgpyro",
+}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The README's table."""
+    lines = ["| FB15k-237, ComplEx 100, 512 queries a step | time | working memory |", "|---|---:|---:|"]
+    for name, text in SHOWN.items():
+        if name in rows:
+            seconds, peak = rows[name]["seconds"], rows[name]["peak_mb"]
+            lines.append(
+                f"| {text} | {f'{seconds:.1f} s' if seconds > 1 else f'{1e3 * seconds:.0f} ms'} | {peak:.0f} MB |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write rows and ratios to this file")
@@ -380,6 +407,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="only these rows")
     arguments = parser.parse_args()
     rows = {row["name"]: row for row in interleaved(arguments.rows, arguments.dataset, arguments.turns)}
+    print(table(rows))
     ratios = {n: rows[a][k] / rows[b][k] for n, (a, b, k) in RATIOS.items() if a in rows and b in rows}
     for name, ratio in ratios.items():
         print(f"{name:32} {ratio:.3f}")

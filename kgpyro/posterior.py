@@ -206,7 +206,7 @@ class Posterior:
         ids = self._ids(triples).to(self.device)
         found = []
         with seeded(seed):
-            for part in ids.split(max(1, (1 << 23) // (draws * self.kg.entity_size))):
+            for part in ids.split(max(1, (1 << 23) // (draws * max(self.kg.entity_size, self.kg.relation_size)))):
                 ways = [(part[:, 0], part[:, 1], part[:, 2])]
                 if self.inverse:
                     ways.append((part[:, 2], part[:, 1] + self.graph.num_relations, part[:, 0]))
