@@ -356,11 +356,12 @@ def interleaved(names: list[str], dataset: str, turns: int) -> list[dict[str, An
         peaks: dict[str, list[float]] = {name: [] for name in names}
         for name, worker in workers.items():
             worker.apply(prepare, (name, dataset))
-            peaks[name] = [worker.apply(working_memory) for _ in range(1 if name.endswith("evaluation") else 3)]
         for turn in range(turns):
             for name, worker in workers.items():
                 if turn == 0 or not name.endswith("evaluation"):
                     times[name] += worker.apply(seconds)
+        for name, worker in workers.items():
+            peaks[name] = [worker.apply(working_memory) for _ in range(1 if name.endswith("evaluation") else 3)]
     rows = []
     for name in names:
         rows.append(
