@@ -10,7 +10,7 @@ from torch import Tensor
 from kgpyro.errors import InputError
 from kgpyro.guide import Guide
 from kgpyro.guides.lookup import LookupTable
-from kgpyro.guides.mlp import network
+from kgpyro.guides.mlp import Network
 from kgpyro.setting import Setting
 
 
@@ -32,15 +32,10 @@ class Features(Guide):
         self.register_buffer("features", kg.features)
         self.register_buffer("centre", kg.features.mean(0))
         self.register_buffer("spread", kg.features.std(0, unbiased=False).clamp_min(1e-6))
-        self.families = kg.families
-        family, size = kg.family("entity"), kg.size("entity")
-        self.network = network(kg.features.shape[1], hidden, family.loc_size(size), family.scale_size(size))
+        self.network = Network(kg.features.shape[1], hidden, kg, "entity")
         self.relation = LookupTable.of(kg, "relation")
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
-        family = self.families[kind]
         if kind == "relation":
-            return family(*self.relation(symbols))
-        both = self.network((self.features[symbols] - self.centre) / self.spread)
-        loc_size = both.shape[-1] - 1 if family.spherical else both.shape[-1] // 2
-        return family(both[..., :loc_size], both[..., loc_size:])
+            return self.families[kind](*self.relation(symbols))
+        return self.families[kind](*self.network((self.features[symbols] - self.centre) / self.spread))

@@ -23,7 +23,6 @@ class Flow(Guide):
 
     def __init__(self, kg: Setting, sites: set[str], layers: int = 2, hidden: int = 64):
         super().__init__(kg, sites)
-        self.families = kg.families
         self.tables, self.couplings = nn.ModuleDict(), nn.ModuleDict()
         for kind, family in kg.families.items():
             family.refuse_sphere("flow")

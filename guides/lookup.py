@@ -45,7 +45,6 @@ class Lookup(Guide):
 
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__(kg, sites)
-        self.families = kg.families
         self.entity, self.relation = LookupTable.of(kg, "entity"), LookupTable.of(kg, "relation")
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:

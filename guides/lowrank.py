@@ -20,7 +20,7 @@ class LowRank(Guide):
 
     def __init__(self, kg: Setting, sites: set[str], rank: int = 4):
         super().__init__(kg, sites)
-        self.families, self.sparse = kg.families, kg.sparse
+        self.sparse = kg.sparse
         self.tables, self.factors = nn.ModuleDict(), nn.ParameterDict()
         for kind, family in kg.families.items():
             family.refuse_sphere("lowrank")

@@ -12,12 +12,20 @@ from kgpyro.guide import Guide
 from kgpyro.setting import Setting
 
 
-def network(inputs: int, hidden: int, loc_size: int, scale_size: int) -> nn.Sequential:
+class Network(nn.Sequential):
     """One hidden layer, from an input to a location and a log-scale; the log-scales start at ``-½ log d``."""
-    last = nn.Linear(hidden, loc_size + scale_size)
-    nn.init.constant_(last.bias[loc_size:], -math.log(loc_size) / 2)
-    nn.init.normal_(last.weight[loc_size:], std=0.01)
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), last)
+
+    def __init__(self, inputs: int, hidden: int, kg: Setting, kind: str):
+        family, size = kg.family(kind), kg.size(kind)
+        self.sizes = [family.loc_size(size), family.scale_size(size)]
+        last = nn.Linear(hidden, sum(self.sizes))
+        nn.init.constant_(last.bias[self.sizes[0] :], -math.log(self.sizes[0]) / 2)
+        nn.init.normal_(last.weight[self.sizes[0] :], std=0.01)
+        super().__init__(nn.Linear(inputs, hidden), nn.GELU(), last)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = super().forward(inputs).split(self.sizes, dim=-1)
+        return loc, log_scale
 
 
 class MLP(Guide):
@@ -28,16 +36,12 @@ class MLP(Guide):
 
     def __init__(self, kg: Setting, sites: set[str], width: int = 32, hidden: int = 128):
         super().__init__(kg, sites)
-        self.families = kg.families
         self.embeddings, self.networks = nn.ModuleDict(), nn.ModuleDict()
-        for kind, family in kg.families.items():
+        for kind in kg.families:
             self.embeddings[kind] = nn.Embedding(kg.count(kind), width, sparse=kg.sparse)
-            sizes = family.loc_size(kg.size(kind)), family.scale_size(kg.size(kind))
-            self.networks[kind] = network(width, hidden, *sizes)
+            self.networks[kind] = Network(width, hidden, kg, kind)
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
-        embedding, family = self.embeddings[kind], self.families[kind]
+        embedding = self.embeddings[kind]
         inputs = embedding.weight if isinstance(symbols, EllipsisType) else embedding(symbols)
-        both = self.networks[kind](inputs)
-        loc_size = both.shape[-1] - 1 if family.spherical else both.shape[-1] // 2
-        return family(both[..., :loc_size], both[..., loc_size:])
+        return self.families[kind](*self.networks[kind](inputs))

@@ -154,9 +154,7 @@ def prior_predictive(
             found.append(probabilities)
             degrees.append(answers)
         observed = _observed_degrees(graph, queries * draws)
-    return _predictive(
-        graph, kg, torch.stack(found), torch.cat(degrees), observed, f"{prior}, {kg.score.name}, dim {dim}"
-    )
+    return _predictive(graph, torch.stack(found), torch.cat(degrees), observed, f"{prior}, {kg.score.name}, dim {dim}")
 
 
 def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tensor, Tensor]:
@@ -185,9 +183,7 @@ def _observed_degrees(graph: Graph, queries: int) -> Tensor:
     return torch.where(answered[position] == key, counts[position], 0)
 
 
-def _predictive(
-    graph: Graph, kg: Setting, probabilities: Tensor, degrees: Tensor, observed: Tensor, title: str
-) -> PriorPredictive:
+def _predictive(graph: Graph, probabilities: Tensor, degrees: Tensor, observed: Tensor, title: str) -> PriorPredictive:
     pairs = graph.num_entities**2
     in_graph = torch.bincount(graph.train[:, 1], minlength=graph.num_relations).double() / pairs
     implied = probabilities.double().mean(2)  # (draws, R)

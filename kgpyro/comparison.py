@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from kgpyro.conformal import open_candidates
 from kgpyro.errors import InputError
 from kgpyro.graph import Queries
 from kgpyro.posterior import Posterior
@@ -103,10 +104,9 @@ def held_out(posterior: Posterior, split: str, draws: int, queries: int, seed: i
     probabilities, labels = [], []
     for index in chosen.split(max(1, (1 << 22) // graph.num_entities)):
         anchor, row = asked.anchor[index], asked.relation[index]
-        p = posterior.probabilities(anchor.to(posterior.device), row.to(posterior.device), draws=draws).cpu().double()
-        y, is_open = torch.zeros_like(p), torch.ones_like(p, dtype=torch.bool)
+        p = posterior.probabilities(anchor, row, draws=draws).cpu().double()
+        y, is_open = torch.zeros_like(p), open_candidates(anchor, row, known, graph.num_entities)
         y[asked.answer_pairs(index)] = 1.0
-        is_open[known.answer_pairs(known.positions(anchor, row))] = False
         probabilities.append(p[is_open])
         labels.append(y[is_open])
     return torch.cat(probabilities), torch.cat(labels)

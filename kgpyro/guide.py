@@ -26,6 +26,7 @@ class Guide(nn.Module):
         sites: names of the model's latent sites.
 
     Attributes:
+        families: the posterior family of each kind, ``"entity"`` and ``"relation"``.
         inductive: whether entities are known by ``kg.features`` alone, so that new ones have posteriors too; such a
             guide keeps them as its buffer ``features``.
     """
@@ -34,7 +35,7 @@ class Guide(nn.Module):
 
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__()
-        self.sites = sites
+        self.sites, self.families = sites, kg.families
         self.hyper = nn.ModuleDict({site: _HyperPosterior(*found) for site, found in kg.hyper_latents.items()})
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:

@@ -26,6 +26,7 @@ class SymbolPrior(nn.Module):
     """The prior of all latents of a kind.
 
     Attributes:
+        unknown: all parameters that are not numbers, ``scale_scale`` before the ``scale`` that it is of.
         learned: unconstrained values of the learned parameters, by name.
     """
 
@@ -34,40 +35,29 @@ class SymbolPrior(nn.Module):
         self.kind, self.prior, self.count, self.size = kind, prior, count, size
         self.sparse = False
         self.learned = nn.ParameterDict()
-        for name, unknown, _ in self._unknown():
+        self.unknown = dict(_named(prior, ""))
+        for name, unknown in self.unknown.items():
             if unknown.prior is None and unknown.start is not None:
                 start = biject_to(unknown.constraint).inv(torch.tensor(unknown.start))
                 self.learned[name] = nn.Parameter(start.expand(unknown.shape(count, size)).clone())
         self._fixed: dict[tuple, TorchDistribution] = {}
 
-    def _unknown(self) -> Iterator[tuple[str, Unknown, tuple[int, ...]]]:
-        """All unknown parameters with their shapes, ``scale_scale`` before the ``scale`` that it is of."""
-
-        def walk(prior: Prior, prefix: str) -> Iterator[tuple[str, Unknown, tuple[int, ...]]]:
-            for key, unknown in prior.unknown.items():
-                name = f"{prefix}{key}"
-                if unknown.prior is not None:
-                    yield from walk(unknown.prior, f"{name}_")
-                yield name, unknown, unknown.shape(self.count, self.size)
-
-        return walk(self.prior, "")
-
     @property
     def latents(self) -> dict[str, tuple[Prior, tuple[int, ...]]]:
         """The prior and shape of each parameter that is a latent itself, by its site."""
-        found = ((name, u.prior, shape) for name, u, shape in self._unknown())
+        found = ((name, u.prior, u.shape(self.count, self.size)) for name, u in self.unknown.items())
         return {f"{self.kind}_{name}": (prior, shape) for name, prior, shape in found if prior is not None}
 
     def values(self) -> dict[str, Tensor]:
         """The learned parameters, constrained, by name."""
-        constraints = {name: u.constraint for name, u, _ in self._unknown()}
-        return {name: biject_to(constraints[name])(value) for name, value in self.learned.items()}
+        return {name: biject_to(self.unknown[name].constraint)(value) for name, value in self.learned.items()}
 
     def draw(self, like: Tensor) -> dict[str, Tensor]:
         """Sample the parameters that are latents, at their sites; to be called outside any plate."""
         drawn: dict[str, Tensor] = {}
-        for name, unknown, shape in self._unknown():
+        for name, unknown in self.unknown.items():
             if unknown.prior is not None:
+                shape = unknown.shape(self.count, self.size)
                 own = {key: self._value(f"{name}_{key}", drawn, ...) for key in unknown.prior.unknown}
                 drawn[name] = pyro.sample(f"{self.kind}_{name}", unknown.prior.value(shape, like, own))
         return drawn
@@ -91,9 +81,17 @@ class SymbolPrior(nn.Module):
         return copy.deepcopy(fixed) if expands_in_place else fixed
 
     def _value(self, name: str, drawn: dict[str, Tensor], symbols: Tensor | EllipsisType) -> Tensor:
-        unknown = next(u for found, u, _ in self._unknown() if found == name)
+        unknown = self.unknown[name]
         if isinstance(symbols, EllipsisType) or unknown.per != "symbol":
             return drawn[name] if name in drawn else biject_to(unknown.constraint)(self.learned[name])
         if name in drawn:
             return drawn[name][symbols]
         return biject_to(unknown.constraint)(embedding(symbols, self.learned[name], sparse=self.sparse))
+
+
+def _named(prior: Prior, prefix: str) -> Iterator[tuple[str, Unknown]]:
+    for key, unknown in prior.unknown.items():
+        name = f"{prefix}{key}"
+        if unknown.prior is not None:
+            yield from _named(unknown.prior, f"{name}_")
+        yield name, unknown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -97,6 +98,7 @@ class Posterior:
         global latent that plus its variances. For the other scores the mean of ``draws`` posterior draws, the same in
         every call. Relation rows are ``p`` for tail queries and ``p + R`` for head queries.
         """
+        anchor, row = anchor.to(self.device), row.to(self.device)
         relation, reverse = self._rows(row)
         if self.kg.score.multilinear:
             entities, relations, loops = self._moments()
@@ -123,6 +125,7 @@ class Posterior:
     @torch.no_grad()
     def probabilities(self, anchor: Tensor, row: Tensor, draws: int = 100) -> Tensor:
         """Monte-Carlo posterior predictive probability of every candidate, ``(b,), (b,) -> (b, E)``."""
+        anchor, row = anchor.to(self.device), row.to(self.device)
         total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
         for draw in range(draws):
             with seeded(draw):
@@ -154,22 +157,14 @@ class Posterior:
             head = self.guide.posterior("entity", anchor).rsample()
             facts = AllCandidates(kg.score, head, r, q.base_dist.loc, kg.intercept[relation], reverse)
             logits = facts.with_local_noise(q.base_dist).logits
-            same = self._same_latent(anchor, candidates, logits)
-            if same is not None:  # a self-loop's score has the anchor's draw at both ends
+            if self._global_latents:  # a self-loop's score has the anchor's draw at both ends
+                ids = torch.arange(self.graph.num_entities, device=self.device)[candidates]
                 loops = kg.score.facts(head, r, head, reverse) + kg.intercept[relation]
-                logits = torch.where(same, loops.unsqueeze(1), logits)
+                logits = torch.where(anchor.unsqueeze(1) == ids, loops.unsqueeze(1), logits)
             return logits
         table = self.guide.posterior("entity", ...).rsample()
         head = table[anchor] if self._global_latents else self.guide.posterior("entity", anchor).rsample()
         return AllCandidates(kg.score, head, r, table[candidates], kg.intercept[relation], reverse).logits
-
-    def _same_latent(self, anchor: Tensor, candidates: Tensor | EllipsisType, logits: Tensor) -> Tensor | None:
-        """Where a candidate is the query's own anchor, ``(b, c)``; None under latents per fact, which are never one."""
-        if not self._global_latents:
-            return None
-        if isinstance(candidates, EllipsisType):
-            return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, anchor.unsqueeze(1), True)
-        return anchor.unsqueeze(1) == candidates
 
     def _draws(self, anchor: int, row: int, candidates: Tensor, draws: int, seed: int) -> Tensor:
         """Draws of the logits of one query's candidates, ``(draws, c)``."""
@@ -273,7 +268,7 @@ class Posterior:
         options = {} if draws is None else {"draws": draws}
 
         def score_all(anchor: Tensor, row: Tensor) -> Tensor:
-            return functions[by](anchor.to(self.device), row.to(self.device), **options)
+            return functions[by](anchor, row, **options)
 
         triples = getattr(self.graph, split)
         if unseen:
@@ -388,7 +383,7 @@ class Posterior:
         side, given, relation_id, row = self._query(head, relation, tail)
         threshold = self.thresholds(draws).at(row, coverage, per_relation)
         anchor, rows = torch.tensor([given]), torch.tensor([row])
-        p = self.probabilities(anchor.to(self.device), rows.to(self.device), draws=draws).cpu()
+        p = self.probabilities(anchor, rows, draws=draws).cpu()
         is_open = open_candidates(anchor, rows, self.graph.training_queries, self.graph.num_entities)
         members = ((misfit(p, is_open) <= threshold) & is_open)[0].nonzero().squeeze(-1)
         members = members[p[0, members].argsort(descending=True, stable=True)]
@@ -403,10 +398,7 @@ class Posterior:
         """What answer sets are calibrated with, from the validation facts; cached."""
         if draws not in self._thresholds:
             g = self.graph
-
-            def probabilities(anchor: Tensor, row: Tensor) -> Tensor:
-                return self.probabilities(anchor.to(self.device), row.to(self.device), draws=draws)
-
+            probabilities = partial(self.probabilities, draws=draws)
             self._thresholds[draws] = Thresholds.of(probabilities, g.valid, g.training_queries, g.num_entities)
         return self._thresholds[draws]
 
@@ -466,12 +458,12 @@ class Posterior:
             rows.append([kind, name, how, len(flat), float(flat.mean()), low, high])
         return pd.DataFrame(rows, columns=["prior", "parameter", "how", "values", "mean", "low", "high"])
 
-    def extend(self, graph: Graph, features: FeaturesLike) -> Posterior:
+    def extend(self, graph: Graph, features: FeaturesLike | Tensor) -> Posterior:
         """The same posterior over a graph with other entities, known by their features.
 
         Args:
             graph: with the same relations; its entities may all be new.
-            features: of its entities (:func:`kgpyro.features.load_features`).
+            features: of its entities (:func:`kgpyro.features.load_features`), or their values, shape ``(E, f)``.
 
         Raises:
             InputError: the guide does not go by features, or graph or features do not fit.
@@ -489,7 +481,8 @@ class Posterior:
                 "the entity prior has a parameter per entity, which new ones lack; learn it for all, or per dimension."
             )
         guide, kg = copy.deepcopy(self.guide), copy.deepcopy(self.kg)
-        found, old = load_features(features, graph), guide.get_buffer("features")
+        found = features if isinstance(features, Tensor) else load_features(features, graph)
+        old = guide.get_buffer("features")
         if found.shape[1] != old.shape[1]:
             raise InputError(f"these entities have {found.shape[1]} features; the guide was fitted to {old.shape[1]}.")
         guide.features, kg.num_entities = found.to(old), graph.num_entities

@@ -16,7 +16,7 @@ import ast
 import copy
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
@@ -377,15 +377,20 @@ def _defaults(cls: Any) -> dict[str, Any]:
     )
 
 
+def _without_alternatives(parameters: dict[str, Any], chosen: Iterable[str]) -> dict[str, Any]:
+    """Of parameters that stand for one another, such as a matrix and its root, only the chosen."""
+    for group in ALTERNATIVES:
+        if len(group & set(parameters)) > 1:
+            parameters = {k: v for k, v in parameters.items() if k not in group or k in set(chosen)}
+    return parameters
+
+
 def _construct(
     cls: type[TorchDistributionMixin], arguments: Mapping[str, Any], text: str, size: int, validate: bool = True
 ) -> TorchDistributionMixin:
     if unknown := [k for k in arguments if k not in _accepted(cls)]:
         raise InputError(f"prior {text}: no parameter {unknown[0]!r}; {cls.__name__} has {', '.join(_accepted(cls))}.")
-    filled = _defaults(cls) | dict(arguments)
-    for group in ALTERNATIVES:
-        if len(group & set(filled)) > 1:  # the one that was given, not the default
-            filled = {k: v for k, v in filled.items() if k not in group or k in arguments}
+    filled = _without_alternatives(_defaults(cls) | dict(arguments), chosen=arguments)
     options = {"validate_args": validate} if "validate_args" in inspect.signature(cls.__init__).parameters else {}
     try:
         tensors = {
@@ -483,9 +488,7 @@ def prior_table() -> str:
         except NotImplementedError:
             kl = "Monte Carlo"
         defaults = {k: v for k, v in (DEFAULTS | _defaults(cls)).items() if k in _accepted(cls)}
-        for group in ALTERNATIVES:
-            if len(group & set(defaults)) > 1:
-                defaults = {k: v for k, v in defaults.items() if k not in group or k in _defaults(cls)}
+        defaults = _without_alternatives(defaults, chosen=_defaults(cls))
         written = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in defaults.items())
         kind = (
             " (multivariate)" if cls is not HypersphericalUniform and _construct(cls, {}, name, 3).event_shape else ""

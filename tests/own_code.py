@@ -63,7 +63,6 @@ class OneScale(Guide):
 
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__(kg, sites)
-        self.families = kg.families
         self.entity = nn.Parameter(0.1 * torch.randn(kg.count("entity"), kg.size("entity")))
         self.relation = nn.Parameter(0.1 * torch.randn(kg.count("relation"), kg.size("relation")))
         self.log_scale = nn.Parameter(torch.tensor(-1.0))
