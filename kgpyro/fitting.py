@@ -176,12 +176,14 @@ def fit(
 
 def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, progress: bool) -> Posterior:
     started = time.monotonic()
-    graph = whole if features is None else whole.training_part()
+    graph, values = whole, None
+    if features is not None:
+        graph, values = whole.training_part(), load_features(features, whole)
     dtype = torch.float64 if config["precision"] == "64" else torch.float32
     queries = graph.training_queries
     sampled = None if config["negatives"] == "all" else int(config["negatives"])
     batches = Batches(queries, graph.num_entities, config["inverse"], sampled, config["negative_weight"], dtype)
-    kg = build_setting(graph, config, None if features is None else load_features(features, graph).to(dtype)).to(dtype)
+    kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype)).to(dtype)
     kg.start_at_base_rates(batches)
     found = resolve(config["model"], MODELS, "model")
     model = found(kg).to(dtype) if isinstance(found, type) else found
@@ -189,7 +191,7 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
     kg.sparse = sampled is not None and alone and config["optimizer"] in SPARSE_OPTIMIZERS
     guide = build_guide(config, kg, sites).to(dtype)
-    if features is not None and not guide.inductive:
+    if values is not None and not guide.inductive:
         raise InputError(f"guide {config['guide']} makes no use of --features; add --guide features.")
     local = not sites & {"entities", "relations"}
     if config["kl_weight"] is None:
@@ -221,8 +223,8 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         facts = Batches(queries, graph.num_entities, config["inverse"], few, dtype=dtype)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(elbo, kg, model, guide, facts.to(posterior.device), progress=progress)
-    if features is not None:
-        posterior = posterior.extend(whole, features)
+    if values is not None:
+        posterior = posterior.extend(whole, values)
     posterior.metrics = {
         "test": posterior.evaluation("test", progress),
         "valid": posterior.evaluation("valid", progress),

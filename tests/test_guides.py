@@ -151,6 +151,14 @@ def test_entities_never_seen_are_predicted_by_their_features(
     assert all(name.startswith("a") for name in extended.predict(head="zoe", relation="next", top=5)["tail"])
 
 
+def test_features_by_row_cover_entities_never_seen(blocks: tuple[Graph, pd.DataFrame], tmp_path: Path) -> None:
+    graph, features = blocks
+    np.save(tmp_path / "f.npy", features.loc[list(graph.entities)].to_numpy())
+    options = {"model": "lim", "guide": "features", "dim": 4, "epochs": 1, "progress": False}
+    posterior = kgpyro.fit(graph, features=tmp_path / "f.npy", **options)
+    assert len(posterior.guide.get_buffer("features")) == graph.num_entities
+
+
 def test_what_cannot_be_extended(blocks: tuple[Graph, pd.DataFrame], tiny: Graph) -> None:
     graph, features = blocks
     options = {"model": "lim", "dim": 4, "epochs": 1, "progress": False}
