@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from kgpyro.batches import Batches
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
-from kgpyro.posterior import build_setting, seeded
+from kgpyro.posterior import build_setting
 from kgpyro.priors import PriorLike
+from kgpyro.scores import seeded
 from kgpyro.scoring import Score
 from kgpyro.setting import Setting
 

@@ -19,9 +19,10 @@ from kgpyro.features import FeaturesLike, load_features
 from kgpyro.graph import Graph, load_graph
 from kgpyro.likelihood import ESTIMATORS
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
-from kgpyro.posterior import Posterior, build_guide, build_setting, seeded
+from kgpyro.posterior import Posterior, build_guide, build_setting
 from kgpyro.priors import PriorLike, resolve_prior
 from kgpyro.runs import check_writable_config, new_run_folder
+from kgpyro.scores import seeded
 from kgpyro.scoring import SCORES, Score, resolve_score
 from kgpyro.training import (
     OPTIMIZERS,

@@ -1,0 +1,155 @@
+"""Scores under the posterior: their exact means, draws, and predictive probabilities, of all candidates or of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+from kgpyro.families import is_gaussian, posterior_mean, posterior_variance
+from kgpyro.graph import Graph
+from kgpyro.guide import Guide
+from kgpyro.likelihood import AllCandidates
+from kgpyro.setting import Setting
+
+Moments = tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor] | None]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run with the random state of a seed, and give the caller's back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class PosteriorScores:
+    """Scores of a graph's facts under a guide.
+
+    Attributes:
+        graph: the graph, all three splits.
+        kg: the setting: score, priors, intercepts.
+        guide: ``q(h | symbol)``.
+    """
+
+    def __init__(self, graph: Graph, kg: Setting, guide: Guide):
+        self.graph, self.kg, self.guide = graph, kg.eval(), guide.eval()
+        self._cached: Moments | None = None
+
+    def forget(self) -> None:
+        """Drop what is cached of the guide; for whoever trains it further."""
+        self._cached = None
+
+    @property
+    def inverse(self) -> bool:
+        return self.kg.num_relations == 2 * self.graph.num_relations
+
+    def _rows(self, row: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The relation latents of query rows (``p``, or ``p + R`` for heads), and which queries ask for heads."""
+        if self.inverse:
+            return row, None
+        return row % self.graph.num_relations, row >= self.graph.num_relations
+
+    @torch.no_grad()
+    def mean_scores(self, anchor: Tensor, row: Tensor, draws: int = 32) -> Tensor:
+        """Posterior mean of the score of every candidate, shapes ``(b,), (b,) -> (b, E)``.
+
+        Exact for multilinear scores: under independent latents the score of the means, and for the self-loop of a
+        global latent that plus its variances. For the other scores the mean of ``draws`` posterior draws, the same in
+        every call. Relation rows are ``p`` for tail queries and ``p + R`` for head queries.
+        """
+        anchor, row = anchor.to(self.device), row.to(self.device)
+        relation, reverse = self._rows(row)
+        if self.kg.score.multilinear:
+            entities, relations, loops = self._moments()
+            scores = self.kg.score.candidates(entities[anchor], relations[relation], entities, reverse)
+            return scores if loops is None else scores.scatter_add(1, anchor[:, None], loops(anchor, relation)[:, None])
+        total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
+        for draw in range(draws):
+            with seeded(draw):
+                total += self._draw_logits(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
+        return total / draws
+
+    def _moments(self) -> Moments:
+        """Posterior means of entities and relations, and what a self-loop adds to their score; cached."""
+        if self._cached is None:
+            q, kg = self.guide.posterior("entity", ...), self.kg
+            entities, relations = posterior_mean(q), posterior_mean(self.guide.posterior("relation", ...))
+            loops = None
+            if self._global_latents:
+                variance, weights = posterior_variance(q), kg.score.self_loop_weights(relations, kg.entity_size)
+                loops = lambda e, r: (variance[e] * weights[r]).sum(-1)  # noqa: E731
+            self._cached = entities, relations, loops
+        return self._cached
+
+    @torch.no_grad()
+    def probabilities(self, anchor: Tensor, row: Tensor, draws: int = 100) -> Tensor:
+        """Monte-Carlo posterior predictive probability of every candidate, ``(b,), (b,) -> (b, E)``."""
+        anchor, row = anchor.to(self.device), row.to(self.device)
+        total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
+        for draw in range(draws):
+            with seeded(draw):
+                total += self._draw_logits(anchor, row).sigmoid_()
+        return total / draws
+
+    @property
+    def device(self) -> torch.device:
+        return self.kg.intercept.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kg.intercept.dtype
+
+    @property
+    def _global_latents(self) -> bool:
+        """Whether an entity has one latent for all its facts (LIM), or one per fact (LFM)."""
+        return "entities" in self.guide.sites
+
+    def _draw_logits(self, anchor: Tensor, row: Tensor, candidates: Tensor | EllipsisType = ...) -> Tensor:
+        """``φ + b_p`` of candidates (all, or ids ``(c,)``) in one posterior draw, ``(b, E)`` or ``(b, c)``.
+
+        Under local noise rows are independent draws, also of the same query; else they share one table.
+        """
+        relation, reverse = self._rows(row)
+        kg, q = self.kg, self.guide.posterior("entity", candidates)
+        r = self.guide.posterior("relation", relation).rsample()
+        if kg.score.linear and is_gaussian(q):
+            head = self.guide.posterior("entity", anchor).rsample()
+            facts = AllCandidates(kg.score, head, r, q.base_dist.loc, kg.intercept[relation], reverse)
+            logits = facts.with_local_noise(q.base_dist).logits
+            if self._global_latents:  # a self-loop's score has the anchor's draw at both ends
+                ids = torch.arange(self.graph.num_entities, device=self.device)[candidates]
+                loops = kg.score.facts(head, r, head, reverse) + kg.intercept[relation]
+                logits = torch.where(anchor.unsqueeze(1) == ids, loops.unsqueeze(1), logits)
+            return logits
+        table = self.guide.posterior("entity", ...).rsample()
+        head = table[anchor] if self._global_latents else self.guide.posterior("entity", anchor).rsample()
+        return AllCandidates(kg.score, head, r, table[candidates], kg.intercept[relation], reverse).logits
+
+    def _draws(self, anchor: int, row: int, candidates: Tensor, draws: int, seed: int) -> Tensor:
+        """Draws of the logits of one query's candidates, ``(draws, c)``."""
+        a, r = (torch.tensor([value], device=self.device) for value in (anchor, row))
+        with seeded(seed):
+            if self._cheap_draws:
+                return self._draw_logits(a.expand(draws), r.expand(draws), candidates)
+            return torch.cat([self._draw_logits(a, r, candidates) for _ in range(draws)])
+
+    def _draw_pairs(self, anchor: Tensor, row: Tensor, candidate: Tensor, draws: int) -> Tensor:
+        """Draws of the logits of paired queries and candidates, ``(n,) -> (draws, n)``, each fact's its own."""
+        relation, reverse = self._rows(row)
+        shape = torch.Size([draws])
+        head, tail = (self.guide.posterior("entity", e).rsample(shape) for e in (anchor, candidate))
+        r = self.guide.posterior("relation", relation).rsample(shape)
+        if self._global_latents:
+            tail = torch.where((anchor == candidate).unsqueeze(-1), head, tail)
+        flip = None if reverse is None else reverse.expand(draws, -1)
+        return self.kg.score.facts(head, r, tail, flip) + self.kg.intercept[relation]
+
+    @property
+    def _cheap_draws(self) -> bool:
+        """Whether rows of one call are independent draws: local noise, no table drawn."""
+        one = torch.zeros(1, dtype=torch.long, device=self.device)
+        return self.kg.score.linear and is_gaussian(self.guide.posterior("entity", one))
