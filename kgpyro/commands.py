@@ -179,8 +179,9 @@ def report(posterior: Posterior) -> None:
     sizes = f"{graph.num_entities} entities, {graph.num_relations} relations, {len(graph.train)} training triples"
     print(f"\n{posterior}: {sizes}")
     print(f"objective  {m['objective']}")
+    bound = "log joint" if posterior.guide.point else "ELBO"
     print(
-        f"ELBO       {m['elbo_per_fact']:.3f} ± {m['elbo_error']:.3f} nats per training fact, untempered "
+        f"{bound:9}  {m['elbo_per_fact']:.3f} ± {m['elbo_error']:.3f} nats per training fact, untempered "
         f"(log-likelihood {m['log_likelihood_per_fact']:.3f}, KL {m['kl_per_fact']:.3f})"
     )
     rows = {}

@@ -40,11 +40,11 @@ def compare(
         progress: show a progress bar.
 
     Returns:
-        A row per name: ``elbo_per_fact`` (untempered, nats per training fact); ``log_density``, the log posterior
-        predictive density of all candidates of the held-out queries that training and validation leave open, in nats
-        per held-out fact; ``mrr`` (filtered, realistic); ``calibration_error``, how far expected and observed numbers
-        of facts are apart in bins of predicted probability, as a share of the facts; ``parameters``; ``seconds``. Where
-        several posteriors are given their mean, and ``…_se``, its standard error.
+        A row per name: ``elbo_per_fact`` (untempered, nats per training fact; NaN for a point estimate);
+        ``log_density``, the log posterior predictive density of all candidates of the held-out queries that training
+        and validation leave open, in nats per held-out fact; ``mrr`` (filtered, realistic); ``calibration_error``, how
+        far expected and observed numbers of facts are apart in bins of predicted probability, as a share of the facts;
+        ``parameters``; ``seconds``. Where several posteriors are given their mean, and ``…_se``, its standard error.
 
     Raises:
         InputError: no fits, fits of other graphs, a posterior without metrics, or an unknown column.
@@ -84,7 +84,7 @@ def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) 
     log_density = torch.where(labels > 0, p.log(), (-p).log1p()).sum() / facts
     modules = (posterior.guide, posterior.kg)
     return {
-        "elbo_per_fact": posterior.metrics.get("elbo_per_fact", float("nan")),
+        "elbo_per_fact": float("nan") if posterior.guide.point else posterior.metrics["elbo_per_fact"],
         "log_density": float(log_density),
         "mrr": posterior.metrics[split]["realistic"]["mrr"],
         "calibration_error": float((expected - observed).abs().sum() / facts),

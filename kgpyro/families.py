@@ -202,11 +202,8 @@ class Family:
 
         Both are unconstrained: what a network puts out.
         """
-        if self.spherical:
-            unit = loc / torch.linalg.vector_norm(loc, dim=-1, keepdim=True).clamp_min(1e-7)
-            return PowerSpherical(
-                unit, (-2 * log_scale.squeeze(-1)).exp()
-            )  # the scale is an angle: 1/scale² concentrates
+        if self.spherical:  # the scale is an angle: 1/scale² concentrates
+            return PowerSpherical(self.onto_support(loc), (-2 * log_scale.squeeze(-1)).exp())
         if self.support is constraints.simplex:
             return self.push(Normal(loc, log_scale).to_event(1))
         return self.univariate(loc, log_scale).to_event(1)
@@ -219,11 +216,17 @@ class Family:
             return dist.LogNormal(loc, log_scale.exp())
         return dist.TransformedDistribution(dist.Normal(loc, log_scale.exp()), [biject_to(self.support)])
 
+    def onto_support(self, loc: Tensor) -> Tensor:
+        """Unconstrained numbers ``(*, loc_size)`` as a point of the support, ``(*, d)``."""
+        if self.spherical:
+            return loc / torch.linalg.vector_norm(loc, dim=-1, keepdim=True).clamp_min(1e-7)
+        return loc if self.support is constraints.real else biject_to(self.support)(loc)
+
     def refuse_sphere(self, guide: str) -> None:
         """Raise InputError on the sphere, which is no image of ``R^d`` that :meth:`push` could reach."""
         if self.spherical:
             raise InputError(
-                f"guide {guide} lives in R^d, not on the sphere of this prior; use lookup, mlp or features."
+                f"guide {guide} lives in R^d, not on the sphere of this prior; use lookup, mlp, features or point."
             )
 
     def push(self, base: TorchDistribution) -> TorchDistribution:

@@ -86,8 +86,8 @@ def fit(
             (h, r, t) -> score as package.module:function.
         guide: variational family: lookup (a location and scale per symbol), mlp(width=32, hidden=128) (a narrow
             embedding through a shared network), lowrank(rank=4) (correlated dimensions), flow(layers=2, hidden=64) (a
-            normalising flow), features(hidden=128) (entities known by --features alone), or your own as
-            package.module:object.
+            normalising flow), features(hidden=128) (entities known by --features alone), point (a point estimate), or
+            your own as package.module:object.
         features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
             row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
             in it, and are predicted all the same.
@@ -234,14 +234,14 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         "log_likelihood_per_fact": float(terms.log_likelihood),
         "kl_per_fact": float(terms.kl),
         "kl_per_latent": terms.kl_per_latent,
-        "objective": objective_name(config),
+        "objective": objective_name(config, guide.point),
         "warnings": _warnings(config, bar.table, terms, local, schedule),
     }
     return posterior
 
 
-def objective_name(config: Mapping[str, Any]) -> str:
-    """What was optimised, in words."""
+def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
+    """What was optimised, in words; of a point estimate it is no bound."""
     if config["negatives"] == "all":
         facts = "exact over all candidates"
     elif config["negative_weight"] is None:
@@ -252,7 +252,8 @@ def objective_name(config: Mapping[str, Any]) -> str:
             f"NOT the ELBO over all facts"
         )
     weight = config["kl_weight"]
-    bound = "ELBO" if weight == 1 else f"ELBO with KL weight {weight:.3g}"
+    bound = "log joint density (a point estimate, no bound)" if point else "ELBO"
+    bound += "" if weight == 1 else f" with {'prior' if point else 'KL'} weight {weight:.3g}"
     return f"{bound}, {facts}; KL schedule {config['kl_schedule']}"
 
 

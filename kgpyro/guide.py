@@ -29,9 +29,10 @@ class Guide(nn.Module):
         families: the posterior family of each kind, ``"entity"`` and ``"relation"``.
         inductive: whether entities are known by ``kg.features`` alone, so that new ones have posteriors too; such a
             guide keeps them as its buffer ``features``.
+        point: whether it gives every latent a value instead of a distribution, so that what is optimised is no bound.
     """
 
-    inductive = False
+    inductive = point = False
 
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__()

@@ -22,6 +22,7 @@ GUIDES = {
     "features": "kgpyro.guides.features:Features",
     "lowrank": "kgpyro.guides.lowrank:LowRank",
     "flow": "kgpyro.guides.flow:Flow",
+    "point": "kgpyro.guides.point:Point",
 }
 
 
