@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -36,6 +36,7 @@ class Graph:
         relations: names; the position is the id.
         train: triple ids ``(head, relation, tail)``, shape ``(n, 3)``, dtype long; likewise ``valid`` and ``test``.
         source: what :func:`load_graph` finds it by again; empty for a graph made in Python.
+        negatives: by split, triples that people found false, shape ``(m, 3)``, where the graph comes with such.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Graph:
     valid: Tensor = field(repr=False)
     test: Tensor = field(repr=False)
     source: str = ""
+    negatives: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def num_entities(self) -> int:
@@ -71,7 +73,8 @@ class Graph:
 
         entities = tuple(name for name, seen in zip(self.entities, self.seen.tolist(), strict=True) if seen)
         train, valid, test = among(self.train), among(self.valid), among(self.test)
-        return replace(self, entities=entities, train=train, valid=valid, test=test)
+        negatives = {split: among(triples) for split, triples in self.negatives.items()}
+        return replace(self, entities=entities, train=train, valid=valid, test=test, negatives=negatives)
 
     @cached_property
     def training_queries(self) -> Queries:
@@ -101,11 +104,18 @@ class Graph:
 
     @classmethod
     def from_triples(
-        cls, name: str, train: Sequence[Sequence[str]], valid: Sequence[Sequence[str]], test: Sequence[Sequence[str]]
+        cls,
+        name: str,
+        train: Sequence[Sequence[str]],
+        valid: Sequence[Sequence[str]],
+        test: Sequence[Sequence[str]],
+        *,
+        negatives: Mapping[str, Sequence[Sequence[str]]] | None = None,
     ) -> Graph:
         """A graph from named triples; names are numbered in sorted order, whatever the order of the triples.
 
-        Raises InputError where the training split is empty, or valid or test holds a relation training does not.
+        Raises InputError where the training split is empty, where valid or test holds a relation training does not, or
+        where negatives name what the graph has not.
         """
         frames = [pd.DataFrame(rows, columns=["head", "relation", "tail"], dtype=str) for rows in (train, valid, test)]
         if frames[0].empty:
@@ -119,7 +129,14 @@ class Graph:
                 )
         entities = sorted(set().union(*(set(f["head"]) | set(f["tail"]) for f in frames)))
         train_ids, valid_ids, test_ids = (_to_ids(frame, pd.Index(entities), pd.Index(relations)) for frame in frames)
-        return cls(name, tuple(entities), tuple(relations), train_ids, valid_ids, test_ids)
+        graph = cls(name, tuple(entities), tuple(relations), train_ids, valid_ids, test_ids)
+        false = {split: graph.ids(rows) for split, rows in (negatives or {}).items()}
+        return replace(graph, negatives=false)
+
+    def ids(self, triples: Iterable[Sequence[str]]) -> Tensor:
+        """Ids of named triples, shape ``(n, 3)``. Raises InputError for a name the graph has not."""
+        rows = [[self.entity_id(h), self.relation_id(r), self.entity_id(t)] for h, r, t in triples]
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
 
 
 def _to_ids(frame: pd.DataFrame, entities: pd.Index, relations: pd.Index) -> Tensor:
@@ -205,7 +222,8 @@ def load_graph(name_or_folder: str | Path) -> Graph:
     """Load a graph from a folder of triples files, or one of PyKEEN's data sets by name.
 
     A folder holds ``train``, ``valid`` and ``test``, each as ``.txt`` or ``.tsv``, plain or gzipped (``.gz``): one
-    triple a line, ``head TAB relation TAB tail``, UTF-8, no header. A bare name is looked up first in the folder that
+    triple a line, ``head TAB relation TAB tail``, UTF-8, no header; and, where people have found triples false,
+    ``valid_negatives`` and ``test_negatives`` likewise. A bare name is looked up first in the folder that
     the environment variable ``KGPYRO_DATA`` names, then as a path, then among PyKEEN's data sets.
 
     Raises:
@@ -215,16 +233,21 @@ def load_graph(name_or_folder: str | Path) -> Graph:
     for folder in [*(root / name_or_folder for root in roots), Path(name_or_folder)]:
         if folder.is_dir():
             splits = [_read_triples(_split_file(folder, split)) for split in SPLITS]
+            files = {split: _first_file(folder, f"{split}_negatives") for split in SPLITS[1:]}
+            negatives = {split: _read_triples(path) for split, path in files.items() if path}
             source = str(name_or_folder) if folder.parent in roots else str(folder.resolve())
-            return replace(Graph.from_triples(folder.resolve().name, *splits), source=source)
+            return replace(Graph.from_triples(folder.resolve().name, *splits, negatives=negatives), source=source)
     return replace(_load_pykeen(str(name_or_folder), roots), source=str(name_or_folder))
 
 
 def _split_file(folder: Path, split: str) -> Path:
-    for suffix in SUFFIXES:
-        if (path := folder / (split + suffix)).is_file():
-            return path
+    if path := _first_file(folder, split):
+        return path
     raise InputError(f"{folder} has no {split} split: expected {split}{' or '.join(SUFFIXES)}.")
+
+
+def _first_file(folder: Path, stem: str) -> Path | None:
+    return next((path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()), None)
 
 
 def _read_triples(path: Path) -> list[list[str]]:

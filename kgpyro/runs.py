@@ -34,6 +34,7 @@ class Run:
         log: one row per epoch (``log.csv``); empty where there is none.
         state: parameters of guide and setting (``posterior.safetensors``).
         sites: the model's latent sites (metadata of the same file).
+        recalibration: of predicted probabilities (``recalibration.json``); None where there is none.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Run:
     log: pd.DataFrame
     state: dict[str, Tensor]
     sites: set[str]
+    recalibration: dict[str, Any] | None = None
 
     def write(self, folder: str | Path) -> None:
         """Write all files. Raises InputError where the folder holds another run or cannot be written."""
@@ -49,6 +51,7 @@ class Run:
         check_writable_config(self.config)
         splits = {split: getattr(self.graph, split).tolist() for split in SPLITS}
         names = {"name": self.graph.name, "entities": self.graph.entities, "relations": self.graph.relations}
+        splits["negatives"] = {split: triples.tolist() for split, triples in self.graph.negatives.items()}
         state = {key: value.detach().cpu().contiguous() for key, value in self.state.items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,8 @@ class Run:
             (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
             if not self.log.empty:
                 self.log.to_csv(folder / "log.csv", index=False)
+            if self.recalibration is not None:
+                write_recalibration(folder, self.recalibration)
         except OSError as error:
             raise InputError(f"the run cannot be written to {folder}: {error}.") from error
 
@@ -72,17 +77,21 @@ class Run:
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             data = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            train, valid, test = (torch.tensor(data[s], dtype=torch.long).reshape(-1, 3) for s in SPLITS)
-            graph = Graph(data["name"], tuple(data["entities"]), tuple(data["relations"]), train, valid, test)
+            train, valid, test = (_triples(data[split]) for split in SPLITS)
+            false = {split: _triples(rows) for split, rows in data.get("negatives", {}).items()}
+            names = tuple(data["entities"]), tuple(data["relations"])
+            graph = Graph(data["name"], *names, train, valid, test, negatives=false)
             with safe_open(folder / "posterior.safetensors", framework="pt") as tensors:
                 metadata = tensors.metadata() or {}
                 state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+            path = folder / "recalibration.json"
+            recalibration = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
             log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").is_file() else pd.DataFrame()
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
             raise InputError(f"the run in {folder} is incomplete or damaged: {error}.") from error
         if metadata.get("format") != FORMAT:
             raise InputError(f"the run in {folder} has format {metadata.get('format')}; this kgpyro reads {FORMAT}.")
-        return cls(graph, config, metrics, log, state, set(metadata["sites"].split(",")))
+        return cls(graph, config, metrics, log, state, set(metadata["sites"].split(",")), recalibration)
 
     def refuse_own_code(self, named_again: set[str]) -> None:
         """Raise InputError where the options name code of the user's that was not named again."""
@@ -93,6 +102,15 @@ class Run:
                     f"this run was fitted with your own {key} {value}; name it again to have it imported: "
                     f"--run-{key.replace('_', '-')} {value}, or {key}='{value}' in Python."
                 )
+
+
+def write_recalibration(folder: Path, recalibration: dict[str, Any]) -> None:
+    """Store a recalibration with a run. Raises OSError where it cannot be written."""
+    (folder / "recalibration.json").write_text(json.dumps(recalibration) + "\n", encoding="utf-8")
+
+
+def _triples(rows: Any) -> Tensor:
+    return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
 
 
 def new_run_folder(folder: str | Path) -> Path:
