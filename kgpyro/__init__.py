@@ -5,18 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kgpyro.abstention import abstention
 from kgpyro.checks import prior_predictive
 from kgpyro.comparison import compare
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
 from kgpyro.guide import Guide
+from kgpyro.negatives import labelled_facts
 from kgpyro.posterior import Posterior
 
 if TYPE_CHECKING:
     from kgpyro.fitting import fit
 
 __version__ = "0.1.0"
-__all__ = ["Graph", "Guide", "InputError", "Posterior", "compare", "fit", "load", "load_graph", "prior_predictive"]
+__all__ = [
+    "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "fit", "labelled_facts", "load", "load_graph",
+    "prior_predictive",
+]  # fmt: skip
 
 
 def load(folder: str | Path, **own: Any) -> Posterior:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from kgpyro.errors import InputError
 from kgpyro.plotting import new_figure
 
-METHODS = ("temperature", "platt", "isotonic")
+Facts: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]
 SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1 where their logarithms are taken
 
 
@@ -77,52 +77,92 @@ class Calibration:
         return figure
 
 
-def logit(probabilities: np.ndarray) -> np.ndarray:
+def logit(probabilities: Any) -> np.ndarray:
     """Log-odds; probabilities of 0 and 1 stand for ``SMALLEST`` and one minus it."""
     p = np.clip(np.asarray(probabilities, dtype=float), SMALLEST, 1 - SMALLEST)
     return np.log(p) - np.log1p(-p)
 
 
+# What recalibration may go by, each as a number that grows or falls evenly: columns of a frame of predicted facts.
+EVIDENCE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "probability": logit,
+    "score": lambda score: score,
+    "std": lambda std: np.log(std + SMALLEST),
+    "epistemic": lambda nats: np.log(nats + SMALLEST),
+    "aleatoric": lambda nats: np.log(nats + SMALLEST),
+    "frequency": np.log1p,
+}
+METHODS = {
+    "temperature": ["probability"],
+    "platt": ["probability"],
+    "isotonic": ["probability"],
+    "stacked": [*EVIDENCE],
+}
+
+
 @dataclass(frozen=True)
 class Recalibration:
-    """A rising map of probabilities to probabilities, fitted to labels: ``p' = f(slope · logit p + intercept)``.
+    """A map of predictions to probabilities, fitted to labels: ``p' = f(Σ_k weight_k evidence_k + intercept)``.
 
-    ``temperature``: slope ``1/T``, ``f`` the sigmoid (Guo et al. 2017); ``platt``: slope and intercept (Platt 1999);
-    ``isotonic``: ``f`` rises in ``steps``, linear between them (Zadrozny & Elkan 2002), and stays ``1/(n + 2)`` away
-    from 0 and 1, for ``n`` facts cannot say more.
+    ``temperature``: ``f`` the sigmoid, of ``logit p / T`` (Guo et al. 2017); ``platt``: of ``a logit p + b`` (Platt
+    1999); ``stacked``: of all ``EVIDENCE``, so that the model's doubt counts along with its score; ``isotonic``: ``f``
+    rises in ``steps`` of ``logit p``, linear between them (Zadrozny & Elkan 2002), and stays ``1/(n + 2)`` away from 0
+    and 1, for ``n`` facts cannot say more.
     """
 
     method: str
-    slope: float = 1.0
+    weights: Mapping[str, float]
     intercept: float = 0.0
     steps: tuple[tuple[float, float], ...] = ()
 
     @classmethod
-    def fit(cls, given: Calibration, method: str = "isotonic") -> Recalibration:
-        """Fit to labelled predictions. Raises InputError for an unknown method."""
-        x, y, n = logit(given.probabilities), given.labels, len(given.labels)
-        if method == "isotonic":
-            line = IsotonicRegression(y_min=1 / (n + 2), y_max=1 - 1 / (n + 2)).fit(x, y)
-            return cls(method, steps=tuple(zip(line.X_thresholds_.tolist(), line.y_thresholds_.tolist(), strict=True)))
+    def fit(cls, facts: Facts, labels: np.ndarray, method: str = "isotonic") -> Recalibration:
+        """Fit to predicted facts, whose columns :meth:`kgpyro.Posterior.facts` describes, and their labels ``(n,)``.
+
+        Raises InputError for an unknown method, or labels that are all the same.
+        """
         if method not in METHODS:
             raise InputError(f"unknown recalibration {method!r}; choose from {', '.join(METHODS)}.")
-        regression = LogisticRegression(C=np.inf, fit_intercept=method == "platt", tol=1e-8).fit(x[:, None], y)
-        return cls(method, float(regression.coef_[0, 0]), float(np.ravel(regression.intercept_)[0]))
+        x, n = _evidence(facts, METHODS[method]), len(labels)
+        Calibration(np.asarray(facts["probability"]), labels)
+        if method == "isotonic":
+            line = IsotonicRegression(y_min=1 / (n + 2), y_max=1 - 1 / (n + 2)).fit(x[:, 0], labels)
+            steps = tuple(zip(line.X_thresholds_.tolist(), line.y_thresholds_.tolist(), strict=True))
+            return cls(method, {"probability": 1.0}, steps=steps)
+        regression = LogisticRegression(C=np.inf, fit_intercept=method != "temperature", tol=1e-8, max_iter=10_000)
+        scale = x.std(0).clip(SMALLEST)
+        weights = regression.fit(x / scale, labels).coef_[0] / scale
+        intercept = float(np.ravel(regression.intercept_)[0])
+        return cls(method, dict(zip(METHODS[method], weights.tolist(), strict=True)), intercept)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Recalibration:
         """From its fields as plain data. Raises InputError for what no fit gives."""
         try:
             steps = tuple((float(x), float(y)) for x, y in fields["steps"])
-            found = cls(str(fields["method"]), float(fields["slope"]), float(fields["intercept"]), steps)
-            values = np.array([found.slope, found.intercept, *np.ravel(steps)])
-            if found.method not in METHODS or not np.isfinite(values).all() or list(steps) != sorted(steps):
-                raise ValueError("no rising map")
-        except (KeyError, TypeError, ValueError) as error:
+            weights = {str(name): float(weight) for name, weight in fields["weights"].items()}
+            found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps)
+            values = np.array([found.intercept, *weights.values(), *np.ravel(steps)])
+            if [*weights] != METHODS[found.method] or not np.isfinite(values).all() or list(steps) != sorted(steps):
+                raise ValueError("no such map")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is no recalibration ({error}); remove it, and recalibrate the run.") from error
         return found
 
-    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """The recalibrated probabilities, any shape."""
-        x = self.slope * logit(probabilities) + self.intercept
+    def __call__(self, facts: Facts) -> dict[str, np.ndarray]:
+        """The recalibrated ``probability``, and ``low`` and ``high`` where the facts have them.
+
+        Both bounds go through the map as the probability does; ``stacked`` leaves them as far away from it in log-odds
+        as they were, since it knows the whole posterior of a fact only.
+        """
+        x = _evidence(facts, [*self.weights]) @ np.array([*self.weights.values()]) + self.intercept
+        at, slope = logit(facts["probability"]), 1.0 if len(self.weights) > 1 else self.weights["probability"]
+        moved = {key: x + slope * (logit(facts[key]) - at) for key in ("low", "high") if key in facts}
+        return {key: self._f(value) for key, value in {"probability": x, **moved}.items()}
+
+    def _f(self, x: np.ndarray) -> np.ndarray:
         return np.interp(x, *np.array(self.steps).T) if self.steps else 1 / (1 + np.exp(-x))
+
+
+def _evidence(facts: Facts, names: Sequence[str]) -> np.ndarray:
+    return np.stack([EVIDENCE[name](np.asarray(facts[name], dtype=float)) for name in names], axis=1)

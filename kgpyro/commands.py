@@ -6,6 +6,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union
 
 import docstring_parser
@@ -14,6 +15,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 import kgpyro
 from kgpyro.errors import InputError
+from kgpyro.plotting import save_figure
 from kgpyro.posterior import Posterior
 from kgpyro.priors import prior_table
 from kgpyro.runs import OWN
@@ -105,7 +107,10 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
         query = [options["head"] or "?", options["relation"], options["tail"] or "?"]
         mass = f"{options['interval']:.0%}"
         print(f"({', '.join(query)}): {mass} intervals of the fact's probability\n")
-        print(_table(table.assign(known=table["known"].map(lambda s: s or "-")), index=False))
+        shown = table.drop(columns=["score", "frequency"]).assign(known=table["known"].map(lambda s: s or "-"))
+        print(_table(shown, index=False))
+        if posterior.recalibration is not None:
+            print(f"\nprobabilities recalibrated ({posterior.recalibration.method}) on validation facts")
 
     return _run(parser, arguments, run)
 
@@ -129,6 +134,29 @@ def check_command(arguments: Sequence[str] | None = None) -> int:
         if folder is not None:
             found.save(folder)
             print(f"\nSaved in {folder}: prior_summary.csv, prior_density.csv and prior_predictive.png.")
+
+    return _run(parser, arguments, run)
+
+
+def calibrate_command(arguments: Sequence[str] | None = None) -> int:
+    """``python -m kgpyro.calibrate DIR``: what predicted probabilities are worth, and their recalibration."""
+    parser = _run_parser("calibrate", "How well a run's probabilities agree with labels, and a map that makes them.")
+    add_options(parser, Posterior.recalibrate, skip=set())
+
+    def run(options: dict[str, Any]) -> None:
+        folder = Path(options["run"])
+        posterior = _load(options)
+        asked = {key: options[key] for key in ("negatives", "draws", "seed")}
+        posterior.recalibrate("none")
+        before = posterior.calibration("test", **asked)
+        posterior.recalibrate(**options)
+        after = {} if posterior.recalibration is None else {options["method"]: posterior.calibration("test", **asked)}
+        print(f"{posterior}: test triples and as many negatives ({before.negatives})\n")
+        print(_table(pd.DataFrame({name: one.metrics for name, one in {"as predicted": before, **after}.items()}).T))
+        posterior.store_recalibration(folder)
+        save_figure(before.figure(**after), folder / "checks" / "calibration.png")
+        state = "predictions go by recalibration.json" if after else "predictions are as the model makes them"
+        print(f"\nSaved in {folder}: {state} from now on; checks/calibration.png.")
 
     return _run(parser, arguments, run)
 
@@ -213,6 +241,7 @@ COMMANDS = {
     "evaluate": evaluate_command,
     "predict": predict_command,
     "check": check_command,
+    "calibrate": calibrate_command,
     "priors": priors_command,
 }
 

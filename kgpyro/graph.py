@@ -59,9 +59,12 @@ class Graph:
     @cached_property
     def seen(self) -> Tensor:
         """Which entities training has seen, shape ``(E,)``, bool."""
-        seen = torch.zeros(self.num_entities, dtype=torch.bool)
-        seen[self.train[:, [0, 2]].flatten()] = True
-        return seen
+        return self.frequency > 0
+
+    @cached_property
+    def frequency(self) -> Tensor:
+        """In how many places of training triples each entity is, head or tail, shape ``(E,)``."""
+        return torch.bincount(self.train[:, [0, 2]].flatten(), minlength=self.num_entities)
 
     def training_part(self) -> Graph:
         """The graph of the entities that training has seen, and the triples among them."""

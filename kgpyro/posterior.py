@@ -22,7 +22,7 @@ from kgpyro.names import GUIDES, resolve
 from kgpyro.predictions import Predictions
 from kgpyro.priors import resolve_prior
 from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
-from kgpyro.runs import Run
+from kgpyro.runs import Run, store_recalibration
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
 
@@ -190,9 +190,12 @@ class Posterior(Predictions):
         """Write the run's files (:mod:`kgpyro.runs`). Raises InputError where the folder holds another run."""
         parts = (("guide", self.guide), ("setting", self.kg))
         state = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}
-        recalibration = None if self.recalibration is None else asdict(self.recalibration)
-        run = Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites, recalibration)
-        run.write(folder)
+        Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites).write(folder)
+        self.store_recalibration(folder)
+
+    def store_recalibration(self, folder: str | Path) -> None:
+        """Write ``recalibration.json`` to a run's folder, or remove it. Raises InputError where that cannot be."""
+        store_recalibration(Path(folder), None if self.recalibration is None else asdict(self.recalibration))
 
     @classmethod
     def load(cls, folder: str | Path, **own: Any) -> Posterior:

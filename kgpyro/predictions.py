@@ -43,6 +43,7 @@ class Predictions(PosteriorScores):
         draws: int = 500,
         interval: float = 0.9,
         seed: int = 0,
+        recalibrated: bool = True,
     ) -> pd.DataFrame:
         """The posterior predictive of any facts.
 
@@ -51,11 +52,13 @@ class Predictions(PosteriorScores):
             draws: posterior draws.
             interval: mass of the central interval.
             seed: of the draws.
+            recalibrated: whether probabilities go through the map of :meth:`recalibrate`, where there is one.
 
         Returns:
             A row per fact, as given: ``head``, ``relation``, ``tail``, ``probability``, ``std``, ``low``, ``high``,
-            ``aleatoric`` and ``epistemic`` (:func:`kgpyro.predictive.summary`). Where relations have inverses a draw's
-            probability is asked both ways, and the fact's draws are those of either.
+            ``aleatoric`` and ``epistemic`` (:func:`kgpyro.predictive.summary`), ``score``, the mean of its log-odds
+            over the draws, and ``frequency``, in how many places of training triples its rarer entity is. Where
+            relations have inverses a draw's probability is asked both ways, and the fact's draws are those of either.
 
         Raises:
             InputError: an unknown name.
@@ -68,7 +71,7 @@ class Predictions(PosteriorScores):
                 if self.inverse:
                     ways.append((part[:, 2], part[:, 1] + self.graph.num_relations, part[:, 0]))
                 each = torch.cat([self._draw_pairs(*way, draws=-(-draws // len(ways))) for way in ways])
-                found.append(self._summary(each, interval))
+                found.append(self._summary(each, interval, (part[:, 0], part[:, 2]), recalibrated))
         names = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]} if found else {}
         g = self.graph
         h, r, t = (
@@ -77,26 +80,26 @@ class Predictions(PosteriorScores):
         )
         return pd.DataFrame({"head": h, "relation": r, "tail": t} | names)
 
-    def _summary(self, logits: Tensor, interval: float) -> dict[str, Tensor]:
-        """:func:`kgpyro.predictive.summary`, its probabilities recalibrated, where this posterior is."""
-        found = summary(logits, interval)
-        if self.recalibration is not None:
-            for key in ("probability", "low", "high"):
-                found[key] = torch.as_tensor(self.recalibration(found[key].cpu().numpy()))
+    def _summary(
+        self, logits: Tensor, interval: float, entities: Sequence[Tensor], recalibrated: bool = True
+    ) -> dict[str, Tensor]:
+        """:func:`kgpyro.predictive.summary` of facts that have these entities, recalibrated where this posterior is."""
+        frequency = torch.stack([self.graph.frequency[e.cpu()] for e in torch.broadcast_tensors(*entities)]).amin(0)
+        found = summary(logits, interval) | {"score": logits.double().mean(0), "frequency": frequency}
+        if recalibrated and self.recalibration is not None:
+            moved = self.recalibration({key: value.cpu().numpy() for key, value in found.items()})
+            found |= {key: torch.as_tensor(value) for key, value in moved.items()}
         return found
 
     def calibration(
-        self,
-        split: str = "test",
-        negatives: str | None = None,
-        draws: int = 500,
-        seed: int = 0,
+        self, split: str = "test", negatives: str | None = None, draws: int = 500, seed: int = 0
     ) -> Calibration:
         """How well predicted probabilities agree with labels: reliability, ECE, Brier score, log score, AUROC.
 
         Args:
             split: ``"valid"`` or ``"test"``: whose triples are the true facts.
-            negatives: the false ones (:func:`kgpyro.labelled_facts`).
+            negatives: verified, hard or random: the false ones (:func:`kgpyro.labelled_facts`); by default verified
+                where the graph has them, else random.
             draws: posterior draws behind each probability.
             seed: of draws and corruptions.
 
@@ -108,27 +111,31 @@ class Predictions(PosteriorScores):
         return Calibration(found, facts["label"].to_numpy(), facts.attrs["negatives"])
 
     def recalibrate(
-        self, method: str | None = "isotonic", negatives: str | None = None, draws: int = 500, seed: int = 0
+        self, method: str = "isotonic", negatives: str | None = None, draws: int = 500, seed: int = 0
     ) -> None:
-        """Fit a map of probabilities to the labels of the validation split; predictions go through it from then on.
+        """Fit a map of predictions to the labels of the validation split (:class:`kgpyro.calibration.Recalibration`).
 
-        It is stored with the run, and moves ``probability``, ``low`` and ``high`` of :meth:`facts` and :meth:`predict`.
-        The training labels say how probable it is that the graph *holds* a fact. The map makes it the probability that
-        the fact is true, where facts are as often true as among these labels (here: one in two).
+        From then on ``probability``, ``low`` and ``high`` of :meth:`facts` and :meth:`predict` are what it makes of
+        them. Trained on what the graph holds, a model says how probable it is that the graph *holds* a fact. The map
+        makes it the probability that the fact is true, among facts that are as often true as these labels: one in two.
 
         Args:
-            method: ``temperature``, ``platt`` or ``isotonic`` (:class:`kgpyro.calibration.Recalibration`); None to
-                take it off again.
-            negatives: what counts as false (:func:`kgpyro.labelled_facts`).
+            method: temperature, platt, isotonic or stacked (by all evidence, the model's doubt included); none takes
+                the map off again.
+            negatives: verified, hard or random: what counts as false (:func:`kgpyro.labelled_facts`); by default
+                verified where the graph has them, else random.
             draws: posterior draws behind each probability.
             seed: of draws and corruptions.
 
         Raises:
             InputError: an unknown method or kind of negatives.
         """
-        self.recalibration = None
-        if method is not None:
-            self.recalibration = Recalibration.fit(self.calibration("valid", negatives, draws, seed), method)
+        if method == "none":
+            self.recalibration = None
+        else:
+            facts = labelled_facts(self.graph, "valid", negatives, seed)
+            found = self.facts(facts, draws, seed=seed, recalibrated=False)
+            self.recalibration = Recalibration.fit(found, facts["label"].to_numpy(), method)
 
     def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
         if isinstance(triples, Tensor):
@@ -164,7 +171,8 @@ class Predictions(PosteriorScores):
             One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive),
             ``std`` and ``low``, ``high`` (standard deviation and interval of the fact's probability over the
             posterior), ``aleatoric`` and ``epistemic`` (the two parts of the doubt, in nats;
-            :func:`kgpyro.predictive.summary`), ``known`` (the split that holds the fact, or an empty string).
+            :func:`kgpyro.predictive.summary`), ``score`` and ``frequency`` as in :meth:`facts`, ``known`` (the split
+            that holds the fact, or an empty string).
 
         Raises:
             InputError: unknown names, or not exactly one given entity.
@@ -173,7 +181,8 @@ class Predictions(PosteriorScores):
         everyone = torch.arange(self.graph.num_entities, device=self.device)
         chosen = everyone if top is None else self._most_probable(given, row, top, draws, seed)
         parts = chosen.split(max(1, (1 << 22) // draws))
-        found = [self._summary(self._draws(given, row, part, draws, seed), interval) for part in parts]
+        anchor = torch.tensor([given])
+        found = [self._summary(self._draws(given, row, part, draws, seed), interval, (anchor, part)) for part in parts]
         columns = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]}
         known = self._known(given, relation_id, side)
         ids = chosen.tolist()

@@ -62,8 +62,6 @@ class Run:
             (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
             if not self.log.empty:
                 self.log.to_csv(folder / "log.csv", index=False)
-            if self.recalibration is not None:
-                write_recalibration(folder, self.recalibration)
         except OSError as error:
             raise InputError(f"the run cannot be written to {folder}: {error}.") from error
 
@@ -104,9 +102,16 @@ class Run:
                 )
 
 
-def write_recalibration(folder: Path, recalibration: dict[str, Any]) -> None:
-    """Store a recalibration with a run. Raises OSError where it cannot be written."""
-    (folder / "recalibration.json").write_text(json.dumps(recalibration) + "\n", encoding="utf-8")
+def store_recalibration(folder: Path, recalibration: dict[str, Any] | None) -> None:
+    """Write it to a run's folder; None removes what is there. Raises InputError where that cannot be."""
+    path = folder / "recalibration.json"
+    try:
+        if recalibration is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(json.dumps(recalibration) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the recalibration cannot be stored in {folder}: {error}.") from error
 
 
 def _triples(rows: Any) -> Tensor:

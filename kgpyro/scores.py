@@ -73,6 +73,10 @@ class PosteriorScores:
                 total += self._draw_logits(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
         return total / draws
 
+    def intercepts(self, row: Tensor) -> Tensor:
+        """``b_p`` of relation rows, shape of ``row``: what turns their scores into log-odds."""
+        return self.kg.intercept.detach()[self._rows(row.to(self.device))[0]]
+
     def _moments(self) -> Moments:
         """Posterior means of entities and relations, and what a self-loop adds to their score; cached."""
         if self._cached is None:

@@ -13,8 +13,8 @@ ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "plotting", "graph", "negatives", "calibration", "features", "names", "scoring", "kernels", "families",
     "priors", "hierarchy", "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training",
-    "ranking", "runs", "conformal", "predictive", "scores", "predictions", "posterior", "checks", "comparison",
-    "fitting", "commands",
+    "ranking", "runs", "conformal", "predictive", "scores", "predictions", "abstention", "posterior", "checks",
+    "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
@@ -62,5 +62,5 @@ def test_core_never_imports_models_or_guides() -> None:
 
 
 def test_every_module_has_a_layer() -> None:
-    commands = {"__init__", "__main__", "fit", "evaluate", "predict", "check"}
+    commands = {"__init__", "__main__", "fit", "evaluate", "predict", "check", "calibrate"}
     assert {f.stem for f in ROOT.glob("*.py")} - commands <= set(LAYERS)
