@@ -18,6 +18,7 @@ from kgpyro.families import posterior_mean
 from kgpyro.features import FeaturesLike, load_features
 from kgpyro.graph import SPLITS, Graph
 from kgpyro.guide import Guide
+from kgpyro.inference_data import to_arviz
 from kgpyro.names import GUIDES, resolve
 from kgpyro.predictive import summary
 from kgpyro.priors import resolve_prior
@@ -362,6 +363,35 @@ class Posterior(PosteriorScores):
         extended = Posterior(graph, kg, guide, self.config, self.metrics, self.log)
         extended.seconds = self.seconds
         return extended
+
+    def to_arviz(
+        self,
+        draws: int = 500,
+        entities: Sequence[str] | None = None,
+        relations: Sequence[str] | None = None,
+        facts: int = 200,
+        seed: int = 0,
+    ) -> Any:
+        """The posterior for ArviZ: an InferenceData on ArviZ 0.23, a DataTree on 1.x.
+
+        * ``posterior``, ``prior``: ``entities`` (dims entity, entity_dim) and ``relations`` (relation, relation_dim);
+          inverse relations are called ``NAME_inverse``. Parameters of priors that are latents themselves are there by
+          their sites, such as ``entity_scale``; learned ones are at their values, in the prior too. Where latents are
+          per fact (lfm), a symbol's draws are those of ``q(h | symbol)``.
+        * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``y`` (dim fact) of random facts of the
+          training queries, half of them observed. Where latents are per entity and relation (lim), draw *i* of these is
+          of draw *i* of the latents.
+
+        Args:
+            draws: posterior and prior draws, in one chain.
+            entities, relations: names; by default all, or 50 at random (fewer where their latents are long).
+            facts: how many facts, at most.
+            seed: of choice and draws.
+
+        Raises:
+            InputError: ArviZ is not installed, an unknown name, or a number that is not positive.
+        """
+        return to_arviz(self, draws, entities, relations, facts, seed)
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
