@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor
 
-from kgpyro.batches import Batches
 from kgpyro.errors import InputError
 from kgpyro.scores import PosteriorScores, seeded
 from kgpyro.setting import Setting
 
 SYMBOLS = 50  # of a kind that are exported where none are named
 VALUES = 1 << 24  # of the latents of these, at most
+FACTS = 1 << 22  # up to which a sample is drawn from the list of all
 VARIABLES = {"entity": "entities", "relation": "relations"}
 
 
@@ -38,6 +38,7 @@ def to_arviz(
     entities: Sequence[str] | None = None,
     relations: Sequence[str] | None = None,
     facts: int = 200,
+    observed: float | None = None,
     seed: int = 0,
 ) -> Any:
     """The posterior with ArviZ's groups; see :meth:`kgpyro.Posterior.to_arviz`."""
@@ -45,6 +46,8 @@ def to_arviz(
     for name, value in {"draws": draws, "facts": facts}.items():
         if value < 1:
             raise InputError(f"{name} must be a positive number; got {value}.")
+    if observed is not None and not 0 <= observed <= 1:
+        raise InputError(f"observed is the share of observed facts, from 0 to 1; got {observed}.")
     g, kg = scores.graph, scores.kg
     with seeded(seed):
         rows = _chosen(relations, g.relation_id, g.num_relations, VALUES // (draws * kg.relation_size))
@@ -52,7 +55,7 @@ def to_arviz(
             "entity": _chosen(entities, g.entity_id, g.num_entities, VALUES // (draws * kg.entity_size)),
             "relation": torch.cat([rows, rows + g.num_relations]) if scores.inverse else rows,
         }
-        asked, y = _training_facts(scores, facts)
+        asked, y = _training_facts(scores, facts, observed)
         chosen = {kind: ids.to(scores.device) for kind, ids in chosen.items()}
         prior = _prior_draws(kg, chosen, draws)
         posterior, logits = _posterior_draws(scores, chosen, asked.to(scores.device), draws)
@@ -87,29 +90,30 @@ def _chosen(names: Sequence[str] | None, id_of: Callable[[str], int], count: int
     return torch.randperm(count)[: max(1, min(SYMBOLS, most))].sort().values
 
 
-def _training_facts(scores: PosteriorScores, number: int) -> tuple[Tensor, Tensor]:
+def _training_facts(scores: PosteriorScores, number: int, observed: float | None) -> tuple[Tensor, Tensor]:
     """Distinct facts of training queries, ``(anchor, row, candidate)``, shape ``(n, 3)``, and their labels ``(n,)``.
 
-    Half of them are observed, if there are as many. Where relations have inverses the facts of head queries are among
-    them, as triples of the inverse; else a fact is one and the same whichever query it is of.
+    Where relations have inverses the facts of head queries are among them, as triples of the inverse; else those of
+    tail queries are all that there are to know.
     """
     g, queries = scores.graph, scores.graph.training_queries
-    owner = torch.repeat_interleave(torch.arange(len(queries)), queries.counts)
-    drawn = torch.randint(len(queries), (8 * number,))
-    batches = Batches(queries, g.num_entities, scores.inverse)
-    position, unobserved = batches.draw_negatives(drawn, 1)
-    parts: list[Tensor] = []
-    for query, candidate in ((owner, queries.answers), (drawn[position], unobserved)):
-        anchor, row = queries.anchor[query], queries.relation[query]
-        if not scores.inverse:
-            flip = row >= g.num_relations
-            anchor, candidate = torch.where(flip, candidate, anchor), torch.where(flip, anchor, candidate)
-            row = row % g.num_relations
-        distinct = torch.unique(torch.stack([anchor, row, candidate], dim=1), dim=0)
-        wanted = number - number // 2 if not parts else number - len(parts[0])
-        parts.append(distinct[torch.randperm(len(distinct))[:wanted]])
-    y = torch.cat([torch.full((len(part),), label) for part, label in zip(parts, (1.0, 0.0), strict=True)])
-    return torch.cat(parts), y.to(scores.kg.intercept)
+    mine = torch.arange(len(queries))
+    if not scores.inverse:
+        mine = mine[queries.relation < g.num_relations]
+    row, answer = queries.answer_pairs(mine)
+    true, total = row * g.num_entities + answer, len(mine) * g.num_entities
+    if total <= FACTS:
+        pool = torch.randperm(total)
+    else:
+        pool = torch.randint(total, (8 * number,)).unique()
+        pool = pool[torch.randperm(len(pool))]
+    if observed is not None:
+        known = true[torch.randperm(len(true))][: round(observed * number)]
+        pool = torch.cat([known, pool[~torch.isin(pool, true)][: number - round(observed * number)]])
+    chosen = pool[:number]
+    query = mine[chosen // g.num_entities]
+    facts = torch.stack([queries.anchor[query], queries.relation[query], chosen % g.num_entities], dim=1)
+    return facts, torch.isin(chosen, true).to(scores.kg.intercept)
 
 
 def _posterior_draws(

@@ -370,6 +370,7 @@ class Posterior(PosteriorScores):
         entities: Sequence[str] | None = None,
         relations: Sequence[str] | None = None,
         facts: int = 200,
+        observed: float | None = None,
         seed: int = 0,
     ) -> Any:
         """The posterior for ArviZ: an InferenceData on ArviZ 0.23, a DataTree on 1.x.
@@ -379,19 +380,21 @@ class Posterior(PosteriorScores):
           their sites, such as ``entity_scale``; learned ones are at their values, in the prior too. Where latents are
           per fact (lfm), a symbol's draws are those of ``q(h | symbol)``.
         * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``y`` (dim fact) of random facts of the
-          training queries, half of them observed. Where latents are per entity and relation (lim), draw *i* of these is
-          of draw *i* of the latents.
+          training queries, true or not. Where latents are per entity and relation (lim), draw *i* of these is of draw
+          *i* of the latents.
 
         Args:
             draws: posterior and prior draws, in one chain.
             entities, relations: names; by default all, or 50 at random (fewer where their latents are long).
             facts: how many facts, at most.
+            observed: share of observed facts among them; by default facts are chosen whatever their labels, as
+                predictive checks need it, and where observed facts are rare there may be none.
             seed: of choice and draws.
 
         Raises:
             InputError: ArviZ is not installed, an unknown name, or a number that is not positive.
         """
-        return to_arviz(self, draws, entities, relations, facts, seed)
+        return to_arviz(self, draws, entities, relations, facts, observed, seed)
 
     # ---- files ------------------------------------------------------------------------------------------------------
 

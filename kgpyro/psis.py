@@ -48,8 +48,8 @@ class KHat:
         if self.k < USABLE:
             return f"k-hat from {GOOD} to {USABLE}: not close, yet useful; importance sampling still corrects it"
         return (
-            f"k-hat of {USABLE} or more: jointly far from the true posterior, beyond what importance sampling corrects; "
-            f"single scores may be right all the same"
+            f"k-hat of {USABLE} or more: jointly far from the true posterior, beyond importance sampling's correction, "
+            f"though single scores may be right"
         )
 
 

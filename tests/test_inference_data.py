@@ -15,7 +15,7 @@ from test_posterior import posterior_of
 import kgpyro.inference_data
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph
-from kgpyro.inference_data import load_arviz
+from kgpyro.inference_data import _training_facts, load_arviz
 
 arviz, NEW = load_arviz()
 GROUPS = {"posterior", "prior", "posterior_predictive", "log_likelihood", "observed_data"}
@@ -116,7 +116,7 @@ def test_priors_are_drawn_with_their_parameters(tiny: Graph) -> None:
 def test_subsamples(tiny: Graph, inverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = posterior_of(tiny, score="ComplEx", inverse=inverse)
     monkeypatch.setattr(kgpyro.inference_data, "SYMBOLS", 3)
-    data, again = (posterior.to_arviz(draws=50, facts=8) for _ in range(2))
+    data, again = (posterior.to_arviz(draws=50, facts=8, observed=0.5) for _ in range(2))
     assert data["posterior"].sizes["entity"] == data["prior"].sizes["entity"] == 3
     assert data["observed_data"]["y"].to_numpy().tolist() == [1] * 4 + [0] * 4
     for group in GROUPS:
@@ -128,12 +128,38 @@ def test_subsamples(tiny: Graph, inverse: bool, monkeypatch: pytest.MonkeyPatch)
     assert posterior.to_arviz(draws=50)["posterior"].sizes["entity"] == 2
 
 
+@pytest.mark.parametrize("inverse", [True, False])
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_facts_are_a_fair_sample(inverse: bool, enumerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fact of a training query is as likely as any other; observed ones come at their base rate."""
+    rows = [[f"e{i}", "r", f"e{i * j % 30}"] for i in range(30) for j in range(1, 1 + i % 3)]
+    graph = Graph.from_triples("made", rows, [["e1", "r", "e0"]], [["e1", "r", "e0"]])
+    if not enumerated:
+        monkeypatch.setattr(kgpyro.inference_data, "FACTS", 0)
+    queries = graph.training_queries
+    tails = queries.relation < 1
+    mine = torch.ones_like(tails) if inverse else tails
+    base_rate = float(queries.counts[mine].sum() / (mine.sum() * graph.num_entities))
+    torch.manual_seed(0)
+    asked = [_training_facts(posterior_of(graph, inverse=inverse), 100, None) for _ in range(60)]
+    labels = torch.cat([y for _, y in asked])
+    assert len(labels) == 6000
+    assert float(labels.mean()) == pytest.approx(base_rate, abs=5 * (base_rate / 6000) ** 0.5)
+    facts = torch.cat([fact for fact, _ in asked])
+    counts = torch.bincount(facts[:, 2], minlength=graph.num_entities)
+    assert ((counts - 6000 / graph.num_entities).abs() < 5 * (6000 / graph.num_entities) ** 0.5).all()
+    keys = set(zip(queries.anchor[mine].tolist(), queries.relation[mine].tolist(), strict=True))
+    assert {(a, r) for a, r, _ in facts.tolist()} == keys
+
+
 def test_unusable_requests(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = posterior_of(tiny)
     with pytest.raises(InputError, match="no entity 'z'"):
         posterior.to_arviz(entities=["z"])
     with pytest.raises(InputError, match="no relation 'hates'"):
         posterior.to_arviz(relations=["hates"])
+    with pytest.raises(InputError, match="from 0 to 1; got 2"):
+        posterior.to_arviz(observed=2)
     with pytest.raises(InputError, match="draws must be a positive number; got 0"):
         posterior.to_arviz(draws=0)
     monkeypatch.setitem(sys.modules, "arviz", None)

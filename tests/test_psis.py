@@ -55,7 +55,7 @@ def test_the_evidence_by_quadrature(pair: Graph, monkeypatch: pytest.MonkeyPatch
     found = kgpyro.psis_khat(posterior)
     weights = np.exp(found.log_ratios - expected)
     assert weights.mean() == pytest.approx(1, abs=5 * weights.std() / 1000**0.5)
-    assert weights.std() / 1000**0.5 < 0.05
+    assert weights.std() / 1000**0.5 < 0.07
     assert found.k < 0.5
     assert found.latents == 3
     monkeypatch.setattr(kgpyro.psis, "FACTS", 1)
@@ -76,11 +76,11 @@ def test_k_where_it_is_known(pair: Graph) -> None:
     assert "below 0.5: close" in exact.reading
 
     parts.guide.entity.log_scale.data[1] = math.log(0.5)
-    narrow = kgpyro.psis_khat(posterior, draws=2500)
+    narrow = kgpyro.psis_khat(posterior, draws=1200)
     # log p(y, h) - log q(h) = log p(y) + log s + (1 - s²) z² / 2 for a standard normal z
     squares = (narrow.log_ratios - exact.log_ratios[0] - math.log(0.5)) * 2 / 0.75
     assert stats.kstest(squares, stats.chi2(1).cdf).pvalue > 1e-3
-    assert narrow.k == pytest.approx(0.75, abs=0.25)
+    assert narrow.k == pytest.approx(0.75, abs=0.3)
 
     parts.guide.entity.log_scale.data[1] = math.log(1.5)
     assert kgpyro.psis_khat(posterior, draws=500).k < 0
@@ -99,16 +99,16 @@ def test_the_mean_log_ratio_is_the_bound(tiny: Graph, prior: str, inverse: bool)
 
 
 def test_halved_scales_are_further_away(tiny: Graph) -> None:
-    options = {"model": "lim", "dim": 2, "epochs": 200, "score": "DistMult", "progress": False}
+    options = {"model": "lim", "dim": 2, "epochs": 150, "score": "DistMult", "progress": False}
     posterior = kgpyro.fit(tiny, prior="normal(scale=0.5)", **options)
-    fitted = kgpyro.psis_khat(posterior, draws=800)
+    fitted = kgpyro.psis_khat(posterior, draws=300)
     assert math.isfinite(fitted.k)
     again = kgpyro.psis_khat(posterior, draws=100)
     np.testing.assert_array_equal(fitted.log_ratios[:100], again.log_ratios)
     with torch.no_grad():
         for table in (posterior.guide.entity, posterior.guide.relation):
             table.log_scale -= math.log(2)  # type: ignore[union-attr, operator]
-    halved = kgpyro.psis_khat(posterior, draws=800)
+    halved = kgpyro.psis_khat(posterior, draws=300)
     assert halved.k > fitted.k + 0.2
     assert "jointly far" in halved.reading
 
