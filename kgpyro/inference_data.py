@@ -158,8 +158,9 @@ def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str
         trace = poutine.trace(kg.priors).get_trace()
         for (kind, ids), prior in zip(chosen.items(), trace.nodes["_RETURN"]["value"], strict=True):
             p = prior(ids)
-            shape = (draws // times,) if p.batch_shape else (draws // times, len(ids))
-            found[VARIABLES[kind]].append(p.sample(torch.Size(shape)))
+            each = 1 if p.batch_shape else len(ids)
+            sample = p.sample(torch.Size([each * draws // times]))
+            found[VARIABLES[kind]].append(sample.reshape(draws // times, len(ids), -1))
         for site in kg.hyper_latents:
             found[site].append(trace.nodes[site]["value"].unsqueeze(0))
     drawn = {name: torch.cat(values) for name, values in found.items()}

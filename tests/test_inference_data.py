@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from test_posterior import posterior_of
 
 import kgpyro.inference_data
@@ -110,6 +111,16 @@ def test_priors_are_drawn_with_their_parameters(tiny: Graph) -> None:
         learned.kg.symbol_prior("entity").learned["scale"].copy_(torch.arange(5.0)[:, None])
     drawn = values(learned.to_arviz(draws=1000, **chosen), "prior", "entities")
     np.testing.assert_allclose(drawn.std((0, 2)), np.exp([2, 0]), rtol=0.06)
+
+
+@pytest.mark.parametrize("prior", ["gamma", "mixture_of_diag_normals", "hyperspherical_uniform", "dirichlet"])
+def test_priors_of_every_shape(tiny: Graph, prior: str) -> None:
+    posterior = posterior_of(tiny, prior=prior)
+    drawn = values(posterior.to_arviz(draws=400), "prior", "entities")
+    expected = posterior.kg.priors()[0](...).sample(torch.Size([2000]))
+    for entity in range(tiny.num_entities):
+        for found, known in ((drawn[:, entity, 0], expected[:, 0]), (drawn[:, entity].max(-1), expected.amax(-1))):
+            assert stats.ks_2samp(found, known.numpy()).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("inverse", [True, False])
