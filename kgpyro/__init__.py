@@ -13,6 +13,7 @@ from kgpyro.graph import Graph, load_graph
 from kgpyro.guide import Guide
 from kgpyro.negatives import labelled_facts
 from kgpyro.posterior import Posterior
+from kgpyro.psis import psis_khat
 
 if TYPE_CHECKING:
     from kgpyro.fitting import fit
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "fit", "labelled_facts", "load", "load_graph",
-    "prior_predictive",
+    "prior_predictive", "psis_khat",
 ]  # fmt: skip
 
 
