@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kgpyro.checks import prior_predictive
 from kgpyro.comparison import compare
 from kgpyro.errors import InputError
+from kgpyro.figures import fact_figure, variance_figure, variances
 from kgpyro.graph import Graph, load_graph
 from kgpyro.guide import Guide
 from kgpyro.posterior import Posterior
@@ -16,7 +17,20 @@ if TYPE_CHECKING:
     from kgpyro.fitting import fit
 
 __version__ = "0.1.0"
-__all__ = ["Graph", "Guide", "InputError", "Posterior", "compare", "fit", "load", "load_graph", "prior_predictive"]
+__all__ = [
+    "Graph",
+    "Guide",
+    "InputError",
+    "Posterior",
+    "compare",
+    "fact_figure",
+    "fit",
+    "load",
+    "load_graph",
+    "prior_predictive",
+    "variance_figure",
+    "variances",
+]
 
 
 def load(folder: str | Path, **own: Any) -> Posterior:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from kgpyro.batches import Batches
 from kgpyro.errors import InputError
+from kgpyro.figures import new_figure
 from kgpyro.graph import Graph, load_graph
 from kgpyro.posterior import build_setting
 from kgpyro.priors import PriorLike
@@ -62,11 +63,7 @@ class PriorPredictive:
 
         Raises InputError where matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        figure = new_figure(12, 3.6)
         left, middle, right = figure.subplots(1, 3)
         left.hist(self.probabilities.ravel(), bins=50, range=(0, 1), color="tab:blue", log=True)
         left.set(xlabel="probability of a random fact", ylabel="facts", title="what a random fact is worth")

@@ -13,7 +13,7 @@ ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood",
     "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "conformal", "predictive",
-    "scores", "acquisition", "posterior", "checks", "comparison", "fitting", "commands",
+    "scores", "acquisition", "posterior", "figures", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
