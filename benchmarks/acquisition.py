@@ -101,26 +101,21 @@ def learn(name: str, seed: int, arguments: argparse.Namespace, bar: tqdm) -> lis
 
 
 def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At the end, per graph and strategy: the MRR, its paired difference from random and that's standard error."""
+    """Means over seeds at the end; ``…_minus_…`` are paired differences of the final MRR, with standard errors."""
     frame = pd.DataFrame(rows)
-    last = frame[frame["round"] == ROUNDS].set_index(["graph", "strategy", "seed"])
-    mean_mrr = frame[frame["round"] > 0].groupby(["graph", "strategy", "seed"])["mrr"].mean()
+    last = frame[frame["round"] == ROUNDS].set_index(["graph", "strategy", "seed"]).sort_index()
+    by_round = frame[frame["round"] > 0].groupby(["graph", "strategy"])["mrr"].mean()
     out = []
     for graph in last.index.unique("graph"):
         for strategy in STRATEGIES:
-            mine, base = (last.loc[(graph, s), "mrr"] for s in (strategy, "random"))
-            difference = mine - base
-            out.append(
-                {
-                    "graph": graph,
-                    "strategy": strategy,
-                    "true_found": float(last.loc[(graph, strategy), "true_found"].mean()),
-                    "final_mrr": round(float(mine.mean()), 4),
-                    "mean_mrr_over_rounds": round(float(mean_mrr.loc[(graph, strategy)].mean()), 4),
-                    "final_minus_random": round(float(difference.mean()), 4),
-                    "se": round(float(difference.sem()), 4),
-                }
-            )
+            mrr = last.loc[(graph, strategy), "mrr"]
+            row = {"graph": graph, "strategy": strategy}
+            row |= {"true_found": float(last.loc[(graph, strategy), "true_found"].mean())}
+            row |= {"final_mrr": float(mrr.mean()), "mean_mrr_over_rounds": float(by_round[graph, strategy])}
+            for other in ("random", "probability"):
+                difference = mrr - last.loc[(graph, other), "mrr"]
+                row |= {f"minus_{other}": float(difference.mean()), f"minus_{other}_se": float(difference.sem())}
+            out.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
     return out
 
 

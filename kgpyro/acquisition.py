@@ -20,6 +20,7 @@ from kgpyro.scores import PosteriorScores, seeded
 
 MEASURES = ("epistemic", "entropy", "probability")
 NUMBERS_AT_ONCE = 1 << 22
+FACTS_AT_MOST = 10_000_000
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def shortlist(
     by: str,
     draws: int,
     relation: int | None,
-    queries: int,
+    queries: int | None,
     seed: int,
     progress: bool = False,
 ) -> Tensor:
@@ -38,10 +39,12 @@ def shortlist(
     Args:
         by: one of ``MEASURES``, estimated over ``draws`` posterior draws.
         relation: only facts of this relation.
-        queries: largest number of queries ``(head, relation, ?)`` to look at, at random.
+        queries: largest number of queries ``(head, relation, ?)`` to look at, at random. Default: as many as have
+            ``FACTS_AT_MOST`` facts.
     """
     graph, count = posterior.graph, posterior.graph.num_entities
     total = count * (graph.num_relations if relation is None else 1)
+    queries = max(1, FACTS_AT_MOST // count) if queries is None else queries
     longest = max(count, posterior.kg.entity_size, posterior.kg.relation_size)
     best, chosen = torch.empty(0), torch.empty(0, 3, dtype=torch.long)
     with seeded(seed):

@@ -125,7 +125,7 @@ class Posterior(PosteriorScores):
         draws: int = 100,
         relation: str | None = None,
         candidates: Sequence[Sequence[str]] | pd.DataFrame | Tensor | None = None,
-        queries: int = 10_000,
+        queries: int | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> pd.DataFrame:
@@ -142,8 +142,8 @@ class Posterior(PosteriorScores):
             draws: posterior draws per fact in the first look.
             relation: only facts of this relation.
             candidates: the facts to choose from, as :meth:`facts` takes them. Default: all.
-            queries: where there are no ``candidates``, all facts of at most so many random pairs of head and relation;
-                more take longer, in proportion to the number of entities, not more memory.
+            queries: without ``candidates``, look at the facts of at most so many pairs of head and relation, at random.
+                Default: as many as have ten million facts, which is all of a small graph. Memory does not grow.
             seed: of the draws, and of the choice of queries.
             progress: show a progress bar.
 
@@ -157,7 +157,7 @@ class Posterior(PosteriorScores):
         if by not in MEASURES:
             raise InputError(f"facts are acquired by {', '.join(MEASURES)}; not by {by!r}.")
         for name, value in {"n": n, "draws": draws, "queries": queries}.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"{name} must be a positive number; got {value}.")
         row = None if relation is None else self.graph.relation_id(relation)
         if candidates is None:

@@ -85,7 +85,7 @@ def test_the_best_facts(tiny: Graph) -> None:
     pd.testing.assert_frame_equal(table, posterior.acquire(5, draws=200))
 
 
-def test_what_training_holds_is_no_news(tiny: Graph) -> None:
+def test_what_training_holds_is_no_news(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     """All facts asked for: what comes back are those that training lacks, of valid and test too, each once."""
     posterior = posterior_of(tiny)
     table = posterior.acquire(1000, draws=2)
@@ -99,6 +99,8 @@ def test_what_training_holds_is_no_news(tiny: Graph) -> None:
     some = posterior.acquire(1000, draws=2, queries=3)
     assert 0 < len(some) <= 3 * 5
     assert len(some[["head", "relation"]].drop_duplicates()) <= 3
+    monkeypatch.setattr(kgpyro.acquisition, "FACTS_AT_MOST", 12)  # two queries
+    assert len(posterior.acquire(1000, draws=2)[["head", "relation"]].drop_duplicates()) <= 2
 
 
 def test_from_given_facts(tiny: Graph) -> None:
