@@ -1,17 +1,23 @@
-"""Draw the committed results of speed.py and scale.py.
+"""Draw the committed results of speed.py, scale.py and acquisition.py, and the paper's figures of a fit to umls.
 
-python benchmarks/figures.py    # writes benchmarks/results/speed.png and scale.png
+python benchmarks/figures.py              # writes all of benchmarks/results/*.png that is drawn here
+python benchmarks/figures.py paper        # only variance.png and fact.png, after a fit of a minute
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
+import yaml
+
+import kgpyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import pandas as pd
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -51,6 +57,43 @@ def scale() -> None:
     figure.savefig(RESULTS / "scale.png", dpi=120)
 
 
+def acquisition() -> None:
+    """Test MRR and true facts found, against labels revealed: means over seeds, and their range."""
+    frame = pd.DataFrame(json.loads((RESULTS / "acquisition.json").read_text())["rows"])
+    graphs = list(frame["graph"].unique())
+    figure, axes = plt.subplots(2, len(graphs), figsize=(4 * len(graphs), 6), layout="constrained", squeeze=False)
+    colours = {"random": "#8c8c8c", "probability": "#4c72b0", "entropy": "#55a868", "epistemic": "#c44e52"}
+    dashes = {"entropy": "--"}  # over the line of the probability, where the two agree
+    for column, graph in zip(axes.T, graphs, strict=True):
+        for axis, measure, label in zip(column, ("mrr", "true_found"), ("test MRR", "true facts found"), strict=True):
+            for strategy, colour in colours.items():
+                rows = frame[(frame["graph"] == graph) & (frame["strategy"] == strategy)]
+                by_round = rows.groupby("revealed")[measure].agg(["mean", "min", "max"])
+                axis.plot(by_round["mean"], dashes.get(strategy, "-"), marker=".", color=colour, label=strategy)
+                axis.fill_between(
+                    by_round.index, by_round["min"], by_round["max"], color=colour, alpha=0.15, linewidth=0
+                )
+            axis.set(xlabel="labels revealed", ylabel=label)
+            axis.spines[["top", "right"]].set_visible(False)
+        column[0].set_title(graph)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(RESULTS / "acquisition.png", dpi=120)
+
+
+def paper() -> None:
+    """Variance against frequency, and one test fact, of the LIM on umls."""
+    options = yaml.safe_load((RESULTS.parent / "configs" / "lim-umls.yaml").read_text())
+    posterior = kgpyro.fit(options.pop("dataset"), **options, device="cpu")
+    kgpyro.variance_figure(posterior).savefig(RESULTS / "variance.png", dpi=120)
+    fact = [names[i] for names, i in zip(_tables(posterior.graph), posterior.graph.test[0].tolist(), strict=True)]
+    kgpyro.fact_figure(posterior, *fact).savefig(RESULTS / "fact.png", dpi=120)
+
+
+def _tables(graph: kgpyro.Graph) -> tuple[tuple[str, ...], ...]:
+    return graph.entities, graph.relations, graph.entities
+
+
 if __name__ == "__main__":
-    speed()
-    scale()
+    drawn = {"speed": speed, "scale": scale, "acquisition": acquisition, "paper": paper}
+    for name in sys.argv[1:] or drawn:
+        drawn[name]()

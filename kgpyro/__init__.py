@@ -9,6 +9,7 @@ from kgpyro.abstention import abstention
 from kgpyro.checks import prior_predictive
 from kgpyro.comparison import compare
 from kgpyro.errors import InputError
+from kgpyro.figures import fact_figure, variance_figure, variances
 from kgpyro.graph import Graph, load_graph
 from kgpyro.guide import Guide
 from kgpyro.negatives import labelled_facts
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "fit", "labelled_facts", "load", "load_graph",
-    "prior_predictive", "psis_khat",
+    "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "fact_figure", "fit", "labelled_facts",
+    "load", "load_graph", "prior_predictive", "psis_khat", "variance_figure", "variances",
 ]  # fmt: skip
 
 

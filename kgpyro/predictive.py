@@ -12,6 +12,11 @@ def entropy(logits: Tensor) -> Tensor:
     return F.softplus(logits) - logits * logits.sigmoid()
 
 
+def label_entropy(p: Tensor) -> Tensor:
+    """Of ``Bernoulli(p)``, in nats, elementwise."""
+    return -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
+
+
 def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
     """What draws of a fact's logit say about it, shapes ``(draws, n) -> (n,)`` each.
 
@@ -23,7 +28,6 @@ def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
     mean = p.mean(0)
     bounds = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], dtype=torch.double, device=p.device)
     low, high = torch.quantile(p, bounds, dim=0)
-    total = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
     aleatoric = entropy(logits.double()).mean(0)
     spread = p.std(0) if len(p) > 1 else torch.zeros_like(mean)
     return {
@@ -32,5 +36,5 @@ def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
         "low": low,
         "high": high,
         "aleatoric": aleatoric,
-        "epistemic": (total - aleatoric).clamp_min(0),
+        "epistemic": (label_entropy(mean) - aleatoric).clamp_min(0),
     }

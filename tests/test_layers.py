@@ -13,8 +13,8 @@ ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "plotting", "graph", "negatives", "calibration", "features", "names", "scoring", "kernels", "families",
     "priors", "hierarchy", "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training",
-    "ranking", "runs", "conformal", "predictive", "scores", "predictions", "abstention", "inference_data", "posterior",
-    "psis", "checks", "comparison", "fitting", "commands",
+    "ranking", "runs", "conformal", "predictive", "scores", "predictions", "abstention", "acquisition",
+    "inference_data", "posterior", "psis", "figures", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
