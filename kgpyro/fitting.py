@@ -60,6 +60,7 @@ def fit(
     warmup: float = 0.3,
     estimator: Literal["local", "shared", "plain"] = "local",
     inverse: bool = True,
+    completeness: float = 1.0,
     lr: float = 0.1,
     optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
     seed: int = 0,
@@ -107,6 +108,8 @@ def fit(
         estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
             admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
         inverse: give every relation an inverse with latents of its own, which answers head queries.
+        completeness: probability with which a true fact is in the training graph; at 1 whatever it lacks is false,
+            below 1 a fact may be true and missing (Elkan & Noto 2008).
         lr: learning rate.
         optimizer: adagrad, adam, adamw, rmsprop or sgd.
         seed: of initial values, batches and draws.
@@ -130,6 +133,8 @@ def fit(
     _check_numbers(dim, epochs, batch_size, negatives, negative_weight, kl_weight, warmup, lr, early_stopping)
     if min(devices, nodes) < 1:
         raise InputError(f"--devices and --nodes must be at least 1; got {devices} and {nodes}.")
+    if not 0 < completeness <= 1:
+        raise InputError(f"--completeness is a probability above 0 and up to 1; got {completeness}.")
     _check_choices(kl_schedule=(kl_schedule, SCHEDULES), optimizer=(optimizer, tuple(OPTIMIZERS)))
     _check_choices(estimator=(estimator, ESTIMATORS), precision=(precision, ("32", "64", "bf16", "16")))
     if negatives is None:
@@ -155,6 +160,7 @@ def fit(
         "warmup": warmup,
         "estimator": estimator,
         "inverse": inverse,
+        "completeness": completeness,
         "lr": lr,
         "optimizer": optimizer,
         "seed": seed,
@@ -251,6 +257,8 @@ def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
             f"negative sampling, {config['negatives']} candidates per query with weight {config['negative_weight']:g}: "
             f"NOT the ELBO over all facts"
         )
+    if config["completeness"] < 1:
+        facts += f", of which the graph is taken to hold {config['completeness']:g} of the true ones"
     weight = config["kl_weight"]
     bound = "log joint density (a point estimate, no bound)" if point else "ELBO"
     bound += "" if weight == 1 else f" with {'prior' if point else 'KL'} weight {weight:.3g}"

@@ -7,10 +7,14 @@ For ``b`` query vectors ``u`` and candidates ``h_c`` the log-likelihood of all f
 Its derivative with respect to a score is ``1[observed] - sigmoid(s_bc)``: known as soon as the score is. So one walk
 over blocks of candidates computes value and gradients together, and a ``(b, E)`` matrix never exists: memory is that
 of the tables. With Gaussian candidates ``N(μ_c, σ_c²)`` the score itself is drawn, from ``N(⟨u, μ_c⟩, ⟨u², σ_c²⟩)``.
+
+Where a true fact is observed with probability ``κ < 1`` only, an unobserved one's ``-softplus(s)`` becomes
+``log(1 - κ sigmoid(s)) = softplus(s + log(1 - κ)) - softplus(s)``, and an observed one has ``log κ`` on top.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +34,7 @@ def all_candidates_log_prob(
     intercept: Tensor,
     observed: tuple[Tensor, Tensor],
     excluded: Tensor | None = None,
+    completeness: float = 1.0,
 ) -> Tensor:
     """The log-likelihood of all facts of each query, shape ``(b,)``.
 
@@ -43,12 +48,14 @@ def all_candidates_log_prob(
         intercept: shape ``(b,)``.
         observed: rows of ``query`` and candidate ids of the observed facts, both ``(p,)``.
         excluded: one candidate per query that is left out of the sum over all candidates, shape ``(b,)``.
+        completeness: ``κ``, the probability with which a true fact is observed.
     """
     device = query.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
         normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
-        return _AllCandidates.apply(query, loc, log_scale, intercept, *observed, excluded, normal, signs, half)
+        facts = query, loc, log_scale, intercept, *observed, excluded, completeness
+        return _AllCandidates.apply(*facts, normal, signs, half)
 
 
 def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
@@ -74,6 +81,7 @@ class _Facts:
     rows: Tensor
     columns: Tensor
     excluded: Tensor | None
+    completeness: float
     normal: Tensor | None
     signs: Tensor | None
     half: torch.dtype | None
@@ -84,6 +92,8 @@ class _Facts:
         for start, scores, *_ in self._blocks():
             self._exclude(scores, start)
             total -= F.softplus(scores).sum(-1)
+            if self.completeness < 1:
+                total += F.softplus(self._missing(scores, start)).sum(-1)
         return total
 
     def value_and_gradients(self, weight: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
@@ -101,7 +111,12 @@ class _Facts:
         for start, scores, part, variance, deviation, noise in self._blocks():
             self._exclude(scores, start)
             total -= F.softplus(scores).sum(-1)
-            p = scores.sigmoid_()
+            if self.completeness < 1:
+                missing = self._missing(scores, start)
+                total += F.softplus(missing).sum(-1)
+                p = scores.sigmoid_().sub_(missing.sigmoid_())
+            else:
+                p = scores.sigmoid_()
             d_intercept -= p.sum(-1)
             if d_log_scale is not None and right_squared is not None:
                 slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
@@ -118,8 +133,9 @@ class _Facts:
         return total, [d_query, d_loc, d_log_scale, d_intercept]
 
     def _observed(self) -> Tensor:
-        """``Σ_{c observed} s_bc`` without noise, shape ``(b,)``."""
+        """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``."""
         scores = (self.query[self.rows] * self.loc[self.columns]).sum(-1) + self.intercept[self.rows]
+        scores += math.log(self.completeness)
         return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
 
     def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, Any, Any, Any]]:
@@ -141,6 +157,13 @@ class _Facts:
         if self.excluded is not None:
             here = ((self.excluded >= start) & (self.excluded < start + scores.shape[1])).nonzero().squeeze(-1)
             scores[here, self.excluded[here] - start] = -torch.inf
+
+    def _missing(self, scores: Tensor, start: int) -> Tensor:
+        """``s + log(1 - κ)`` of a block's unobserved facts, minus infinity at its observed ones."""
+        missing = scores + math.log1p(-self.completeness)
+        here = ((self.columns >= start) & (self.columns < start + scores.shape[1])).nonzero().squeeze(-1)
+        missing[self.rows[here], self.columns[here] - start] = -torch.inf
+        return missing
 
     def _cast(self, x: Tensor) -> Tensor:
         return x if self.half is None else x.to(self.half)
@@ -166,7 +189,7 @@ class _AllCandidates(torch.autograd.Function):
             gradients = [None if g is None else g.mul_(upstream[0]) for g in gradients]
         else:
             _, gradients = ctx.facts.value_and_gradients(upstream)
-        return (*gradients, None, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None, None)
 
 
 def gaussian_draw(loc: Tensor, log_scale: Tensor) -> Tensor:

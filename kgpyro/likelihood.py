@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -24,7 +25,7 @@ ESTIMATORS = ("local", "shared", "plain")
 class AllCandidates(TorchDistribution):
     """Independent Bernoulli labels of the facts that all candidates make with each of ``b`` queries.
 
-        y_c ~ Bernoulli(sigmoid(φ(anchor, relation, candidate_c) + b_relation)),  c = 1 … E
+        y_c ~ Bernoulli(κ sigmoid(φ(anchor, relation, candidate_c) + b_relation)),  c = 1 … E
 
     Batch shape ``(b,)``, event shape ``(E,)``. A value is a ``(b, E)`` tensor of 0 and 1, dense or sparse (COO); the
     log-probability costs one matrix product, and one sum over the observed facts.
@@ -37,6 +38,7 @@ class AllCandidates(TorchDistribution):
         intercept: ``b_p`` of each query, shape ``(b,)``.
         reverse: which queries ask for heads, shape ``(b,)``, bool; None for none.
         symbols: entity ids of the anchors and row ids of the relations, both ``(b,)``.
+        completeness: ``κ``, the probability with which a true fact is observed (Elkan & Noto 2008).
     """
 
     support = constraints.independent(constraints.boolean, 1)
@@ -51,9 +53,10 @@ class AllCandidates(TorchDistribution):
         intercept: Tensor,
         reverse: Tensor | None = None,
         symbols: tuple[Tensor, Tensor] | None = None,
+        completeness: float = 1.0,
     ):
         self.score, self.anchor, self.relation, self.table = score, anchor, relation, table
-        self.intercept, self.reverse, self.symbols = intercept, reverse, symbols
+        self.intercept, self.reverse, self.symbols, self.completeness = intercept, reverse, symbols, completeness
         self._kernel = False
         self._candidates: dist.Normal | None = None
         self._own: Tensor | None = None
@@ -92,7 +95,7 @@ class AllCandidates(TorchDistribution):
 
     @property
     def logits(self) -> Tensor:
-        """``φ + b_p``, shape ``(b, E)``; drawn afresh at each call under local noise."""
+        """``φ + b_p``, the log-odds that a fact is true, ``(b, E)``; drawn afresh at each call under local noise."""
         if self._candidates is None:
             scores = self.score.candidates(self.anchor, self.relation, self.table, self.reverse)
             return scores + self.intercept.unsqueeze(-1)
@@ -108,7 +111,7 @@ class AllCandidates(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._kernel:
             return self._kernel_log_prob(value if value.is_sparse else value.to_sparse())
-        logits = self.logits
+        logits = observed_logits(self.logits, self.completeness)
         if not value.is_sparse:
             return -F.binary_cross_entropy_with_logits(logits, value.to(logits), reduction="none").sum(-1)
         rows, columns = value._indices()
@@ -119,20 +122,36 @@ class AllCandidates(TorchDistribution):
         query = self.score.queries(self.anchor, self.relation, self.reverse)
         rows, columns = value._indices()
         if self._candidates is None:
-            return all_candidates_log_prob(query, self.table, None, self.intercept, (rows, columns))
+            return all_candidates_log_prob(
+                query, self.table, None, self.intercept, (rows, columns), completeness=self.completeness
+            )
         loc, log_scale, own = self._candidates.loc, log_scale_of(self._candidates), self._own
         if own is None:
-            return all_candidates_log_prob(query, loc, log_scale, self.intercept, (rows, columns))
+            return all_candidates_log_prob(
+                query, loc, log_scale, self.intercept, (rows, columns), completeness=self.completeness
+            )
         loops = columns == own[rows]
         others = rows[~loops], columns[~loops]
-        score = self.score.compare(query, self.anchor) + self.intercept
+        score = observed_logits(self.score.compare(query, self.anchor) + self.intercept, self.completeness)
         observed = torch.zeros_like(score).index_fill(0, rows[loops], 1.0)
         loop = observed * score - F.softplus(score)
-        return loop + all_candidates_log_prob(query, loc, log_scale, self.intercept, others, own)
+        rest = all_candidates_log_prob(query, loc, log_scale, self.intercept, others, own, self.completeness)
+        return loop + rest
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
-            return torch.bernoulli(self.logits.sigmoid().expand(torch.Size(sample_shape) + self.shape()))
+            return torch.bernoulli(
+                observed_logits(self.logits, self.completeness)
+                .sigmoid()
+                .expand(torch.Size(sample_shape) + self.shape())
+            )
+
+
+def observed_logits(logits: Tensor, completeness: float) -> Tensor:
+    """The log-odds that a fact is observed, from those that it is true: ``logit(κ sigmoid(s))``, elementwise."""
+    if completeness == 1:
+        return logits
+    return logits - F.softplus(logits + math.log1p(-completeness)) + math.log(completeness)
 
 
 def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:

@@ -324,7 +324,7 @@ def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | No
     relation_prior = resolve_prior(config["relation_prior"] or config["prior"])
     score = resolve_score(config["score"])
     kg = Setting(graph.num_entities, relation_rows, score, config["dim"], entity_prior, relation_prior)
-    kg.features = features
+    kg.features, kg.completeness = features, config.get("completeness", 1.0)
     return kg
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kgpyro.batches import Batch, Batches
 from kgpyro.families import Family
 from kgpyro.hierarchy import SymbolPrior
-from kgpyro.likelihood import AllCandidates
+from kgpyro.likelihood import AllCandidates, observed_logits
 from kgpyro.priors import Prior
 from kgpyro.scoring import Score
 
@@ -32,6 +32,7 @@ class Setting(nn.Module):
         symbol_priors: the prior of each kind, with its learned parameters.
         intercept: ``b_p``, a learnt parameter of shape ``(num_relations,)``.
         features: of the entities, shape ``(num_entities, f)``; None where there are none.
+        completeness: the probability with which a true fact is in the training graph.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Setting(nn.Module):
         )
         self.intercept = nn.Parameter(torch.zeros(num_relations))
         self.features: Tensor | None = None
+        self.completeness = 1.0
         self.sparse = False
 
     @property
@@ -94,16 +96,17 @@ class Setting(nn.Module):
         return {site: found for kind in self.families for site, found in self.symbol_prior(kind).latents.items()}
 
     def start_at_base_rates(self, batches: Batches) -> None:
-        """Start ``b_p`` at the log-odds of each relation's base rate among the facts of its training queries."""
+        """Start ``b_p`` where relations' facts are observed at their base rates among those of the training queries."""
         queries = batches.queries
         rows = queries.relation if batches.inverse else queries.relation % queries.num_relations
         facts = torch.bincount(rows, minlength=self.num_relations) * batches.num_entities
         observed = torch.bincount(rows, queries.counts.double(), minlength=self.num_relations)
         with torch.no_grad():
-            self.intercept.copy_(torch.logit((observed + 0.5) / (facts + 1.0)))
+            true = (observed + 0.5) / (facts + 1.0) / self.completeness
+            self.intercept.copy_(torch.logit(true.clamp_max(0.99)))
 
     def bernoulli(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
-        """``Bernoulli(sigmoid(φ(h_s, h_p, h_o) + b_p))`` of a batch's facts.
+        """``Bernoulli(κ sigmoid(φ(h_s, h_p, h_o) + b_p))`` of a batch's facts, ``κ`` the completeness.
 
         Args:
             head: latents of the queries' given ends, shape ``(b, d_e)``.
@@ -115,7 +118,8 @@ class Setting(nn.Module):
         intercept = self.intercept[batch.relation]
         if batch.query is None:
             symbols = batch.anchor, batch.relation
-            return AllCandidates(self.score, head, relation, tail, intercept, batch.reverse, symbols)
+            facts = self.score, head, relation, tail, intercept, batch.reverse, symbols
+            return AllCandidates(*facts, completeness=self.completeness)
         reverse = None if batch.reverse is None else batch.reverse[batch.query]
         scores = self.score.facts(head[batch.query], relation[batch.query], tail, reverse)
-        return dist.Bernoulli(logits=scores + intercept[batch.query])
+        return dist.Bernoulli(logits=observed_logits(scores + intercept[batch.query], self.completeness))

@@ -2,9 +2,10 @@
 
     h_e ~ prior_E                 for every entity e
     h_p ~ prior_R                 for every relation p
-    y_τ ~ Bernoulli(sigmoid(φ(h_s, h_p, h_o) + b_p))   for every fact τ = (s, p, o)
+    y_τ ~ Bernoulli(κ sigmoid(φ(h_s, h_p, h_o) + b_p))   for every fact τ = (s, p, o)
 
-Cowen-Rivers & Minervini 2018, section 3. Each latent's KL divergence is paid once, whatever the number of its facts.
+Cowen-Rivers & Minervini 2018, section 3, with ``κ = 1``. Below 1 a true fact may be missing from the graph
+(``--completeness``). Each latent's KL divergence is paid once, whatever the number of its facts.
 """
 
 import pyro

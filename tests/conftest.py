@@ -56,6 +56,7 @@ class Parts:
         inverse: bool = True,
         guide: str = "lookup",
         features: torch.Tensor | None = None,
+        completeness: float = 1.0,
         **negatives: float | None,
     ):
         self.graph = graph
@@ -63,7 +64,7 @@ class Parts:
         both = resolve_prior(prior)
         self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both)
         self.kg.to(torch.get_default_dtype())
-        self.kg.features = features
+        self.kg.features, self.kg.completeness = features, completeness
         self.batches = Batches(graph.training_queries, graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
         self.model: Callable = resolve(model, MODELS, "model")
         self.sites = latent_sites(self.model, self.kg, self.batches)

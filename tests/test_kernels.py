@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,9 @@ def arguments(local: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     )
 
 
-def naive(query: Tensor, loc: Tensor, log_scale: Tensor | None, intercept: Tensor, excluded: Tensor | None) -> Tensor:
+def naive(
+    query: Tensor, loc: Tensor, log_scale: Tensor | None, intercept: Tensor, excluded: Tensor | None, kappa: float
+) -> Tensor:
     """The formula, with the kernel's noise laid out in full."""
     scores = query @ loc.mT + intercept[:, None]
     drawn = scores
@@ -44,6 +48,9 @@ def naive(query: Tensor, loc: Tensor, log_scale: Tensor | None, intercept: Tenso
         blocks = [normal[:, : min(3, E - 3 * i)] * signs[:, i, None] for i in range(3)]
         drawn = scores + (query.square() @ (2 * log_scale).exp().mT).sqrt() * torch.cat(blocks, dim=1)
     summed = F.softplus(drawn)
+    if kappa < 1:
+        missing = torch.ones(B, E).index_put(OBSERVED, torch.zeros(3))
+        summed = missing * -torch.log1p(-kappa * drawn.sigmoid()) + (1 - missing) * (summed - math.log(kappa))
     if excluded is not None:
         summed = summed.scatter(1, excluded[:, None], 0.0)
     observed = torch.zeros(B).index_add(0, OBSERVED[0], scores[OBSERVED])
@@ -53,15 +60,16 @@ def naive(query: Tensor, loc: Tensor, log_scale: Tensor | None, intercept: Tenso
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("excluded", [None, torch.tensor([2, 0, 6])])
 @pytest.mark.parametrize("weight", [torch.full((B,), 2.5), torch.tensor([1.0, -0.5, 3.0])])
-def test_value_and_gradients(local: bool, excluded: Tensor | None, weight: Tensor) -> None:
+@pytest.mark.parametrize("kappa", [1.0, 0.7])
+def test_value_and_gradients(local: bool, excluded: Tensor | None, weight: Tensor, kappa: float) -> None:
     inputs = arguments(local)
 
     def fused(*given: Tensor | None) -> Tensor:
         torch.manual_seed(3)
-        return all_candidates_log_prob(*given, OBSERVED, excluded) * weight  # type: ignore[arg-type]
+        return all_candidates_log_prob(*given, OBSERVED, excluded, kappa) * weight  # type: ignore[arg-type]
 
     torch.manual_seed(3)
-    expected = naive(*inputs, excluded) * weight
+    expected = naive(*inputs, excluded, kappa) * weight
     torch.testing.assert_close(fused(*inputs), expected)
     with torch.no_grad():
         torch.testing.assert_close(fused(*inputs), expected)
@@ -100,9 +108,12 @@ def test_half_precision_products(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("model", ["lim", "lfm"])
 @pytest.mark.parametrize("inverse", [True, False])
 @pytest.mark.parametrize("score", ["DistMult", "ComplEx", "RESCAL", "CP", "TransE-L2", "pykeen:HolE"])
-def test_shared_estimator_is_plain_pyro(tiny: Graph, model: str, inverse: bool, score: str) -> None:
+@pytest.mark.parametrize("completeness", [1.0, 0.8])
+def test_shared_estimator_is_plain_pyro(
+    tiny: Graph, model: str, inverse: bool, score: str, completeness: float
+) -> None:
     """The fused path and the plain one give the same loss and the same gradients for the same draw."""
-    parts = Parts(tiny, model, score=score, inverse=inverse)
+    parts = Parts(tiny, model, score=score, inverse=inverse, completeness=completeness)
     batch = parts.batches(torch.tensor([0, 3, 4]))
     modules = torch.nn.ModuleList([parts.kg, parts.guide])
     found = {}
@@ -196,3 +207,14 @@ def test_a_guide_that_uses_its_own_draw_has_it(tiny: Graph) -> None:
     loss = elbo.differentiable_loss(parts.model, parts.guide, parts.kg, parts.batches(torch.arange(3)))
     assert loss.isfinite()
     assert elbo._draws[0] == "in the guide"
+
+
+def test_labels_are_drawn_as_often_as_they_are_probable(tiny: Graph) -> None:
+    parts = Parts(tiny, completeness=0.6)
+    entities, relations = torch.randn(5, 4), torch.randn(4, 4)
+    batch = parts.batches(torch.arange(3))
+    facts = parts.kg.bernoulli(entities[batch.anchor], relations[batch.relation], entities, batch)
+    drawn = facts.sample(torch.Size([20_000])).mean(0)
+    torch.testing.assert_close(drawn, 0.6 * facts.logits.sigmoid(), atol=0.02, rtol=0)
+    ones = facts.log_prob(torch.ones(3, 5))
+    torch.testing.assert_close(ones, (0.6 * facts.logits.sigmoid()).log().sum(1))

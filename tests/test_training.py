@@ -164,6 +164,7 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"lr": float("nan")}, "--lr must be a positive"),
         ({"kl_weight": -1.0}, "--kl-weight must be at least 0"),
         ({"warmup": 2.0}, "--warmup is a share"),
+        ({"completeness": 0.0}, "--completeness is a probability above 0"),
         ({"optimizer": "sdg"}, "unknown --optimizer 'sdg'; choose from adagrad"),
         ({"estimator": "exact"}, "unknown --estimator"),
         ({"precision": "8"}, "unknown --precision"),
