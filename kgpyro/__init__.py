@@ -11,12 +11,24 @@ from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
 from kgpyro.guide import Guide
 from kgpyro.posterior import Posterior
+from kgpyro.replicates import posterior_predictive
 
 if TYPE_CHECKING:
     from kgpyro.fitting import fit
 
 __version__ = "0.1.0"
-__all__ = ["Graph", "Guide", "InputError", "Posterior", "compare", "fit", "load", "load_graph", "prior_predictive"]
+__all__ = [
+    "Graph",
+    "Guide",
+    "InputError",
+    "Posterior",
+    "compare",
+    "fit",
+    "load",
+    "load_graph",
+    "posterior_predictive",
+    "prior_predictive",
+]
 
 
 def load(folder: str | Path, **own: Any) -> Posterior:

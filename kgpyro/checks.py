@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 
 from kgpyro.batches import Batches
 from kgpyro.errors import InputError
+from kgpyro.figures import empty_figure, write
 from kgpyro.graph import Graph, load_graph
 from kgpyro.posterior import build_setting
+from kgpyro.predictive import spread
 from kgpyro.priors import PriorLike
 from kgpyro.scores import seeded
 from kgpyro.scoring import Score
@@ -48,12 +50,12 @@ class PriorPredictive:
     def warnings(self) -> list[str]:
         """In plain words, what is suspicious about the prior."""
         sure = float((self.probabilities > SURE).mean())
-        spread = float((self.probabilities < 1 - SURE).mean())
+        false = float((self.probabilities < 1 - SURE).mean())
         if sure < PILED_UP:
             return []
         return [
             f"The prior piles probabilities up at 0 and 1: it holds {sure:.0%} of all random facts for true with more "
-            f"than {SURE:.0%} probability, and {spread:.0%} for false. Scores spread with the scales of the latents "
+            f"than {SURE:.0%} probability, and {false:.0%} for false. Scores spread with the scales of the latents "
             f"and with --dim; a smaller prior scale, or scale=learn, claims less."
         ]
 
@@ -62,11 +64,7 @@ class PriorPredictive:
 
         Raises InputError where matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        figure = empty_figure(12, 3.6)
         left, middle, right = figure.subplots(1, 3)
         left.hist(self.probabilities.ravel(), bins=50, range=(0, 1), color="tab:blue", log=True)
         left.set(xlabel="probability of a random fact", ylabel="facts", title="what a random fact is worth")
@@ -94,14 +92,8 @@ class PriorPredictive:
 
         Raises InputError where it cannot be written, or matplotlib is not installed (the tables are written first).
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.summary.to_csv(folder / "prior_summary.csv")
-            self.density.to_csv(folder / "prior_density.csv", index=False)
-            self.figure().savefig(folder / "prior_predictive.png", dpi=150)
-        except OSError as error:
-            raise InputError(f"the check cannot be written to {folder}: {error}.") from error
+        tables = {"prior_summary.csv": self.summary, "prior_density.csv": self.density}
+        write(folder, tables, {"prior_predictive.png": self.figure})
 
 
 @torch.no_grad()
@@ -188,7 +180,7 @@ def _predictive(graph: Graph, probabilities: Tensor, degrees: Tensor, observed: 
     pairs = graph.num_entities**2
     in_graph = torch.bincount(graph.train[:, 1], minlength=graph.num_relations).double() / pairs
     implied = probabilities.double().mean(2)  # (draws, R)
-    density = pd.DataFrame({"relation": graph.relations, "graph": in_graph.numpy()} | _spread(implied))
+    density = pd.DataFrame({"relation": graph.relations, "graph": in_graph.numpy()} | spread(implied))
     flat = probabilities.flatten(1).double()
     nan = float("nan")
     quantities = {
@@ -198,13 +190,8 @@ def _predictive(graph: Graph, probabilities: Tensor, degrees: Tensor, observed: 
         "answers of a random query": (float(observed.double().mean()), degrees.double().reshape(len(flat), -1).mean(1)),
     }
     rows = {
-        name: {"graph": value, **{key: float(v[0]) for key, v in _spread(drawn.unsqueeze(1)).items()}}
+        name: {"graph": value, **{key: float(v[0]) for key, v in spread(drawn.unsqueeze(1)).items()}}
         for name, (value, drawn) in quantities.items()
     }
     counts = {"graph": observed.numpy(), "prior": degrees.numpy()}
     return PriorPredictive(pd.DataFrame(rows).T, density, flat.numpy(), counts, title)
-
-
-def _spread(drawn: Tensor) -> dict[str, np.ndarray]:
-    low, high = torch.quantile(drawn, torch.tensor([0.05, 0.95], dtype=drawn.dtype), dim=0)
-    return {"mean": drawn.mean(0).numpy(), "low": low.numpy(), "high": high.numpy()}

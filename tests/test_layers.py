@@ -13,7 +13,7 @@ ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood",
     "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "conformal", "predictive",
-    "scores", "posterior", "checks", "comparison", "fitting", "commands",
+    "figures", "scores", "posterior", "replicates", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},

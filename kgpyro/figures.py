@@ -1,0 +1,36 @@
+"""Figures, and folders of the tables and figures that a check leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kgpyro.errors import InputError
+
+
+def empty_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of this size, in inches. Raises InputError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write(folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Callable[[], Any]]) -> None:
+    """Write tables as CSV and then figures as PNG, by file name.
+
+    Raises InputError where the folder cannot be written, or matplotlib is not installed.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.to_csv(folder / name, index=not isinstance(table.index, pd.RangeIndex))
+        for name, figure in figures.items():
+            figure().savefig(folder / name, dpi=150)
+    except OSError as error:
+        raise InputError(f"the check cannot be written to {folder}: {error}.") from error
