@@ -87,13 +87,13 @@ class PriorPredictive:
         figure.suptitle(self.title)
         return figure
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``prior_summary.csv``, ``prior_density.csv`` and ``prior_predictive.png`` to a folder.
+    def save(self, folder: str | Path) -> list[str]:
+        """Write ``prior_summary.csv``, ``prior_density.csv`` and ``prior_predictive.png``; returns their names.
 
         Raises InputError where it cannot be written, or matplotlib is not installed (the tables are written first).
         """
         tables = {"prior_summary.csv": self.summary, "prior_density.csv": self.density}
-        write(folder, tables, {"prior_predictive.png": self.figure})
+        return write(folder, tables, {"prior_predictive.png": self.figure})
 
 
 @torch.no_grad()

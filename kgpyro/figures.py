@@ -20,8 +20,8 @@ def empty_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def write(folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Callable[[], Any]]) -> None:
-    """Write tables as CSV and then figures as PNG, by file name.
+def write(folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Callable[[], Any]]) -> list[str]:
+    """Write tables as CSV and then figures as PNG, by file name; returns the names.
 
     Raises InputError where the folder cannot be written, or matplotlib is not installed.
     """
@@ -34,3 +34,4 @@ def write(folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: Mappi
             figure().savefig(folder / name, dpi=150)
     except OSError as error:
         raise InputError(f"the check cannot be written to {folder}: {error}.") from error
+    return [*tables, *figures]

@@ -37,6 +37,7 @@ MISFIT = 0.01  # share of replicates at or beyond the data, on either side, belo
 ENOUGH = 100  # replicates from which on such a share can be told
 AT_LEAST = 5  # sampled queries of each relation and side
 PAIRS = 10  # pairs of relations that are checked for being inverses
+FEW = 10.0  # facts without a mirror image added to a pair's before it is chosen by its share: a few are no evidence
 RESAMPLES = 100  # bootstrap resamples behind a sampling error
 BLOCK = 1 << 22  # labels drawn at once
 SIDES = ("tail", "head")
@@ -78,12 +79,13 @@ class PosteriorPredictive:
                 f"{len(self.replicated)} replicates tell p-values apart by {1 / len(self.replicated):.2g} only; "
                 f"--draws {ENOUGH} or more."
             )
-        for name, rows in self.misfits.groupby("statistic", sort=False):
-            checked = int((self.summary["statistic"] == name).sum())
-            above = int((rows["mean"] > rows["graph"]).sum())
-            way = "more" if above == len(rows) else "less" if above == 0 else f"more for {above} and less for the rest"
-            where = ", ".join(rows["relation"].head(3)) + ", …" * (len(rows) > 3)
-            found.append(f"{name}: {len(rows)} of {checked} misfit ({where}); replicates have {way} than the graph.")
+        parts = self.summary["statistic"].str.split(", | with ", n=1, expand=True, regex=True)
+        what = self.summary["relation"].where(self.summary["relation"] != "all", parts[1].fillna("all"))
+        for name, rows in self.misfits.groupby(parts[0], sort=False):
+            checked, above = int((parts[0] == name).sum()), int((rows["mean"] > rows["graph"]).sum())
+            way = "more" if above == len(rows) else "less" if above == 0 else f"more in {above} and less in the others"
+            where = "; ".join(what[rows.index[:3]]) + "; …" * (len(rows) > 3)
+            found.append(f"{name}: {len(rows)} of {checked} misfit ({where}): replicates have {way} than the graph.")
         return found
 
     def figure(self) -> Any:
@@ -102,10 +104,11 @@ class PosteriorPredictive:
         symmetry.set(ylim=(-0.03, 1.03), ylabel="share of facts", title="symmetry: (t, p, h) holds too")
         rows = self.summary[of.str.contains("queries with")]
         _panel(answers, rows, [name.replace(" queries with", ":") for name in of[rows.index]])
-        answers.set(ylim=(-0.03, 1.03), ylabel="share of queries", title="answers per query")
+        answers.set(ylabel="share of queries", title="answers per query")
         rows = self.summary[of.str.contains("-degree")]
         _panel(degrees, rows, [name.replace("-degree, quantile", "") for name in of[rows.index]])
-        degrees.set(yscale="symlog", ylabel="facts", title="degrees of entities, quantiles")
+        wide = rows["graph"].max() > 20 * rows["graph"].min()
+        degrees.set(yscale="symlog" if wide else "linear", ylabel="facts", title="degrees of entities, quantiles")
         rows = self.summary[of == "inverse pair"].iloc[::-1]
         _panel(pairs, rows, [name if len(name) < 40 else f"{name[:38]}…" for name in rows["relation"]], flat=True)
         pairs.set(xlim=(-0.03, 1.03), xlabel="share of facts", title="inverse pairs: (t, q, h) holds too")
@@ -120,12 +123,12 @@ class PosteriorPredictive:
         figure.suptitle(f"{self.title}: {len(self.replicated)} replicates")
         return figure
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``posterior_summary.csv`` and ``posterior_predictive.png`` to a folder.
+    def save(self, folder: str | Path) -> list[str]:
+        """Write ``posterior_summary.csv`` and ``posterior_predictive.png`` to a folder; returns their names.
 
         Raises InputError where it cannot be written, or matplotlib is not installed (the table is written first).
         """
-        write(folder, {"posterior_summary.csv": self.summary}, {"posterior_predictive.png": self.figure})
+        return write(folder, {"posterior_summary.csv": self.summary}, {"posterior_predictive.png": self.figure})
 
 
 def _panel(axes: Any, rows: pd.DataFrame, labels: Sequence[str] | None = None, flat: bool = False) -> None:
@@ -171,7 +174,8 @@ def posterior_predictive(
 
     * symmetry: of the facts for which ``(t, p, ?)`` is a training query too, the share whose ``(t, p, h)`` holds;
     * inverse pairs: of the facts of ``p`` or ``q`` whose mirror image in the other is a cell likewise, the share whose
-      mirror image holds; for the ten pairs with the largest shares in the graph, and for all pairs of two relations;
+      mirror image holds; for the ten pairs with the largest shares in the graph (few facts
+      counting less), and for all pairs of two relations;
     * triangles ``h → t → u``, ``h → u`` of edges of any relations, and the share of two-step paths ``h → t → u`` that
       such an edge closes.
 
@@ -380,9 +384,9 @@ class Sample:
         self._symmetric = (cells.diagonal() > 0).nonzero().squeeze(1)
         holds, cells = (holds + holds.mT).triu(1), (cells + cells.mT).triu(1)
         self._any_pair = bool((cells > 0).any())
-        rates = torch.where(holds > 0, holds / cells.clamp_min(1e-300), 0).flatten()
-        top = rates.topk(min(PAIRS, int((rates > 0).sum())))
-        self._pairs = top.indices // self.relations, top.indices % self.relations
+        rates = (holds / (cells + FEW)).flatten()
+        top = rates.topk(min(PAIRS, int((rates > 0).sum()))).indices
+        self._pairs = top // self.relations, top % self.relations
         relations = self.graph.relations
         found = []
         for side in SIDES:
