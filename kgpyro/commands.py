@@ -133,7 +133,7 @@ def check_command(arguments: Sequence[str] | None = None) -> int:
         "--prior claims about a --dataset (nations by default) before any fact is seen (prior predictive).",
         optional=True,
     )
-    by_mode = {"RUN": kgpyro.posterior_predictive, "--prior": kgpyro.prior_predictive}
+    by_mode: dict[str, Callable] = {"RUN": kgpyro.posterior_predictive, "--prior": kgpyro.prior_predictive}
     skip = {"posterior", "graph", "progress"}
     own = {mode: inspect.signature(function).parameters.keys() - skip for mode, function in by_mode.items()}
     both = own["RUN"] & own["--prior"]
@@ -151,8 +151,8 @@ def check_command(arguments: Sequence[str] | None = None) -> int:
     def run(options: dict[str, Any]) -> None:
         mode, other = ("--prior", "RUN") if options["run"] is None else ("RUN", "--prior")
         if wrong := sorted(options.keys() & (own[other] - both)):
-            what = "checks a prior before any fit; leave RUN out" if mode == "RUN" else "is for the check of a RUN; name one"
-            raise InputError(f"--{wrong[0].replace('_', '-')} {what}, or leave the option out.")
+            what = {"RUN": "is for the check of a RUN; name one", "--prior": "checks what is not fitted; leave RUN out"}
+            raise InputError(f"--{wrong[0].replace('_', '-')} {what[other]}, or leave the option out.")
         folder, chosen = options.pop("out"), {name: options.pop(name) for name in own[mode] & options.keys()}
         found: PosteriorPredictive | PriorPredictive
         if mode == "RUN":

@@ -20,7 +20,9 @@ def empty_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def write(folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Callable[[], Any]]) -> list[str]:
+def write(
+    folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Callable[[], Any]]
+) -> list[str]:
     """Write tables as CSV and then figures as PNG, by file name; returns the names.
 
     Raises InputError where the folder cannot be written, or matplotlib is not installed.

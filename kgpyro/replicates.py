@@ -13,6 +13,7 @@ drawn facts, are drawn from the same latents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,7 +69,8 @@ class PosteriorPredictive:
     def misfits(self) -> pd.DataFrame:
         """The rows of the summary that misfit, those furthest from the replicates, in their deviations, first."""
         distance = (self.summary["graph"] - self.summary["mean"]).abs() / self.replicated.std(0).clip(1e-12)
-        return self.summary[self.summary["misfit"]].loc[lambda rows: distance[rows.index].sort_values().index[::-1]]
+        order = distance[self.summary["misfit"]].sort_values(ascending=False, kind="stable").index
+        return self.summary.loc[order]
 
     @property
     def warnings(self) -> list[str]:
@@ -115,7 +117,7 @@ class PosteriorPredictive:
         rows = self.summary[of.str.contains("triangles|two-step|deviation|largest") & (self.summary["graph"] > 0)]
         columns = ["graph", "mean", "low", "high"]
         relative = rows.assign(**rows[columns].div(rows["graph"], axis=0))
-        _panel(ratios, relative.iloc[::-1], of[rows.index][::-1], flat=True)
+        _panel(ratios, relative.iloc[::-1], of[rows.index][::-1].tolist(), flat=True)
         ratios.set(xlabel="relative to the graph", title="spread of answers, triangles")
         for panel in (facts, symmetry):
             panel.set_xticks([])
@@ -198,30 +200,26 @@ def posterior_predictive(
     with seeded(seed):
         sample = Sample(posterior.graph, queries, entities)
         numbers = torch.randint(1 << 62, (draws,)).tolist()
-        observed = sample.observed()
-        names = sample.names(observed)
-        value = sample.statistics(observed)
+        observed = sample.statistics(sample.observed)
         replicas = []
         steps = sample.blocks if sample.complete else sample.blocks + sample.corner_blocks
-        with tqdm(
-            total=draws * (steps + 1), desc="replicate", unit="step", disable=not progress, leave=False
-        ) as bar:
+        with tqdm(total=draws * (steps + 1), desc="replicate", unit="step", disable=not progress, leave=False) as bar:
             keys = replicate(posterior, sample.index, numbers, ..., bar)
-            edges = [None] * draws
+            edges: Sequence[Tensor | None] = [None] * draws
             if not sample.complete:
                 edges = replicate(posterior, sample.corner_index, numbers, sample.corner, bar)
             for number, mine, corner in zip(numbers, keys, edges, strict=True):
                 replicas.append(sample.statistics(sample.realised(mine, corner, posterior, number)))
                 bar.update()
-        error = sample.errors(observed)
+        error = sample.errors()
     drawn = torch.stack(replicas)
-    tie = 1e-9 * value.abs().clamp_min(1)
-    above, below = ((drawn >= value - tie).double().mean(0), (drawn <= value + tie).double().mean(0))
+    tie = 1e-9 * observed.abs().clamp_min(1)
+    above, below = (drawn >= observed - tie).double().mean(0), (drawn <= observed + tie).double().mean(0)
     summary = pd.DataFrame(
         {
-            "statistic": [name for name, _ in names],
-            "relation": [relation for _, relation in names],
-            "graph": value.numpy(),
+            "statistic": [name for name, _ in sample.names],
+            "relation": [relation for _, relation in sample.names],
+            "graph": observed.numpy(),
             **spread(drawn),
             "p_value": above.numpy(),
             "misfit": (torch.minimum(above, below) < MISFIT).numpy(),
@@ -234,7 +232,7 @@ def posterior_predictive(
 def replicate(
     posterior: Posterior, index: Tensor, numbers: Sequence[int], candidates: Tensor | EllipsisType, bar: tqdm
 ) -> list[Tensor]:
-    """The facts of training queries ``index`` in each numbered draw: ascending keys, ``query · candidates + column``."""
+    """The facts of training queries ``index`` in each numbered draw: ascending keys ``query · candidates + column``."""
     queries = posterior.graph.training_queries
     columns = posterior.graph.num_entities if isinstance(candidates, EllipsisType) else len(candidates)
     found: list[list[Tensor]] = [[index.new_zeros(0)] for _ in numbers]
@@ -290,7 +288,7 @@ class Sample:
         row = self.all.relation
         total = torch.bincount(row, minlength=2 * self.relations)
         wanted = (total * min(1.0, queries / len(row))).round().long().clamp_min(AT_LEAST).minimum(total)
-        order = torch.rand(len(row)).argsort()
+        order = torch.randperm(len(row))
         order = order[row[order].argsort(stable=True)]
         rank = torch.arange(len(row)) - (total.cumsum(0) - total)[row[order]]
         self.index = order[rank < wanted[row[order]]].sort().values
@@ -317,6 +315,7 @@ class Sample:
     def corner_blocks(self) -> int:
         return -(-len(self.corner_index) // _at_once(len(self.corner)))
 
+    @cached_property
     def observed(self) -> Realised:
         """The training graph's labels."""
         rows, answers = self.all.answer_pairs(self.index)
@@ -375,31 +374,31 @@ class Sample:
 
     # ---- statistics -------------------------------------------------------------------------------------------------
 
-    def names(self, observed: Realised) -> list[tuple[str, str]]:
-        """What :meth:`statistics` returns, in order: statistic and relation.
-
-        Chooses by the graph's labels which relations and pairs have a rate.
-        """
-        holds, cells = self._mirror_rates(observed, self.weight)
-        self._symmetric = (cells.diagonal() > 0).nonzero().squeeze(1)
+    @cached_property
+    def _mirrors(self) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """By the graph's labels: relations with a symmetry rate, pairs ``p``, ``q``, and whether any pair has one."""
+        holds, cells = self._mirror_counts(self.observed, self.weight)
+        symmetric = (cells.diagonal() > 0).nonzero().squeeze(1)
         holds, cells = (holds + holds.mT).triu(1), (cells + cells.mT).triu(1)
-        self._any_pair = bool((cells > 0).any())
-        rates = (holds / (cells + FEW)).flatten()
-        top = rates.topk(min(PAIRS, int((rates > 0).sum()))).indices
-        self._pairs = top // self.relations, top % self.relations
-        relations = self.graph.relations
+        top = (holds / (cells + FEW)).flatten().topk(min(PAIRS, int((holds > 0).sum()))).indices
+        return symmetric, top // self.relations, top % self.relations, bool((cells > 0).any())
+
+    @cached_property
+    def names(self) -> list[tuple[str, str]]:
+        """What :meth:`statistics` returns, in order: statistic and relation."""
+        relations, (symmetric, p, q, any_pair) = self.graph.relations, self._mirrors
         found = []
         for side in SIDES:
             found += [(f"facts, {side} queries", name) for name in ("all", *relations)]
             found += [(f"{side} queries with {k}", "all") for k in ANSWERS]
             found += [(f"answers per {side} query, {what}", "all") for what in ("standard deviation", "largest")]
             degree = "out" if side == "tail" else "in"
-            found += [(f"{degree}-degree, quantile {q:.0%}", "all") for q in QUANTILES.tolist()]
-        if len(self._symmetric):
-            found += [("symmetry", "all")] + [("symmetry", relations[p]) for p in self._symmetric.tolist()]
-        if self._any_pair:
-            pairs = zip(*(ids.tolist() for ids in self._pairs), strict=True)
-            found += [("inverse pair", "all")] + [("inverse pair", f"{relations[p]} / {relations[q]}") for p, q in pairs]
+            found += [(f"{degree}-degree, quantile {x:.0%}", "all") for x in QUANTILES.tolist()]
+        if len(symmetric):
+            found += [("symmetry", name) for name in ("all", *(relations[i] for i in symmetric.tolist()))]
+        if any_pair:
+            pairs = [f"{relations[i]} / {relations[j]}" for i, j in zip(p.tolist(), q.tolist(), strict=True)]
+            found += [("inverse pair", name) for name in ("all", *pairs)]
         return [*found, ("triangles", "all"), ("closed two-step paths", "all")]
 
     def statistics(self, labels: Realised, weight: Tensor | None = None, corner: Tensor | None = None) -> Tensor:
@@ -417,45 +416,45 @@ class Sample:
             degree = torch.zeros(len(anchors), dtype=torch.double).index_add_(0, entity, c)
             found += [facts.sum(0, keepdim=True), facts, bins / w.sum(), torch.stack([deviation, c.max()])]
             found.append(torch.quantile(degree, QUANTILES, interpolation="nearest"))
-        holds, cells = self._mirror_rates(labels, weight)
-        if len(self._symmetric):
+        symmetric, p, q, any_pair = self._mirrors
+        holds, cells = self._mirror_counts(labels, weight)
+        if len(symmetric):
             a, b = holds.diagonal(), cells.diagonal()
-            found += [_share(a.sum(), b.sum()).unsqueeze(0), _share(a, b)[self._symmetric]]
-        if self._any_pair:
+            found += [_share(a.sum(0, keepdim=True), b.sum()), _share(a, b)[symmetric]]
+        if any_pair:
             holds, cells = (holds + holds.mT).triu(1), (cells + cells.mT).triu(1)
-            found += [_share(holds.sum(), cells.sum()).unsqueeze(0), _share(holds[self._pairs], cells[self._pairs])]
+            found += [_share(holds.sum().unsqueeze(0), cells.sum()), _share(holds[p, q], cells[p, q])]
         m = len(self.corner)
         corner = torch.ones(m, dtype=torch.double) if corner is None else corner
         closed, paths = closed_paths(labels.edges, corner)
-        expansion = 1.0 if m == self.size else np.prod([(self.size - i) / (m - i) for i in range(3)])
+        expansion = 1.0 if m == self.size else math.comb(self.size, 3) / math.comb(m, 3)
         found.append(torch.stack([closed * expansion, _share(closed, paths)]))
         return torch.cat(found)
 
-    def _mirror_rates(self, labels: Realised, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _mirror_counts(self, labels: Realised, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Facts of ``p`` with a mirror image in ``q``, and with a cell for one, each ``(R, R)``, weighted."""
         w, cells = weight[labels.query], self.relations**2
         total = torch.bincount(labels.pair, w, minlength=cells).reshape(self.relations, -1)
         return torch.bincount(labels.pair, w * labels.mirrored, minlength=cells).reshape(self.relations, -1), total
 
-    def errors(self, observed: Realised) -> Tensor:
+    def errors(self) -> Tensor:
         """Standard errors of the graph's statistics as estimates from the sample, by the rescaling bootstrap.
 
         Queries are resampled within relation rows (Rao & Wu 1988), and the corner's entities as the vertices of their
         graph (Snijders & Borgatti 1999). NaN for what a sample does not estimate: extremes, and degrees of entities.
         """
-        names = self.names(observed)
         if self.complete:
-            return torch.zeros(len(names), dtype=torch.double)
+            return torch.zeros(len(self.names), dtype=torch.double)
         _, stratum = torch.unique(self.row, return_inverse=True)
         m = len(self.corner)
         one, share = torch.zeros(m, dtype=torch.long), torch.full((m,), m / self.size, dtype=torch.double)
         found = [
-            self.statistics(observed, self.weight * rescaled(stratum, self.share), rescaled(one, share))
+            self.statistics(self.observed, self.weight * rescaled(stratum, self.share), rescaled(one, share))
             for _ in range(RESAMPLES)
         ]
         error = torch.stack(found).std(0)
         if len(self.index) < len(self.all):
-            error[[i for i, (name, _) in enumerate(names) if "largest" in name or "-degree" in name]] = torch.nan
+            error[[i for i, (name, _) in enumerate(self.names) if "largest" in name or "-degree" in name]] = torch.nan
         return error
 
 

@@ -129,7 +129,8 @@ class PosteriorScores:
         Where each fact has latents of its own they are drawn here, from the global random state.
         """
         anchor, row, candidate = (ids.to(self.device) for ids in (anchor, row, candidate))
-        parts = torch.arange(len(anchor), device=self.device).split(max(1, (1 << 23) // max(self.kg.entity_size, self.kg.relation_size)))
+        at_once = max(1, (1 << 23) // max(self.kg.entity_size, self.kg.relation_size))
+        parts = torch.arange(len(anchor), device=self.device).split(at_once)
         if not self._global_latents:
             drawn = [self._draw_pairs(anchor[i], row[i], candidate[i], draws=1)[0] for i in parts]
         else:
