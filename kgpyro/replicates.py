@@ -6,9 +6,10 @@ same cells of the training graph ``y`` and of the replicates ``y_rep``. Its Baye
 ``P(T(y_rep) ≥ T(y) | y)`` (Gelman, Meng & Stern 1996); it is conservative, since ``y`` was fitted to (Bayarri & Berger
 2000).
 
-Where there are too many training queries, a sample of them stands for all: random within each relation and side, each
-weighted by the inverse of its chance. Cells outside the sample that a statistic needs, such as the mirror images of
-drawn facts, are drawn from the same latents.
+Where there are too many training queries, a sample of them stands for all: random within each relation, side and order
+of magnitude of the number of training answers, more of those with many, each weighted by the inverse of its chance.
+Cells outside the sample that a statistic needs, such as the mirror images of drawn facts, are drawn from the same
+latents.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from kgpyro.scores import seeded
 
 MISFIT = 0.01  # share of replicates at or beyond the data, on either side, below which a statistic is a misfit
 ENOUGH = 100  # replicates from which on such a share can be told
-AT_LEAST = 5  # sampled queries of each relation and side
+AT_LEAST = 3  # sampled queries of each stratum
 PAIRS = 10  # pairs of relations that are checked for being inverses
 FEW = 10.0  # facts without a mirror image added to a pair's before it is chosen by its share: a few are no evidence
 RESAMPLES = 100  # bootstrap resamples behind a sampling error
@@ -55,8 +56,9 @@ class PosteriorPredictive:
         summary: one row per statistic: ``statistic``, ``relation`` (or ``all``, or two, ``p / q``), its value in the
             ``graph``; ``mean``, ``low`` and ``high`` (central 90 %) over replicates; ``p_value``, the share of
             replicates that are at or above the graph; ``misfit``, whether fewer than 1 % are at or above it, or at or
-            below it; ``sampling_error``, the standard error of ``graph`` as an estimate from sampled queries: 0 where
-            all are there, NaN where the statistic is one of the sample alone.
+            below it; ``sampling_error``, the standard error of estimating the statistic from sampled queries, that of
+            the graph or of a replicate, whichever is larger: 0 where all are there, NaN where the statistic is one of
+            the sample alone.
         replicated: each statistic of each replicate, shape ``(draws, rows of summary)``.
         title: what was fitted, for figures.
     """
@@ -110,14 +112,16 @@ class PosteriorPredictive:
         rows = self.summary[of.str.contains("-degree")]
         _panel(degrees, rows, [name.replace("-degree, quantile", "") for name in of[rows.index]])
         wide = rows["graph"].max() > 20 * rows["graph"].min()
-        degrees.set(yscale="symlog" if wide else "linear", ylabel="facts", title="degrees of entities, quantiles")
+        degrees.set(yscale="log" if wide else "linear", ylabel="facts", title="degrees of entities, quantiles")
         rows = self.summary[of == "inverse pair"].iloc[::-1]
         _panel(pairs, rows, [name if len(name) < 40 else f"{name[:38]}…" for name in rows["relation"]], flat=True)
         pairs.set(xlim=(-0.03, 1.03), xlabel="share of facts", title="inverse pairs: (t, q, h) holds too")
         rows = self.summary[of.str.contains("triangles|two-step|deviation|largest") & (self.summary["graph"] > 0)]
         columns = ["graph", "mean", "low", "high"]
         relative = rows.assign(**rows[columns].div(rows["graph"], axis=0))
-        _panel(ratios, relative.iloc[::-1], of[rows.index][::-1].tolist(), flat=True)
+        _panel(
+            ratios, relative.iloc[::-1], [name.removeprefix("answers per ") for name in of[rows.index][::-1]], flat=True
+        )
         ratios.set(xlabel="relative to the graph", title="spread of answers, triangles")
         for panel in (facts, symmetry):
             panel.set_xticks([])
@@ -186,7 +190,8 @@ def posterior_predictive(
     Args:
         posterior: of a fit.
         draws: replicated graphs.
-        queries: largest number of training queries that are replicated; more are sampled, by relation and side.
+        queries: training queries up to which all are replicated; of more about so many are sampled, some of each
+            relation, side and order of magnitude of the number of answers.
         entities: largest number of entities among which triangles are counted; of more a random sample is taken.
         seed: of all draws.
         progress: show a progress bar.
@@ -209,9 +214,10 @@ def posterior_predictive(
             if not sample.complete:
                 edges = replicate(posterior, sample.corner_index, numbers, sample.corner, bar)
             for number, mine, corner in zip(numbers, keys, edges, strict=True):
-                replicas.append(sample.statistics(sample.realised(mine, corner, posterior, number)))
+                labels = sample.realised(mine, corner, posterior, number)
+                replicas.append(sample.statistics(labels))
                 bar.update()
-        error = sample.errors()
+        error = torch.maximum(sample.errors(sample.observed), sample.errors(labels))
     drawn = torch.stack(replicas)
     tie = 1e-9 * observed.abs().clamp_min(1)
     above, below = (drawn >= observed - tie).double().mean(0), (drawn <= observed + tie).double().mean(0)
@@ -232,7 +238,7 @@ def posterior_predictive(
 def replicate(
     posterior: Posterior, index: Tensor, numbers: Sequence[int], candidates: Tensor | EllipsisType, bar: tqdm
 ) -> list[Tensor]:
-    """The facts of training queries ``index`` in each numbered draw: ascending keys ``query · candidates + column``."""
+    """The facts of training queries ``index`` in each numbered draw: keys ``query · candidates + column``."""
     queries = posterior.graph.training_queries
     columns = posterior.graph.num_entities if isinstance(candidates, EllipsisType) else len(candidates)
     found: list[list[Tensor]] = [[index.new_zeros(0)] for _ in numbers]
@@ -274,9 +280,10 @@ class Sample:
     """The cells that a graph and its replicates are compared over, and the statistics of their labels.
 
     Attributes:
-        index: the sampled training queries, ascending, hence by relation row, shape ``(n,)``.
+        index: the sampled training queries, by stratum, shape ``(n,)``.
+        stratum: the queries of a relation row with alike numbers of training answers, shape ``(n,)``.
+        share: the sampled share of its stratum's queries, shape ``(n,)``.
         weight: how many queries each stands for, shape ``(n,)``, double.
-        share: the sampled share of its relation row's queries, shape ``(n,)``.
         corner: the entities among which triangles are counted, ascending, shape ``(m,)``.
         corner_index: training tail queries that they are the anchors of.
     """
@@ -285,15 +292,18 @@ class Sample:
         self.graph = graph
         self.all: Queries = graph.training_queries
         self.relations, self.size = graph.num_relations, graph.num_entities
-        row = self.all.relation
-        total = torch.bincount(row, minlength=2 * self.relations)
-        wanted = (total * min(1.0, queries / len(row))).round().long().clamp_min(AT_LEAST).minimum(total)
+        row, counts = self.all.relation, self.all.counts.double()
+        _, stratum, total = torch.unique(row * 64 + counts.log2().long(), return_inverse=True, return_counts=True)
+        size = torch.zeros(len(total), dtype=torch.double).index_add_(0, stratum, counts.sqrt())
+        wanted = (size * (queries / size.sum())).ceil().long().clamp_min(AT_LEAST).minimum(total)
+        wanted = total if len(row) <= queries else wanted
         order = torch.randperm(len(row))
-        order = order[row[order].argsort(stable=True)]
-        rank = torch.arange(len(row)) - (total.cumsum(0) - total)[row[order]]
-        self.index = order[rank < wanted[row[order]]].sort().values
+        order = order[stratum[order].argsort(stable=True)]
+        rank = torch.arange(len(row)) - (total.cumsum(0) - total)[stratum[order]]
+        self.index = order[rank < wanted[stratum[order]]]
+        self.stratum = stratum[self.index]
         self.row, self.anchor = row[self.index], self.all.anchor[self.index]
-        self.share = (wanted / total.clamp_min(1)).double()[self.row]
+        self.share = (wanted.double() / total)[self.stratum]
         self.weight = 1 / self.share
         self.place = torch.full((len(row),), -1).index_put((self.index,), torch.arange(len(self.index)))
         self.corner = torch.randperm(self.size)[:entities].sort().values
@@ -330,7 +340,7 @@ class Sample:
         """Labels from the facts among the sampled queries' cells, and among the corner's.
 
         Args:
-            keys: ascending, ``query · E + entity``, the query by its place in ``index``.
+            keys: ``query · E + entity``, the query by its place in ``index``.
             corner: ``query · m + column``, the query by its place in ``corner_index``; None where the sample is
                 complete, so that ``keys`` have them too.
             posterior: what cells outside the sample are drawn from; the graph's own labels where it is None.
@@ -437,19 +447,18 @@ class Sample:
         total = torch.bincount(labels.pair, w, minlength=cells).reshape(self.relations, -1)
         return torch.bincount(labels.pair, w * labels.mirrored, minlength=cells).reshape(self.relations, -1), total
 
-    def errors(self) -> Tensor:
-        """Standard errors of the graph's statistics as estimates from the sample, by the rescaling bootstrap.
+    def errors(self, labels: Realised) -> Tensor:
+        """Standard errors of statistics as estimates from the sample, by the rescaling bootstrap.
 
-        Queries are resampled within relation rows (Rao & Wu 1988), and the corner's entities as the vertices of their
+        Queries are resampled within strata (Rao & Wu 1988), and the corner's entities as the vertices of their
         graph (Snijders & Borgatti 1999). NaN for what a sample does not estimate: extremes, and degrees of entities.
         """
         if self.complete:
             return torch.zeros(len(self.names), dtype=torch.double)
-        _, stratum = torch.unique(self.row, return_inverse=True)
         m = len(self.corner)
         one, share = torch.zeros(m, dtype=torch.long), torch.full((m,), m / self.size, dtype=torch.double)
         found = [
-            self.statistics(self.observed, self.weight * rescaled(stratum, self.share), rescaled(one, share))
+            self.statistics(labels, self.weight * rescaled(self.stratum, self.share), rescaled(one, share))
             for _ in range(RESAMPLES)
         ]
         error = torch.stack(found).std(0)

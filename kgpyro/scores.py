@@ -112,6 +112,7 @@ class PosteriorScores:
         every draw has the posterior predictive probability.
         """
         anchor, row = anchor.to(self.device), row.to(self.device)
+        candidates = candidates if isinstance(candidates, EllipsisType) else candidates.to(self.device)
         if not self._global_latents:
             p = self.probabilities(anchor, row, candidates=candidates)
             yield from (p for _ in numbers)
