@@ -15,6 +15,7 @@ from kgpyro.guide import Guide
 from kgpyro.negatives import labelled_facts
 from kgpyro.posterior import Posterior
 from kgpyro.psis import psis_khat
+from kgpyro.replicates import posterior_predictive
 
 if TYPE_CHECKING:
     from kgpyro.fitting import fit
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "fact_figure", "fit", "labelled_facts",
-    "load", "load_graph", "prior_predictive", "psis_khat", "variance_figure", "variances",
+    "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "variance_figure", "variances",
 ]  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from kgpyro.batches import Batches
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
-from kgpyro.plotting import new_figure
+from kgpyro.plotting import new_figure, write
 from kgpyro.posterior import build_setting
+from kgpyro.predictive import spread
 from kgpyro.priors import PriorLike
 from kgpyro.scores import seeded
 from kgpyro.scoring import Score
@@ -49,12 +50,12 @@ class PriorPredictive:
     def warnings(self) -> list[str]:
         """In plain words, what is suspicious about the prior."""
         sure = float((self.probabilities > SURE).mean())
-        spread = float((self.probabilities < 1 - SURE).mean())
+        false = float((self.probabilities < 1 - SURE).mean())
         if sure < PILED_UP:
             return []
         return [
             f"The prior piles probabilities up at 0 and 1: it holds {sure:.0%} of all random facts for true with more "
-            f"than {SURE:.0%} probability, and {spread:.0%} for false. Scores spread with the scales of the latents "
+            f"than {SURE:.0%} probability, and {false:.0%} for false. Scores spread with the scales of the latents "
             f"and with --dim; a smaller prior scale, or scale=learn, claims less."
         ]
 
@@ -86,19 +87,13 @@ class PriorPredictive:
         figure.suptitle(self.title)
         return figure
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``prior_summary.csv``, ``prior_density.csv`` and ``prior_predictive.png`` to a folder.
+    def save(self, folder: str | Path) -> list[str]:
+        """Write ``prior_summary.csv``, ``prior_density.csv`` and ``prior_predictive.png``; returns their names.
 
         Raises InputError where it cannot be written, or matplotlib is not installed (the tables are written first).
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.summary.to_csv(folder / "prior_summary.csv")
-            self.density.to_csv(folder / "prior_density.csv", index=False)
-            self.figure().savefig(folder / "prior_predictive.png", dpi=150)
-        except OSError as error:
-            raise InputError(f"the check cannot be written to {folder}: {error}.") from error
+        tables = {"prior_summary.csv": self.summary, "prior_density.csv": self.density}
+        return write(folder, tables, {"prior_predictive.png": self.figure})
 
 
 @torch.no_grad()
@@ -185,7 +180,7 @@ def _predictive(graph: Graph, probabilities: Tensor, degrees: Tensor, observed: 
     pairs = graph.num_entities**2
     in_graph = torch.bincount(graph.train[:, 1], minlength=graph.num_relations).double() / pairs
     implied = probabilities.double().mean(2)  # (draws, R)
-    density = pd.DataFrame({"relation": graph.relations, "graph": in_graph.numpy()} | _spread(implied))
+    density = pd.DataFrame({"relation": graph.relations, "graph": in_graph.numpy()} | spread(implied))
     flat = probabilities.flatten(1).double()
     nan = float("nan")
     quantities = {
@@ -195,13 +190,8 @@ def _predictive(graph: Graph, probabilities: Tensor, degrees: Tensor, observed: 
         "answers of a random query": (float(observed.double().mean()), degrees.double().reshape(len(flat), -1).mean(1)),
     }
     rows = {
-        name: {"graph": value, **{key: float(v[0]) for key, v in _spread(drawn.unsqueeze(1)).items()}}
+        name: {"graph": value, **{key: float(v[0]) for key, v in spread(drawn.unsqueeze(1)).items()}}
         for name, (value, drawn) in quantities.items()
     }
     counts = {"graph": observed.numpy(), "prior": degrees.numpy()}
     return PriorPredictive(pd.DataFrame(rows).T, density, flat.numpy(), counts, title)
-
-
-def _spread(drawn: Tensor) -> dict[str, np.ndarray]:
-    low, high = torch.quantile(drawn, torch.tensor([0.05, 0.95], dtype=drawn.dtype), dim=0)
-    return {"mean": drawn.mean(0).numpy(), "low": low.numpy(), "high": high.numpy()}

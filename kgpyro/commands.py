@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -14,30 +15,43 @@ import pandas as pd
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 import kgpyro
+from kgpyro.checks import PriorPredictive
 from kgpyro.errors import InputError
-from kgpyro.plotting import save_figure
+from kgpyro.plotting import write
 from kgpyro.posterior import Posterior
 from kgpyro.priors import prior_table
+from kgpyro.replicates import PosteriorPredictive
 from kgpyro.runs import OWN
+
+LONGEST = 30  # misfits that a check prints
 
 DATASET_HELP = "name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test."
 
 
-def add_options(parser: ArgumentParser, function: Callable, skip: set[str]) -> None:
-    """One ``--option`` per keyword of a function: type and default from its signature, help from its docstring."""
-    documented = docstring_parser.parse(inspect.getdoc(function) or "").params
-    texts = {name.strip(): p.description or "" for p in documented for name in p.arg_name.split(",")}
-    hints = typing.get_type_hints(function)
+def add_options(parser: Any, function: Callable, skip: set[str], given_only: bool = False) -> None:
+    """One ``--option`` per keyword of a function: type and default from its signature, help from its docstring.
+
+    The parser, or a group of one, leaves out of its result what is not given, where it is to have ``given_only``.
+    """
+    texts, hints = _documented(function), typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if name in skip or name == "self":
             continue
-        option, text = f"--{name.replace('_', '-')}", " ".join(texts[name].replace("%", "%%").split())
+        option, text, default = f"--{name.replace('_', '-')}", texts[name], parameter.default
+        if given_only:
+            text, default = f"{text} Default: {default}." if default is not None else text, SUPPRESS
         if hints[name] is bool:
-            action = ActionYesNo(yes_prefix="", no_prefix="no-")
-            parser.add_argument(option, action=action, default=parameter.default, help=text)
+            parser.add_argument(option, action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=default, help=text)
         else:
             kind: Any = _written(hints[name])
-            parser.add_argument(option, type=kind, default=parameter.default, help=text)
+            parser.add_argument(option, type=kind, default=default, help=text)
+
+
+def _documented(function: Callable) -> dict[str, str]:
+    """What a function's docstring says of each parameter."""
+    documented = docstring_parser.parse(inspect.getdoc(function) or "").params
+    texts = {name.strip(): p.description or "" for p in documented for name in p.arg_name.split(",")}
+    return {name: " ".join(text.replace("%", "%%").split()) for name, text in texts.items()}
 
 
 def _written(hint: Any) -> Any:
@@ -116,24 +130,48 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_command(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kgpyro.check --prior …``: what a prior claims about a graph, before any fit."""
-    parser = ArgumentParser(
-        prog="python -m kgpyro.check", description="What a prior claims about a graph before any fact is seen."
+    """``python -m kgpyro.check RUN`` for a fit, ``python -m kgpyro.check --prior …`` for a prior before any fit."""
+    parser = _run_parser(
+        "check",
+        "How well a saved RUN reproduces the graph it was fitted to (posterior predictive); or, without one, what a "
+        "--prior claims about a --dataset (nations by default) before any fact is seen (prior predictive).",
+        optional=True,
     )
-    parser.add_argument("--dataset", type=str, default="nations", help=DATASET_HELP)
-    add_options(parser, kgpyro.prior_predictive, skip={"graph", "progress"})
-    parser.add_argument("--out", type=str | None, default=None, help="folder for the tables and the figure.")
+    by_mode: dict[str, Callable] = {"RUN": kgpyro.posterior_predictive, "--prior": kgpyro.prior_predictive}
+    skip = {"posterior", "graph", "progress"}
+    own = {mode: inspect.signature(function).parameters.keys() - skip for mode, function in by_mode.items()}
+    both = own["RUN"] & own["--prior"]
+    for mode, function in by_mode.items():
+        group = parser.add_argument_group(f"with {mode}")
+        add_options(group, function, skip | both, given_only=True)
+    for name in sorted(both):
+        texts = [f"{mode}: {_documented(function)[name]}" for mode, function in by_mode.items()]
+        defaults = {mode: inspect.signature(function).parameters[name].default for mode, function in by_mode.items()}
+        text = " ".join(texts) + " Default: " + ", ".join(f"{value} with {mode}" for mode, value in defaults.items())
+        parser.add_argument(f"--{name}", type=int, default=SUPPRESS, help=f"{text}.")
+    text = "folder for the tables and the figure; checks in the RUN's folder where there is one."
+    parser.add_argument("--out", type=str | None, default=None, help=text)
 
     def run(options: dict[str, Any]) -> None:
-        folder = options.pop("out")
-        found = kgpyro.prior_predictive(options.pop("dataset"), progress=True, **options)
-        print(f"{found.title}: what the prior implies, mean and central 90 % over draws\n")
-        print(found.summary.to_string(float_format="{:.3g}".format, na_rep="-"))
+        mode, other = ("--prior", "RUN") if options["run"] is None else ("RUN", "--prior")
+        if wrong := sorted(options.keys() & (own[other] - both)):
+            what = {"RUN": "is for the check of a RUN; name one", "--prior": "checks what is not fitted; leave RUN out"}
+            raise InputError(f"--{wrong[0].replace('_', '-')} {what[other]}, or leave the option out.")
+        folder, chosen = options.pop("out"), {name: options.pop(name) for name in own[mode] & options.keys()}
+        found: PosteriorPredictive | PriorPredictive
+        if mode == "RUN":
+            folder = Path(options["run"]) / "checks" if folder is None else folder
+            found = kgpyro.posterior_predictive(_load(options), progress=True, **chosen)
+            print(f"{found.title}: the training graph against {len(found.replicated)} replicates of it\n")
+            print(_misfits_first(found))
+        else:
+            found = kgpyro.prior_predictive(_no_run(options), progress=True, **chosen)
+            print(f"{found.title}: what the prior implies, mean and central 90 % over draws\n")
+            print(found.summary.to_string(float_format="{:.3g}".format, na_rep="-"))
         for warning in found.warnings:
             print(f"\nWARNING: {warning}")
         if folder is not None:
-            found.save(folder)
-            print(f"\nSaved in {folder}: prior_summary.csv, prior_density.csv and prior_predictive.png.")
+            print(f"\nSaved in {folder}: {', '.join(found.save(folder))}.")
 
     return _run(parser, arguments, run)
 
@@ -154,16 +192,39 @@ def calibrate_command(arguments: Sequence[str] | None = None) -> int:
         print(f"{posterior}: test triples and as many negatives ({before.negatives})\n")
         print(_table(pd.DataFrame({name: one.metrics for name, one in {"as predicted": before, **after}.items()}).T))
         posterior.store_recalibration(folder)
-        save_figure(before.figure(**after), folder / "checks" / "calibration.png")
+        write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**after)})
         state = "predictions go by recalibration.json" if after else "predictions are as the model makes them"
         print(f"\nSaved in {folder}: {state} from now on; checks/calibration.png.")
 
     return _run(parser, arguments, run)
 
 
-def _run_parser(name: str, description: str) -> ArgumentParser:
+def _misfits_first(found: PosteriorPredictive) -> str:
+    """The misfits, then what is of all relations; the other rows are counted."""
+    misfits = found.misfits
+    rest = found.summary.drop(misfits.index)
+    shown = pd.concat([misfits.head(LONGEST), rest[rest["relation"] == "all"]])
+    shown = shown.assign(misfit=shown["misfit"].map({True: "MISFIT", False: ""}))
+    if not (shown["sampling_error"] != 0).any():
+        shown = shown.drop(columns="sampling_error")
+    table = shown.to_string(index=False, float_format="{:.4g}".format, na_rep="-", max_colwidth=44)
+    return f"{table}\n\n{len(misfits)} of {len(found.summary)} statistics misfit; {len(shown)} are shown."
+
+
+def _no_run(options: dict[str, Any]) -> str:
+    """The data set of a check without a RUN. Raises InputError for options that only a run has a use for."""
+    for key in ("features", *(f"run_{key}" for key in OWN)):
+        if options[key] is not None:
+            raise InputError(f"--{key.replace('_', '-')} is for the check of a RUN; name one, or leave it out.")
+    return options["dataset"] or "nations"
+
+
+def _run_parser(name: str, description: str, optional: bool = False) -> ArgumentParser:
     parser = ArgumentParser(prog=f"python -m kgpyro.{name}", description=description)
-    parser.add_argument("run", type=str, help="folder of a saved run.")
+    if optional:
+        parser.add_argument("run", type=str | None, nargs="?", default=None, help="folder of a saved run.")
+    else:
+        parser.add_argument("run", type=str, help="folder of a saved run.")
     parser.add_argument(
         "--dataset", type=str | None, default=None, help="another graph, whose entities have --features."
     )

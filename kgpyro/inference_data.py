@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from kgpyro.errors import InputError
+from kgpyro.likelihood import observed_logits
 from kgpyro.scores import PosteriorScores, seeded
 from kgpyro.setting import Setting
 
@@ -59,6 +60,7 @@ def to_arviz(
         chosen = {kind: ids.to(scores.device) for kind, ids in chosen.items()}
         prior = _prior_draws(kg, chosen, draws)
         posterior, logits = _posterior_draws(scores, chosen, asked.to(scores.device), draws)
+        logits = observed_logits(logits, kg.completeness)
         predicted = torch.bernoulli(logits.sigmoid()).long()
     found = {
         "posterior": posterior,

@@ -1,9 +1,12 @@
-"""The one door to matplotlib, which is optional."""
+"""The one door to matplotlib, which is optional, and folders of the tables and figures that a check leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from kgpyro.errors import InputError
 
@@ -17,10 +20,20 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, its folder made. Raises InputError where it cannot be written."""
+def write(
+    folder: str | Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Callable[[], Any]]
+) -> list[str]:
+    """Write tables as CSV and then figures as PNG, by file name; returns the names.
+
+    Raises InputError where the folder cannot be written, or matplotlib is not installed.
+    """
+    folder = Path(folder)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.to_csv(folder / name, index=not isinstance(table.index, pd.RangeIndex))
+        for name, figure in figures.items():
+            figure().savefig(folder / name, dpi=150)
     except OSError as error:
-        raise InputError(f"the figure cannot be written to {path}: {error}.") from error
+        raise InputError(f"the check cannot be written to {folder}: {error}.") from error
+    return [*tables, *figures]

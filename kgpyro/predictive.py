@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,3 +39,9 @@ def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
         "aleatoric": aleatoric,
         "epistemic": (label_entropy(mean) - aleatoric).clamp_min(0),
     }
+
+
+def spread(drawn: Tensor) -> dict[str, np.ndarray]:
+    """Mean and central 90 % over draws, ``(draws, n) -> (n,)`` each: ``mean``, ``low``, ``high``."""
+    low, high = torch.quantile(drawn, torch.tensor([0.05, 0.95], dtype=drawn.dtype), dim=0)
+    return {"mean": drawn.mean(0).numpy(), "low": low.numpy(), "high": high.numpy()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import EllipsisType
 
@@ -90,14 +90,67 @@ class PosteriorScores:
         return self._cached
 
     @torch.no_grad()
-    def probabilities(self, anchor: Tensor, row: Tensor, draws: int = 100) -> Tensor:
-        """Monte-Carlo posterior predictive probability of every candidate, ``(b,), (b,) -> (b, E)``."""
+    def probabilities(
+        self, anchor: Tensor, row: Tensor, draws: int = 100, candidates: Tensor | EllipsisType = ...
+    ) -> Tensor:
+        """Monte-Carlo posterior predictive probability of candidates (all, or ids ``(c,)``), ``(b, E)`` or ``(b, c)``.
+
+        Queries are ``anchor`` and ``row`` of shape ``(b,)``.
+        """
         anchor, row = anchor.to(self.device), row.to(self.device)
-        total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
+        columns = self.graph.num_entities if isinstance(candidates, EllipsisType) else len(candidates)
+        total = torch.zeros(len(anchor), columns, device=self.device, dtype=self.dtype)
         for draw in range(draws):
             with seeded(draw):
-                total += self._draw_logits(anchor, row).sigmoid_()
+                total += self._draw_logits(anchor, row, candidates).sigmoid_()
         return total / draws
+
+    @torch.no_grad()
+    def joint_probabilities(
+        self, anchor: Tensor, row: Tensor, numbers: Sequence[int], candidates: Tensor | EllipsisType = ...
+    ) -> Iterator[Tensor]:
+        """Probabilities of candidates in joint draws of all latents, ``(b, E)`` or ``(b, c)`` for each number.
+
+        Global latents (LIM) are one table of entities and one of relations, which a number's facts share, in this call
+        and in any other. Where each fact has latents of its own (LFM) labels are independent given the guide, and
+        every draw has the posterior predictive probability.
+        """
+        anchor, row = anchor.to(self.device), row.to(self.device)
+        candidates = candidates if isinstance(candidates, EllipsisType) else candidates.to(self.device)
+        if not self._global_latents:
+            p = self.probabilities(anchor, row, candidates=candidates)
+            yield from (p for _ in numbers)
+            return
+        relation, reverse = self._rows(row)
+        for number in numbers:
+            entities, relations = self._joint_latents(number)
+            scores = self.kg.score.candidates(entities[anchor], relations[relation], entities[candidates], reverse)
+            yield (scores + self.kg.intercept[relation].unsqueeze(-1)).sigmoid_()
+
+    @torch.no_grad()
+    def joint_pairs(self, anchor: Tensor, row: Tensor, candidate: Tensor, number: int) -> Tensor:
+        """Probabilities of paired queries and candidates in the joint draw of a number, ``(n,) -> (n,)``.
+
+        Where each fact has latents of its own they are drawn here, from the global random state.
+        """
+        anchor, row, candidate = (ids.to(self.device) for ids in (anchor, row, candidate))
+        at_once = max(1, (1 << 23) // max(self.kg.entity_size, self.kg.relation_size))
+        parts = torch.arange(len(anchor), device=self.device).split(at_once)
+        if not self._global_latents:
+            drawn = [self._draw_pairs(anchor[i], row[i], candidate[i], draws=1)[0] for i in parts]
+        else:
+            entities, relations = self._joint_latents(number)
+            drawn = []
+            for i in parts:
+                relation, reverse = self._rows(row[i])
+                scores = self.kg.score.facts(entities[anchor[i]], relations[relation], entities[candidate[i]], reverse)
+                drawn.append(scores + self.kg.intercept[relation])
+        return torch.cat(drawn).sigmoid_()
+
+    def _joint_latents(self, number: int) -> tuple[Tensor, Tensor]:
+        """One draw of all entities and all relations, the same at every call with a number."""
+        with seeded(number):
+            return self.guide.posterior("entity", ...).rsample(), self.guide.posterior("relation", ...).rsample()
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ LAYERS = [
     "errors", "plotting", "graph", "negatives", "calibration", "features", "names", "scoring", "kernels", "families",
     "priors", "hierarchy", "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training",
     "ranking", "runs", "conformal", "predictive", "scores", "predictions", "abstention", "acquisition",
-    "inference_data", "posterior", "psis", "figures", "checks", "comparison", "fitting", "commands",
+    "inference_data", "posterior", "psis", "figures", "replicates", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
