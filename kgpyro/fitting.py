@@ -108,8 +108,8 @@ def fit(
         estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
             admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
         inverse: give every relation an inverse with latents of its own, which answers head queries.
-        completeness: probability with which a true fact is in the training graph; at 1 whatever it lacks is false,
-            below 1 a fact may be true and missing (Elkan & Noto 2008).
+        completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
+            lacks is false, below 1 a fact may be true and missing (Elkan & Noto 2008).
         lr: learning rate.
         optimizer: adagrad, adam, adamw, rmsprop or sgd.
         seed: of initial values, batches and draws.

@@ -60,7 +60,7 @@ def to_arviz(
         chosen = {kind: ids.to(scores.device) for kind, ids in chosen.items()}
         prior = _prior_draws(kg, chosen, draws)
         posterior, logits = _posterior_draws(scores, chosen, asked.to(scores.device), draws)
-        logits = observed_logits(logits, kg.completeness)
+        logits = observed_logits(logits, kg.completeness, torch.eq(asked[:, 0], asked[:, 2]).expand_as(logits))
         predicted = torch.bernoulli(logits.sigmoid()).long()
     found = {
         "posterior": posterior,

@@ -35,6 +35,7 @@ def all_candidates_log_prob(
     observed: tuple[Tensor, Tensor],
     excluded: Tensor | None = None,
     completeness: float = 1.0,
+    never_missing: Tensor | None = None,
 ) -> Tensor:
     """The log-likelihood of all facts of each query, shape ``(b,)``.
 
@@ -49,12 +50,13 @@ def all_candidates_log_prob(
         observed: rows of ``query`` and candidate ids of the observed facts, both ``(p,)``.
         excluded: one candidate per query that is left out of the sum over all candidates, shape ``(b,)``.
         completeness: ``κ``, the probability with which a true fact is observed.
+        never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
     """
     device = query.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.autocast(device, enabled=False):
         normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
-        facts = query, loc, log_scale, intercept, *observed, excluded, completeness
+        facts = query, loc, log_scale, intercept, *observed, excluded, completeness, never_missing
         return _AllCandidates.apply(*facts, normal, signs, half)
 
 
@@ -82,6 +84,7 @@ class _Facts:
     columns: Tensor
     excluded: Tensor | None
     completeness: float
+    never_missing: Tensor | None
     normal: Tensor | None
     signs: Tensor | None
     half: torch.dtype | None
@@ -135,7 +138,9 @@ class _Facts:
     def _observed(self) -> Tensor:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``."""
         scores = (self.query[self.rows] * self.loc[self.columns]).sum(-1) + self.intercept[self.rows]
-        scores += math.log(self.completeness)
+        if self.completeness < 1:
+            sure = False if self.never_missing is None else self.never_missing[self.rows] == self.columns
+            scores += torch.where(torch.as_tensor(sure), 0.0, math.log(self.completeness))
         return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
 
     def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, Any, Any, Any]]:
@@ -154,19 +159,24 @@ class _Facts:
             yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
 
     def _exclude(self, scores: Tensor, start: int) -> None:
-        if self.excluded is not None:
-            here = ((self.excluded >= start) & (self.excluded < start + scores.shape[1])).nonzero().squeeze(-1)
-            scores[here, self.excluded[here] - start] = -torch.inf
+        _drop(scores, start, None, self.excluded)
 
     def _missing(self, scores: Tensor, start: int) -> Tensor:
-        """``s + log(1 - κ)`` of a block's unobserved facts, minus infinity at its observed ones."""
+        """``s + log(1 - κ)`` of a block's facts, minus infinity where a fact is not missing."""
         missing = scores + math.log1p(-self.completeness)
-        here = ((self.columns >= start) & (self.columns < start + scores.shape[1])).nonzero().squeeze(-1)
-        missing[self.rows[here], self.columns[here] - start] = -torch.inf
+        _drop(missing, start, self.rows, self.columns)
+        _drop(missing, start, None, self.never_missing)
         return missing
 
     def _cast(self, x: Tensor) -> Tensor:
         return x if self.half is None else x.to(self.half)
+
+
+def _drop(scores: Tensor, start: int, rows: Tensor | None, columns: Tensor | None) -> None:
+    """Minus infinity for candidates ``(n,)`` of a block's rows ``(n,)``, or one of each row; in place."""
+    if columns is not None:
+        here = ((columns >= start) & (columns < start + scores.shape[1])).nonzero().squeeze(-1)
+        scores[here if rows is None else rows[here], columns[here] - start] = -torch.inf
 
 
 class _AllCandidates(torch.autograd.Function):
@@ -189,7 +199,7 @@ class _AllCandidates(torch.autograd.Function):
             gradients = [None if g is None else g.mul_(upstream[0]) for g in gradients]
         else:
             _, gradients = ctx.facts.value_and_gradients(upstream)
-        return (*gradients, None, None, None, None, None, None, None)
+        return (*gradients, *[None] * 8)
 
 
 def gaussian_draw(loc: Tensor, log_scale: Tensor) -> Tensor:

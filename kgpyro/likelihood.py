@@ -38,7 +38,8 @@ class AllCandidates(TorchDistribution):
         intercept: ``b_p`` of each query, shape ``(b,)``.
         reverse: which queries ask for heads, shape ``(b,)``, bool; None for none.
         symbols: entity ids of the anchors and row ids of the relations, both ``(b,)``.
-        completeness: ``κ``, the probability with which a true fact is observed (Elkan & Noto 2008).
+        completeness: ``κ``, the probability with which a true fact between two entities is observed (Elkan & Noto
+            2008); it is 1 for those of an entity with itself, where ``symbols`` tell which these are.
     """
 
     support = constraints.independent(constraints.boolean, 1)
@@ -108,10 +109,19 @@ class AllCandidates(TorchDistribution):
             scores = scores.scatter(1, self._own.unsqueeze(1), own.unsqueeze(1))
         return scores + self.intercept.unsqueeze(-1)
 
+    @property
+    def observed_logits(self) -> Tensor:
+        """The log-odds that a fact is observed, ``(b, E)``; drawn afresh at each call under local noise."""
+        logits = self.logits
+        loops = None
+        if self.symbols is not None:
+            loops = self.symbols[0].unsqueeze(1) == torch.arange(len(self.table), device=logits.device)
+        return observed_logits(logits, self.completeness, loops)
+
     def log_prob(self, value: Tensor) -> Tensor:
         if self._kernel:
             return self._kernel_log_prob(value if value.is_sparse else value.to_sparse())
-        logits = observed_logits(self.logits, self.completeness)
+        logits = self.observed_logits
         if not value.is_sparse:
             return -F.binary_cross_entropy_with_logits(logits, value.to(logits), reduction="none").sum(-1)
         rows, columns = value._indices()
@@ -121,37 +131,33 @@ class AllCandidates(TorchDistribution):
     def _kernel_log_prob(self, value: Tensor) -> Tensor:
         query = self.score.queries(self.anchor, self.relation, self.reverse)
         rows, columns = value._indices()
+        missing = self.completeness, None if self.symbols is None else self.symbols[0]
         if self._candidates is None:
-            return all_candidates_log_prob(
-                query, self.table, None, self.intercept, (rows, columns), completeness=self.completeness
-            )
+            return all_candidates_log_prob(query, self.table, None, self.intercept, (rows, columns), None, *missing)
         loc, log_scale, own = self._candidates.loc, log_scale_of(self._candidates), self._own
         if own is None:
-            return all_candidates_log_prob(
-                query, loc, log_scale, self.intercept, (rows, columns), completeness=self.completeness
-            )
+            return all_candidates_log_prob(query, loc, log_scale, self.intercept, (rows, columns), None, *missing)
         loops = columns == own[rows]
         others = rows[~loops], columns[~loops]
-        score = observed_logits(self.score.compare(query, self.anchor) + self.intercept, self.completeness)
+        score = self.score.compare(query, self.anchor) + self.intercept
         observed = torch.zeros_like(score).index_fill(0, rows[loops], 1.0)
         loop = observed * score - F.softplus(score)
-        rest = all_candidates_log_prob(query, loc, log_scale, self.intercept, others, own, self.completeness)
-        return loop + rest
+        return loop + all_candidates_log_prob(query, loc, log_scale, self.intercept, others, own, *missing)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
-            return torch.bernoulli(
-                observed_logits(self.logits, self.completeness)
-                .sigmoid()
-                .expand(torch.Size(sample_shape) + self.shape())
-            )
+            return torch.bernoulli(self.observed_logits.sigmoid().expand(torch.Size(sample_shape) + self.shape()))
 
 
-def observed_logits(logits: Tensor, completeness: float) -> Tensor:
-    """The log-odds that a fact is observed, from those that it is true: ``logit(κ sigmoid(s))``, elementwise."""
+def observed_logits(logits: Tensor, completeness: float, never_missing: Tensor | None = None) -> Tensor:
+    """The log-odds that a fact is observed, ``logit(κ sigmoid(s))`` from those that it is true, elementwise.
+
+    Where it is ``never_missing``, of the shape of ``logits``, they are the same.
+    """
     if completeness == 1:
         return logits
-    return logits - F.softplus(logits + math.log1p(-completeness)) + math.log(completeness)
+    observed = logits - F.softplus(logits + math.log1p(-completeness)) + math.log(completeness)
+    return observed if never_missing is None else torch.where(never_missing, logits, observed)
 
 
 def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:

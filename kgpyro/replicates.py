@@ -245,8 +245,9 @@ def replicate(
     start = 0
     for part in index.split(_at_once(columns)):
         anchor, row = queries.anchor[part], queries.relation[part]
+        share = posterior.share_observed(anchor.unsqueeze(1), torch.arange(posterior.graph.num_entities)[candidates])
         for draw, p in enumerate(posterior.joint_probabilities(anchor, row, numbers, candidates)):
-            observed = torch.rand_like(p) < p * posterior.kg.completeness
+            observed = torch.rand_like(p) < p * share
             found[draw].append(observed.flatten().nonzero().squeeze(1).cpu() + start * columns)
             bar.update()
         start += len(part)
@@ -376,7 +377,7 @@ class Sample:
             labels[rest] = torch.isin(query[rest] * self.size + entity[rest], self._answer_keys)
         elif len(rest):
             p = posterior.joint_pairs(anchor, row, entity[rest], number)
-            labels[rest] = (torch.rand_like(p) < p * posterior.kg.completeness).cpu()
+            labels[rest] = (torch.rand_like(p) < p * posterior.share_observed(anchor, entity[rest])).cpu()
         return labels
 
     @cached_property

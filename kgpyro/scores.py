@@ -147,6 +147,11 @@ class PosteriorScores:
                 drawn.append(scores + self.kg.intercept[relation])
         return torch.cat(drawn).sigmoid_()
 
+    def share_observed(self, anchor: Tensor, candidate: Tensor) -> Tensor:
+        """How probable it is that the graph holds a fact if it is true, shapes broadcast."""
+        complete = anchor.to(self.device) == candidate.to(self.device)
+        return torch.where(complete, 1.0, self.kg.completeness)
+
     def _joint_latents(self, number: int) -> tuple[Tensor, Tensor]:
         """One draw of all entities and all relations, the same at every call with a number."""
         with seeded(number):

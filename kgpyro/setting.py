@@ -32,7 +32,7 @@ class Setting(nn.Module):
         symbol_priors: the prior of each kind, with its learned parameters.
         intercept: ``b_p``, a learnt parameter of shape ``(num_relations,)``.
         features: of the entities, shape ``(num_entities, f)``; None where there are none.
-        completeness: the probability with which a true fact is in the training graph.
+        completeness: the probability with which a true fact between two entities is in the training graph.
     """
 
     def __init__(
@@ -122,4 +122,5 @@ class Setting(nn.Module):
             return AllCandidates(*facts, completeness=self.completeness)
         reverse = None if batch.reverse is None else batch.reverse[batch.query]
         scores = self.score.facts(head[batch.query], relation[batch.query], tail, reverse)
-        return dist.Bernoulli(logits=observed_logits(scores + intercept[batch.query], self.completeness))
+        loops = torch.eq(batch.anchor[batch.query], torch.as_tensor(batch.candidate))
+        return dist.Bernoulli(logits=observed_logits(scores + intercept[batch.query], self.completeness, loops))

@@ -156,7 +156,7 @@ def test_modules_and_the_script() -> None:
         assert shown.stderr == ""
     wrong = subprocess.run([sys.executable, "-m", "kgpyro", "fti"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
-    assert "{fit,evaluate,predict,check,priors}" in wrong.stderr
+    assert "{fit,evaluate,predict,check,calibrate,priors}" in wrong.stderr
 
 
 def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:

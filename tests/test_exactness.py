@@ -52,7 +52,7 @@ class Fixed:
         for relation, anchor, candidate, label in all_facts(self.parts):
             score = (self.entities[anchor] * self.relations[relation] * self.entities[candidate]).sum()
             logit = float(score + self.parts.kg.intercept[relation])
-            p = self.parts.kg.completeness / (1 + math.exp(-logit))
+            p = (1 if anchor == candidate else self.parts.kg.completeness) / (1 + math.exp(-logit))
             total += math.log(p) if label else math.log1p(-p)
         return total
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,7 @@ from kgpyro.kernels import all_candidates_log_prob
 pytestmark = pytest.mark.usefixtures("double")
 B, E, D = 3, 7, 4
 OBSERVED = torch.tensor([0, 0, 2]), torch.tensor([1, 6, 3])
+SURE = torch.tensor([6, 4, 1])  # a candidate of each query that cannot be missing
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +48,9 @@ def naive(
         drawn = scores + (query.square() @ (2 * log_scale).exp().mT).sqrt() * torch.cat(blocks, dim=1)
     summed = F.softplus(drawn)
     if kappa < 1:
+        chance = torch.full((B, E), kappa).scatter(1, SURE[:, None], 1.0)
         missing = torch.ones(B, E).index_put(OBSERVED, torch.zeros(3))
-        summed = missing * -torch.log1p(-kappa * drawn.sigmoid()) + (1 - missing) * (summed - math.log(kappa))
+        summed = missing * -torch.log1p(-chance * drawn.sigmoid()) + (1 - missing) * (summed - chance.log())
     if excluded is not None:
         summed = summed.scatter(1, excluded[:, None], 0.0)
     observed = torch.zeros(B).index_add(0, OBSERVED[0], scores[OBSERVED])
@@ -66,7 +66,7 @@ def test_value_and_gradients(local: bool, excluded: Tensor | None, weight: Tenso
 
     def fused(*given: Tensor | None) -> Tensor:
         torch.manual_seed(3)
-        return all_candidates_log_prob(*given, OBSERVED, excluded, kappa) * weight  # type: ignore[arg-type]
+        return all_candidates_log_prob(*given, OBSERVED, excluded, kappa, SURE) * weight  # type: ignore[arg-type]
 
     torch.manual_seed(3)
     expected = naive(*inputs, excluded, kappa) * weight
@@ -215,6 +215,6 @@ def test_labels_are_drawn_as_often_as_they_are_probable(tiny: Graph) -> None:
     batch = parts.batches(torch.arange(3))
     facts = parts.kg.bernoulli(entities[batch.anchor], relations[batch.relation], entities, batch)
     drawn = facts.sample(torch.Size([20_000])).mean(0)
-    torch.testing.assert_close(drawn, 0.6 * facts.logits.sigmoid(), atol=0.02, rtol=0)
-    ones = facts.log_prob(torch.ones(3, 5))
-    torch.testing.assert_close(ones, (0.6 * facts.logits.sigmoid()).log().sum(1))
+    chance = torch.full((3, 5), 0.6).scatter(1, batch.anchor[:, None], 1.0)
+    torch.testing.assert_close(drawn, chance * facts.logits.sigmoid(), atol=0.02, rtol=0)
+    torch.testing.assert_close(facts.log_prob(torch.ones(3, 5)), (chance * facts.logits.sigmoid()).log().sum(1))

@@ -151,9 +151,10 @@ def test_p_values_by_enumeration(tiny: Graph) -> None:
     queries = tiny.training_queries
     for row in range(4):
         mine = queries.relation == row
-        p = posterior.probabilities(queries.anchor[mine], queries.relation[mine], draws=1).flatten().double()
+        p = posterior.probabilities(queries.anchor[mine], queries.relation[mine], draws=1).double()
+        p = (p * torch.full_like(p, 0.8).scatter(1, queries.anchor[mine, None], 1.0)).flatten()
         law = np.ones(1)
-        for x in (0.8 * p).tolist():
+        for x in p.tolist():
             law = np.convolve(law, [1 - x, x])
         observed = int(queries.counts[mine].sum())
         line = found.loc[f"facts, {'tail' if row < 2 else 'head'} queries", tiny.relations[row % 2]]
