@@ -48,11 +48,17 @@ class Thresholds:
 
     @classmethod
     def of(
-        cls, probabilities: Callable[[Tensor, Tensor], Tensor], triples: Tensor, known: Queries, num_entities: int
+        cls,
+        probabilities: Callable[[Tensor, Tensor], Tensor],
+        triples: Tensor,
+        known: Queries,
+        num_entities: int,
+        measure: Callable[[Tensor, Tensor], Tensor] = misfit,
     ) -> Thresholds:
         """Of the head and the tail of every triple, ``known`` answers of its query left out.
 
-        ``probabilities`` are those of all entities, ``(anchor (b,), row (b,)) -> (b, E)``.
+        ``probabilities`` are those of all entities, ``(anchor (b,), row (b,)) -> (b, E)``, and ``measure`` is what they
+        and the open candidates, ``(b, E)`` both, make of how ill each candidate fits.
         """
         head, relation, tail = triples.unbind(1)
         anchor, answer = torch.cat([head, tail]), torch.cat([tail, head])
@@ -62,7 +68,7 @@ class Thresholds:
             is_open = open_candidates(anchor[part], row[part], known, num_entities)
             is_open[torch.arange(len(part)), answer[part]] = True
             p = probabilities(anchor[part], row[part]).cpu()
-            found.append(misfit(p, is_open)[torch.arange(len(part)), answer[part]])
+            found.append(measure(p, is_open)[torch.arange(len(part)), answer[part]])
         misfits, order = torch.cat(found).sort()
         return cls(misfits, row[order], known.num_relations)
 

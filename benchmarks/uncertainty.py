@@ -1,0 +1,313 @@
+"""What the uncertainty is worth: calibration, abstention, answer sets, simulation-based calibration.
+
+    KGPYRO_DATA=FOLDER python benchmarks/uncertainty.py --json benchmarks/results/uncertainty.json
+    python benchmarks/uncertainty.py --table
+
+Every part is one row of the JSON file, written as soon as it is known and not computed again. On codex-s the true facts
+are the test triples and the false ones those that people found false; whatever is fitted to labels is fitted to the
+validation split's. Three seeds; peers and baselines see the same facts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+import kgpyro
+from kgpyro.abstention import risk_coverage
+from kgpyro.batches import Batches
+from kgpyro.calibration import Calibration, Recalibration
+from kgpyro.conformal import Thresholds, misfit, open_candidates
+from kgpyro.elbo import WeightedELBO
+from kgpyro.graph import Graph, Queries
+from kgpyro.guides.lookup import Lookup
+from kgpyro.models.lim import lim
+from kgpyro.priors import resolve_prior
+from kgpyro.scoring import resolve_score
+from kgpyro.setting import Setting
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "uncertainty.json"
+SEEDS = (0, 1, 2)
+COMMON = {"model": "lim", "dim": 200, "batch_size": 256, "precision": "bf16", "progress": False}
+PRIORS = {"entity_prior": "normal(scale=0.35)", "relation_prior": "normal(scale=3)"}
+METHODS: dict[str, dict[str, Any]] = {
+    "LIM": COMMON | PRIORS | {"epochs": 100, "completeness": 0.5},
+    "LIM, completeness 0.9": COMMON | PRIORS | {"epochs": 100, "completeness": 0.9},
+    "point estimate": COMMON | PRIORS | {"epochs": 100, "guide": "point", "early_stopping": 10},
+}
+KINSHIP = {"model": "lim", "epochs": 60, "prior": "normal(scale=0.5)", "kl_schedule": "constant", "progress": False}
+PARTS = {"calibration", "abstention", "simulation"}
+DRAWS = 500
+RESAMPLES = 1000
+Row = dict[str, Any]
+
+
+# ---- calibration and abstention on codex-s --------------------------------------------------------------------------
+
+
+def calibration_rows(method: str, seed: int) -> Iterator[Row]:
+    """Metrics of raw and recalibrated probabilities; for posteriors also abstention and answer sets."""
+    graph = kgpyro.load_graph("codex-s")
+    if method == "PyKEEN TuckER, MC dropout":
+        predict = pykeen_dropout(graph, seed)
+    else:
+        posterior = kgpyro.fit(graph, **(METHODS[method] | {"seed": seed}))
+        draws = 2 if method == "point estimate" else DRAWS
+        predict = lambda facts: posterior.facts(facts, draws=draws)  # noqa: E731
+        yield {"part": "ranking", "mrr": posterior.metrics["test"]["realistic"]["mrr"]}
+    facts = {split: kgpyro.labelled_facts(graph, split) for split in ("valid", "test")}
+    found = {split: predict(part) for split, part in facts.items()}
+    labels = {split: part["label"].to_numpy() for split, part in facts.items()}
+    kinds = {"predictive": found}
+    if method.startswith("LIM"):
+        kinds["plug-in"] = {s: f.assign(probability=1 / (1 + np.exp(-f["score"]))) for s, f in found.items()}
+    for kind, by_split in kinds.items():
+        test = by_split["test"]
+        yield {"part": "calibration", "kind": kind, "map": "raw"} | measured(test["probability"], labels["test"])
+        for name in ("temperature", "platt", "isotonic", "stacked"):
+            if name == "stacked" and not (kind == "predictive" and method.startswith("LIM")):
+                continue
+            p = Recalibration.fit(by_split["valid"], labels["valid"], name)(test)["probability"]
+            yield {"part": "calibration", "kind": kind, "map": name} | measured(p, labels["test"])
+    if method.startswith("LIM"):
+        for negatives in ("verified", "hard", "random"):
+            yield from abstention_rows(posterior, negatives)
+    if method == "LIM":
+        yield from set_rows(posterior)
+
+
+def measured(probabilities: Any, labels: np.ndarray) -> Row:
+    return Calibration(np.asarray(probabilities), labels).metrics
+
+
+def abstention_rows(posterior: kgpyro.Posterior, negatives: str) -> Iterator[Row]:
+    """AURC by criterion, and the ratio of the stacked one's to the score's over bootstrap resamples of the facts."""
+    found = kgpyro.abstention(posterior, negatives=negatives, draws=DRAWS)
+    for criterion, row in found.table.iterrows():
+        yield {"part": "abstention", "negatives": negatives, "criterion": criterion, "aurc": float(row["aurc"])}
+    rng, ratios = np.random.default_rng(0), []
+    errors, stacked, score = found.errors, *(found.facts[c].to_numpy() for c in ("stacked", "score"))
+    for _ in range(RESAMPLES):
+        i = rng.integers(len(errors), size=len(errors))
+        ratios.append(risk_coverage(errors[i], stacked[i]).mean() / risk_coverage(errors[i], score[i]).mean())
+    low, high = np.quantile(ratios, [0.05, 0.95])
+    yield {"part": "aurc interval", "negatives": negatives, "low": float(low), "high": float(high)}
+
+
+# ---- answer sets ----------------------------------------------------------------------------------------------------
+
+
+def set_rows(posterior: kgpyro.Posterior) -> Iterator[Row]:
+    """Coverage and mean size of 90 % answer sets on test facts: by predictive probabilities, and by the score alone."""
+    graph = posterior.graph
+    probabilities = partial(posterior.probabilities, draws=100)
+    calibrated = posterior.thresholds(100)
+    for name, per_relation in (("predictive", False), ("predictive, per relation", True)):
+        sizes, covered = over_test(graph, probabilities, misfit, partial(calibrated.at, per_relation=per_relation))
+        yield {"part": "answer sets", "by": name, "coverage": covered, "size": sizes}
+    scores: Callable[[Tensor, Tensor], Tensor] = posterior.mean_scores
+
+    def minus(values: Tensor, is_open: Tensor) -> Tensor:
+        return -values.double().masked_fill(~is_open, -torch.inf)
+
+    alone = Thresholds.of(scores, graph.valid, graph.training_queries, graph.num_entities, minus)
+    sizes, covered = over_test(graph, scores, minus, partial(alone.at, per_relation=False))
+    yield {"part": "answer sets", "by": "score", "coverage": covered, "size": sizes}
+
+
+def over_test(
+    graph: Graph, values: Callable[[Tensor, Tensor], Tensor], measure: Callable[[Tensor, Tensor], Tensor], at: Callable
+) -> tuple[float, float]:
+    """Mean size of the sets and the share that holds the true answer, over heads and tails of all test facts."""
+    head, relation, tail = graph.test.unbind(1)
+    anchor, answer = torch.cat([head, tail]), torch.cat([tail, head])
+    row = torch.cat([relation, relation + graph.num_relations])
+    threshold = {r: at(r, 0.9) for r in row.unique().tolist()}
+    limit = torch.tensor([threshold[r] for r in row.tolist()], dtype=torch.double)
+    sizes, covered = [], []
+    for part in torch.arange(len(row)).split(256):
+        is_open = open_candidates(anchor[part], row[part], graph.training_queries, graph.num_entities)
+        inside = (measure(values(anchor[part], row[part]).cpu(), is_open) <= limit[part, None]) & is_open
+        sizes.append(inside.sum(1))
+        covered.append(inside[torch.arange(len(part)), answer[part]])
+    return float(torch.cat(sizes).double().mean()), float(torch.cat(covered).double().mean())
+
+
+def kinship_rows(method: str, seed: int) -> Iterator[Row]:
+    yield from set_rows(kgpyro.fit("kinship", **(KINSHIP | {"seed": seed})))
+
+
+# ---- PyKEEN with Monte-Carlo dropout --------------------------------------------------------------------------------
+
+
+def pykeen_dropout(graph: Graph, seed: int, epochs: int = 45) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """TuckER, trained by PyKEEN with binary cross-entropy over all tails; predictions average dropout masks."""
+    from pykeen.losses import BCEWithLogitsLoss
+    from pykeen.models import TuckER
+    from pykeen.training import LCWATrainingLoop
+    from pykeen.triples import CoreTriplesFactory
+
+    factory = CoreTriplesFactory(graph.train, graph.num_entities, graph.num_relations, create_inverse_triples=True)
+    model = TuckER(triples_factory=factory, embedding_dim=100, loss=BCEWithLogitsLoss(), random_seed=seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    loop = LCWATrainingLoop(model=model, triples_factory=factory, optimizer=optimizer)
+    loop.train(factory, num_epochs=epochs, batch_size=256, use_tqdm=False)
+
+    @torch.no_grad()
+    def predict(facts: pd.DataFrame) -> pd.DataFrame:
+        h, r, t = graph.ids(facts[["head", "relation", "tail"]].to_numpy()).unbind(1)
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.train()
+        ways = torch.stack([h, 2 * r, t], 1), torch.stack([t, 2 * r + 1, h], 1)
+        drawn = torch.stack([model.score_hrt(way).squeeze(1).sigmoid() for _ in range(DRAWS // 10) for way in ways])
+        return pd.DataFrame({"probability": drawn.double().mean(0).numpy()})
+
+    return predict
+
+
+# ---- simulation-based calibration -----------------------------------------------------------------------------------
+
+
+def simulation_rows(method: str, seed: int, fits: int = 100) -> Iterator[Row]:
+    """Ranks of a random fact's true probability among posterior draws (Talts et al. 2018), and with halved scales.
+
+    Latents from the prior, labels of all facts from the model, a fit to them: ranks are uniform if posteriors are right.
+    """
+    entities, relations, prior, score = 6, 2, resolve_prior("normal(scale=0.5)"), resolve_score("DistMult")
+    ranks: dict[str, list[int]] = {"as fitted": [], "scales halved": []}
+    for fit in range(fits):
+        torch.manual_seed(1000 * seed + fit)
+        kg = Setting(entities, 2 * relations, score, 2, prior, prior)  # rows of inverses stay unasked
+        h, r = (p(...).sample((kg.count(kind),)) for p, kind in zip(kg.priors(), ("entity", "relation"), strict=True))
+        anchor = torch.arange(entities).repeat(relations)
+        row = torch.arange(relations).repeat_interleave(entities)
+        truth = kg.score.candidates(h[anchor], r[row], h)
+        y = torch.bernoulli(truth.sigmoid())
+        indptr = torch.cat([torch.zeros(1, dtype=torch.long), y.sum(1).long().cumsum(0)])
+        batches = Batches(Queries(anchor, row, indptr, y.nonzero()[:, 1], relations), entities, inverse=True)
+        guide = fitted_guide(kg, batches)
+        query, tail = int(torch.randint(len(anchor), ())), int(torch.randint(entities, ()))
+        for name, factor in zip(ranks, (1.0, 0.5), strict=True):
+            drawn = []
+            for kind in ("entity", "relation"):
+                q = guide.posterior(kind, ...).base_dist
+                drawn.append(q.loc + factor * q.scale * torch.randn(99, *q.loc.shape))
+            scores = kg.score.triples(drawn[0][:, anchor[query]], drawn[1][:, row[query]], drawn[0][:, tail])
+            ranks[name].append(int((scores < truth[query, tail]).sum()))
+    for name, found in ranks.items():
+        histogram = np.bincount(np.array(found) // 10, minlength=10)
+        p = float(chisquare(histogram).pvalue)
+        yield {"part": "simulation", "guide": name, "histogram": histogram.tolist(), "p_value": p}
+
+
+def fitted_guide(kg: Setting, batches: Batches, steps: int = 200) -> Lookup:
+    guide, elbo, batch = Lookup(kg, {"entities", "relations"}), WeightedELBO(), batches(torch.arange(len(batches)))
+    optimizer = torch.optim.Adam(guide.parameters(), lr=0.05)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
+    with pyro.validation_enabled(False):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            elbo.loss_and_grads(lim, guide, kg, batch)
+            optimizer.step()
+            schedule.step()
+    return guide.requires_grad_(False)
+
+
+# ---- all of it ------------------------------------------------------------------------------------------------------
+
+JOBS: list[tuple[str, str, Callable[[str, int], Iterator[Row]]]] = [
+    *(("codex-s", method, calibration_rows) for method in METHODS),
+    ("codex-s", "PyKEEN TuckER, MC dropout", calibration_rows),
+    ("kinship", "LIM", kinship_rows),
+    ("generated", "LIM", simulation_rows),
+]
+
+
+def summary(rows: list[Row]) -> dict[str, float]:
+    """The ratios, of means over seeds; none before every part is there."""
+    table = pd.DataFrame(rows)
+    if not {"LIM", "point estimate"} <= set(table["method"]) or PARTS - set(table["part"]):
+        return {}
+
+    def mean(value: str, **where: Any) -> float:
+        chosen = np.logical_and.reduce([table[key] == wanted for key, wanted in where.items()])
+        return float(table.loc[chosen, value].mean())
+
+    ours = {"part": "calibration", "method": "LIM", "kind": "predictive"}
+    point = {"part": "calibration", "method": "point estimate", "kind": "predictive"}
+    aurc = {"part": "abstention", "method": "LIM"}
+    hard = [mean("aurc", **aurc, negatives=n, criterion="stacked") for n in ("verified", "hard")]
+    alone = [mean("aurc", **aurc, negatives=n, criterion="score") for n in ("verified", "hard")]
+    uniform = {}
+    for guide, group in table[table["part"] == "simulation"].groupby("guide"):
+        uniform[guide] = float(chisquare(np.sum(group["histogram"].tolist(), axis=0)).pvalue)
+    return {
+        "ece_recalibrated_vs_platt": mean("ece", **ours, map="isotonic") / mean("ece", **point, map="platt"),
+        "ece_raw_vs_point": mean("ece", **ours, map="raw") / mean("ece", **point, map="raw"),
+        "aurc_vs_score_verified": hard[0] / alone[0],
+        "aurc_vs_score_hard": sum(hard) / sum(alone),
+        "auroc_minus_point": mean("auroc", **ours, map="raw") - mean("auroc", **point, map="raw"),
+        "sbc_p_value": uniform["as fitted"],
+        "sbc_p_value_halved_scales": uniform["scales halved"],
+    }
+
+
+def markdown(rows: list[Row]) -> str:
+    """The README's tables: calibration, abstention, answer sets."""
+    table = pd.DataFrame(rows)
+    out = ["| codex-s, verified negatives | ECE | Brier | log score | AUROC |", "|---|---:|---:|---:|---:|"]
+    part = table[table["part"] == "calibration"]
+    for (method, kind, name), group in part.groupby(["method", "kind", "map"], sort=False):
+        if name != "temperature":
+            cells = [f"{group[m].mean():.3f} ± {group[m].std():.3f}" for m in ("ece", "brier", "log_score", "auroc")]
+            out.append(f"| {method}, {kind}, {name} | {' | '.join(cells)} |")
+    out += ["", "| AURC, LIM, withheld by | verified | hard | random |", "|---|---:|---:|---:|"]
+    part = table[(table["part"] == "abstention") & (table["method"] == "LIM")]
+    pivot = part.pivot_table(index="criterion", columns="negatives", values="aurc").sort_values("hard")
+    out += [f"| {c} | {r['verified']:.4f} | {r['hard']:.4f} | {r['random']:.4f} |" for c, r in pivot.iterrows()]
+    out += ["", "| 90 % answer sets | coverage | mean size |", "|---|---:|---:|"]
+    for (graph, by), group in table[table["part"] == "answer sets"].groupby(["graph", "by"], sort=False):
+        spread = f"{group['coverage'].mean():.3f} ± {group['coverage'].std():.3f}"
+        out.append(f"| {graph}, by {by} | {spread} | {group['size'].mean():.1f} |")
+    return "\n".join(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file of the results; what it has is kept")
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.json.read_text())["rows"] if arguments.json.exists() else []
+    if not arguments.table:
+        done = {(row["graph"], row["method"], row["seed"]) for row in rows}
+        for seed in SEEDS:
+            for graph, method, job in JOBS:
+                if (graph, method, seed) not in done:
+                    rows += [{"graph": graph, "method": method, "seed": seed} | row for row in job(method, seed)]
+                    print(f"{graph}, {method}, seed {seed}", flush=True)
+                    arguments.json.parent.mkdir(exist_ok=True)
+                    arguments.json.write_text(json.dumps({"ratios": summary(rows), "rows": rows}, indent=1) + "\n")
+    if ratios := summary(rows):
+        print(f"{markdown(rows)}\n")
+    for name, value in ratios.items():
+        print(f"{name:28} {value:.3g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
