@@ -1,4 +1,4 @@
-"""Draw the committed results of speed.py, scale.py and acquisition.py, and the paper's figures of a fit to umls.
+"""Draw the committed results of speed.py, scale.py and acquisition.py, and figures of fits to umls and kinship.
 
 python benchmarks/figures.py              # writes all of benchmarks/results/*.png that is drawn here
 python benchmarks/figures.py paper        # only variance.png and fact.png, after a fit of a minute
@@ -89,11 +89,23 @@ def paper() -> None:
     kgpyro.fact_figure(posterior, *fact).savefig(RESULTS / "fact.png", dpi=120)
 
 
+def uncertainty() -> None:
+    """Calibration, abstention and replicated graphs of the LIM on kinship."""
+    options = yaml.safe_load((RESULTS.parent / "configs" / "lim-kinship-incomplete.yaml").read_text())
+    posterior = kgpyro.fit(options.pop("dataset"), **options, device="cpu")
+    before = posterior.calibration(negatives="hard")
+    posterior.recalibrate("isotonic", negatives="hard")
+    before.figure(isotonic=posterior.calibration(negatives="hard")).savefig(RESULTS / "calibration.png", dpi=120)
+    kgpyro.abstention(posterior, negatives="hard").figure().savefig(RESULTS / "abstention.png", dpi=120)
+    kgpyro.posterior_predictive(posterior).figure().savefig(RESULTS / "replicates.png", dpi=100)
+
+
 def _tables(graph: kgpyro.Graph) -> tuple[tuple[str, ...], ...]:
     return graph.entities, graph.relations, graph.entities
 
 
 if __name__ == "__main__":
     drawn = {"speed": speed, "scale": scale, "acquisition": acquisition, "paper": paper}
+    drawn["uncertainty"] = uncertainty
     for name in sys.argv[1:] or drawn:
         drawn[name]()

@@ -20,10 +20,12 @@ def test_the_python_session(
     monkeypatch.chdir(tmp_path)
     exec(compile(BLOCKS[0], "README.md", "exec"), {})
     assert (tmp_path / "runs" / "nations-laplace" / "metrics.json").is_file()
+    exec(compile(BLOCKS[1], "README.md", "exec"), {})
+    assert "auroc" in capsys.readouterr().out
 
 
 def test_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mymodels.py").write_text(BLOCKS[2], encoding="utf-8")
+    (tmp_path / "mymodels.py").write_text(BLOCKS[3], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     posterior = kgpyro.fit("nations", model="mymodels:mine", epochs=2, dim=4, progress=False, device="cpu")
@@ -31,9 +33,9 @@ def test_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(BLOCKS[1], "README.md", "exec"), {})
+    exec(compile(BLOCKS[2], "README.md", "exec"), {})
     assert "calibration_error" in capsys.readouterr().out
 
 
 def test_there_are_no_other_blocks() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
