@@ -7,6 +7,7 @@ import sys
 import typing
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -161,9 +162,13 @@ def check_command(arguments: Sequence[str] | None = None) -> int:
         found: PosteriorPredictive | PriorPredictive
         if mode == "RUN":
             folder = Path(options["run"]) / "checks" if folder is None else folder
-            found = kgpyro.posterior_predictive(_load(options), progress=True, **chosen)
+            posterior = _load(options)
+            found = kgpyro.posterior_predictive(posterior, progress=True, **chosen)
             print(f"{found.title}: the training graph against {len(found.replicated)} replicates of it\n")
             print(_misfits_first(found))
+            with suppress(InputError):  # no ArviZ, a large graph, latents per fact
+                khat = kgpyro.psis_khat(posterior, draws=200, progress=True)
+                print(f"\nPSIS k = {khat.k:.2f}; {khat.reading}.")
         else:
             found = kgpyro.prior_predictive(_no_run(options), progress=True, **chosen)
             print(f"{found.title}: what the prior implies, mean and central 90 % over draws\n")

@@ -77,13 +77,15 @@ def psis_khat(
         progress: show a progress bar.
 
     Raises:
-        InputError: ArviZ is not installed; latents per fact; too many latents; entities that training has not seen; too
-            few draws; or your own model has to be named.
+        InputError: ArviZ is not installed; a point estimate; latents per fact; too many latents; entities that training
+            has not seen; too few draws; or your own model has to be named.
     """
     load_arviz()
     kg, guide, graph = posterior.kg, posterior.guide, posterior.graph
     if draws < FEWEST:
         raise InputError(f"k-hat is of the tail of the draws; give at least {FEWEST}, not {draws}.")
+    if guide.point:
+        raise InputError("a point estimate is no posterior to compare with the true one; fit another --guide.")
     if guide.sites - {"entities", "relations"} - kg.hyper_latents.keys():
         raise InputError(
             "k-hat compares joint posteriors, and here every fact has latents of its own; fit --model lim."

@@ -13,6 +13,7 @@ from conftest import Parts
 from torch.distributions import kl_divergence
 
 import kgpyro
+from kgpyro.elbo import WeightedELBO
 from kgpyro.errors import InputError
 from kgpyro.families import Family, posterior_mean, posterior_variance
 from kgpyro.features import load_features
@@ -61,6 +62,33 @@ def test_a_flow_starts_as_its_base_and_bends(tiny: Graph) -> None:
     torch.testing.assert_close(posterior_variance(q), drawn.var(0), atol=0.4, rtol=0.4)
 
 
+@pytest.mark.parametrize("prior", ["normal(scale=0.7)", "gamma", "dirichlet", "hyperspherical_uniform"])
+def test_a_point_estimate_maximises_the_joint_density(tiny: Graph, prior: str) -> None:
+    parts = Parts(tiny, guide="point", prior=prior, dim=D)
+    values = {kind: parts.guide.posterior(kind, ...).mean for kind in ("entity", "relation")}
+    p = resolve_prior(prior).distribution(D)
+    density = sum(p.log_prob(value).sum() for value in values.values())
+    batch = parts.batches(torch.arange(len(parts.batches)))
+    head, relation = values["entity"][batch.anchor], values["relation"][batch.relation]
+    likelihood = parts.kg.bernoulli(head, relation, values["entity"], batch).log_prob(batch.y.to_dense()).sum()
+    for estimator in ("local", "plain"):
+        loss = WeightedELBO(estimator=estimator).differentiable_loss(parts.model, parts.guide, parts.kg, batch)
+        torch.testing.assert_close(-loss, likelihood + density)
+
+
+def test_a_point_estimate_is_said_to_be_one() -> None:
+    posterior = kgpyro.fit("nations", model="lim", guide="point", epochs=1, dim=4, progress=False, device="cpu")
+    assert "log joint density (a point estimate, no bound)" in posterior.metrics["objective"]
+    facts = posterior.facts(posterior.graph.test[:5], draws=10)
+    both_ways = facts["std"]  # a fact is asked both ways, by different latents: that is all its spread
+    h, p, t = posterior.graph.test[:5].T
+    asked = ((h, p, t), (t, p + posterior.graph.num_relations, h))
+    one, other = (posterior.probabilities(a, r, draws=1)[torch.arange(5), c] for a, r, c in asked)
+    np.testing.assert_allclose(both_ways, ((one - other).abs() / 2 * (10 / 9) ** 0.5).numpy(), rtol=1e-3, atol=1e-6)
+    table = kgpyro.compare({"point": posterior})
+    assert np.isnan(table["elbo_per_fact"]["point"])
+
+
 @pytest.mark.parametrize("prior", ["normal(scale=0.7)", "multivariate_normal(scale_tril=2)"])
 def test_analytic_kl_of_correlated_gaussians(prior: str) -> None:
     p = resolve_prior(prior).distribution(D)
@@ -101,7 +129,7 @@ def test_names_of_guides_with_options() -> None:
 
 @pytest.mark.parametrize("guide", ["flow", "lowrank"])
 def test_the_sphere_needs_a_guide_of_its_own(tiny: Graph, guide: str) -> None:
-    with pytest.raises(InputError, match=r"not on the sphere of this prior; use lookup, mlp or features"):
+    with pytest.raises(InputError, match=r"not on the sphere of this prior; use lookup, mlp, features or point"):
         Parts(tiny, prior="hyperspherical_uniform", guide=guide)
 
 
