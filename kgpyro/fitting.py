@@ -21,7 +21,7 @@ from kgpyro.likelihood import ESTIMATORS
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
 from kgpyro.posterior import Posterior, build_guide, build_setting
 from kgpyro.priors import PriorLike, resolve_prior
-from kgpyro.runs import check_writable_config, new_run_folder
+from kgpyro.runs import check_writable_config, new_run_folder, provenance
 from kgpyro.scores import seeded
 from kgpyro.scoring import SCORES, Score, resolve_score
 from kgpyro.training import (
@@ -199,6 +199,7 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         config["kl_weight"] = 2.0 / len(queries) if local else 1.0
 
     posterior = Posterior(graph, kg, guide, config)
+    posterior.provenance = provenance(whole, config)
 
     def validate() -> float:
         posterior.forget()

@@ -9,6 +9,7 @@ inverse relations latents of their own.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,16 @@ class Graph:
     @property
     def num_relations(self) -> int:
         return len(self.relations)
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the names and the triples, in hexadecimal digits."""
+        found = hashlib.sha256()
+        for names in (self.entities, self.relations):
+            found.update("".join(f"{len(name)}:{name}" for name in names).encode("utf-8", "surrogatepass") + b";")
+        for split in SPLITS:
+            found.update(getattr(self, split).cpu().contiguous().numpy().tobytes() + b";")
+        return found.hexdigest()
 
     @cached_property
     def seen(self) -> Tensor:

@@ -22,7 +22,7 @@ from kgpyro.names import GUIDES, resolve
 from kgpyro.predictive import summary
 from kgpyro.priors import resolve_prior
 from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
-from kgpyro.runs import Run
+from kgpyro.runs import Run, refusing
 from kgpyro.scores import PosteriorScores, seeded
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
@@ -39,6 +39,7 @@ class Posterior(PosteriorScores):
         metrics: what ``metrics.json`` holds.
         log: one row per epoch, as in ``log.csv``.
         seconds: how long the fit took (0 for a loaded run).
+        provenance: versions, commit, seed, threads, precision and data of the fit, as in ``run.json``.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Posterior(PosteriorScores):
         self.config, self.metrics = dict(config), dict(metrics or {})
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
+        self.provenance: dict[str, Any] = {}
         self._thresholds: dict[int, Thresholds] = {}
 
     def __repr__(self) -> str:
@@ -360,16 +362,20 @@ class Posterior(PosteriorScores):
             raise InputError(f"these entities have {found.shape[1]} features; the guide was fitted to {old.shape[1]}.")
         guide.features, kg.num_entities = found.to(old), graph.num_entities
         extended = Posterior(graph, kg, guide, self.config, self.metrics, self.log)
-        extended.seconds = self.seconds
+        extended.seconds, extended.provenance = self.seconds, self.provenance
         return extended
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
-        """Write the run's files (:mod:`kgpyro.runs`). Raises InputError where the folder holds another run."""
+    def save(self, folder: str | Path, unfinished: bool = False) -> None:
+        """Write the run's files (:mod:`kgpyro.runs`).
+
+        Raises InputError where the folder holds another run, unless it is the ``unfinished`` one of this fit.
+        """
         parts = (("guide", self.guide), ("setting", self.kg))
         state = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}
-        Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites).write(folder)
+        run = Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites, self.provenance)
+        run.write(folder, unfinished)
 
     @classmethod
     def load(cls, folder: str | Path, **own: Any) -> Posterior:
@@ -385,15 +391,37 @@ class Posterior(PosteriorScores):
         """
         run = Run.read(folder)
         run.refuse_own_code(set(own))
-        kg = build_setting(run.graph, run.config | own, run.state.get("guide.features"))
-        guide = build_guide(run.config | own, kg, run.sites)
-        try:
+        config = run.config | own
+        with refusing(Path(folder)):
+            _refuse_claims(run, config, own)
+            kg = build_setting(run.graph, config, run.state.get("guide.features"))
+            guide = _guide_of(run, config, kg, own)
             for part, module in (("guide", guide), ("setting", kg)):
                 state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
-                module.to(next(iter(state.values())).dtype).load_state_dict(state)
-        except (RuntimeError, StopIteration) as error:
-            raise InputError(f"the weights in {folder} do not fit its config.yaml: {error}.") from error
-        return cls(run.graph, kg, guide, run.config, run.metrics, run.log)
+                module.to(run.state["setting.intercept"].dtype).load_state_dict(state)
+        found = cls(run.graph, kg, guide, run.config, run.metrics, run.log)
+        found.provenance = run.provenance
+        return found
+
+
+def _refuse_claims(run: Run, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise InputError, before memory is taken, where the options claim more than the file of weights has."""
+    widest = max((size for value in run.state.values() for size in value.shape), default=0)
+    if "score" not in own and "guide" not in own and max(resolve_score(config["score"]).sizes(config["dim"])) > widest:
+        raise InputError(f"the weights do not fit the dim {config['dim']} of config.yaml.")
+    if run.state["setting.intercept"].dtype not in (torch.float32, torch.float64):
+        raise InputError("the weights do not fit: they are no floating-point numbers of 32 or 64 bits.")
+
+
+def _guide_of(run: Run, config: Mapping[str, Any], kg: Setting, own: Mapping[str, Any]) -> Guide:
+    """The guide of a run. One of kgpyro's is compared with the weights before memory is taken for it."""
+    if "guide" not in own:
+        with torch.device("meta"):
+            claimed = build_guide(config, kg, run.sites).state_dict()
+        saved = {k.removeprefix("guide."): v.shape for k, v in run.state.items() if k.startswith("guide.")}
+        if wrong := {key: value.shape for key, value in claimed.items()}.items() ^ saved.items():
+            raise InputError(f"the weights do not fit config.yaml and graph.json at {min(wrong)[0]}.")
+    return build_guide(config, kg, run.sites)
 
 
 def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | None = None) -> Setting:

@@ -11,9 +11,9 @@ import kgpyro
 
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
-    "errors", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy", "likelihood",
-    "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "conformal", "predictive",
-    "scores", "posterior", "checks", "comparison", "fitting", "commands",
+    "errors", "files", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy",
+    "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "conformal",
+    "predictive", "scores", "posterior", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
