@@ -236,7 +236,7 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         "kl_per_fact": float(terms.kl),
         "kl_per_latent": terms.kl_per_latent,
         "objective": objective_name(config),
-        "warnings": _warnings(config, bar.table, terms, local, schedule),
+        "warnings": whole.problems + _warnings(config, bar.table, terms, local, schedule),
     }
     return posterior
 
