@@ -55,6 +55,15 @@ class WeightedELBO(ELBO):
         self.last = Terms()
         self._draws = DRAWS[DRAWS.index(FIRST_DRAWS[estimator]) :]
 
+    @property
+    def draws(self) -> int:
+        """How many of the ways to draw are left to try; part of the state of a fit."""
+        return len(self._draws)
+
+    @draws.setter
+    def draws(self, left: int) -> None:
+        self._draws = DRAWS[len(DRAWS) - left :]
+
     def _get_trace(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> tuple[Trace, Trace, dict[str, Tensor]]:

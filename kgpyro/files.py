@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -44,8 +45,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def claim(folder: Path) -> FileLock:
-    """Make a folder and lock it for this fit until the lock is released, or the process is gone.
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Make a folder and have it for this fit alone; a process that is gone has none.
 
     Raises InputError where another fit has it, or it cannot be written to.
     """
@@ -57,4 +59,8 @@ def claim(folder: Path) -> FileLock:
         raise InputError(f"another fit is writing to {folder}; name another folder, or wait for it.") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be written to: {error}.") from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)

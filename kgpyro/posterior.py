@@ -22,7 +22,7 @@ from kgpyro.names import GUIDES, resolve
 from kgpyro.predictive import summary
 from kgpyro.priors import resolve_prior
 from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
-from kgpyro.runs import Run, refusing
+from kgpyro.runs import Bounded, Run, refusing
 from kgpyro.scores import PosteriorScores, seeded
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
@@ -392,13 +392,17 @@ class Posterior(PosteriorScores):
         run = Run.read(folder)
         run.refuse_own_code(set(own))
         config = run.config | own
-        with refusing(Path(folder)):
+        with refusing(Path(folder)), Bounded(run.state.values()):
             _refuse_claims(run, config, own)
             kg = build_setting(run.graph, config, run.state.get("guide.features"))
-            guide = _guide_of(run, config, kg, own)
+            guide = build_guide(config, kg, run.sites)
+        try:
             for part, module in (("guide", guide), ("setting", kg)):
                 state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
                 module.to(run.state["setting.intercept"].dtype).load_state_dict(state)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            raise InputError(f"the weights in {folder} do not fit its config.yaml: {what}.") from error
         found = cls(run.graph, kg, guide, run.config, run.metrics, run.log)
         found.provenance = run.provenance
         return found
@@ -411,17 +415,6 @@ def _refuse_claims(run: Run, config: Mapping[str, Any], own: Mapping[str, Any]) 
         raise InputError(f"the weights do not fit the dim {config['dim']} of config.yaml.")
     if run.state["setting.intercept"].dtype not in (torch.float32, torch.float64):
         raise InputError("the weights do not fit: they are no floating-point numbers of 32 or 64 bits.")
-
-
-def _guide_of(run: Run, config: Mapping[str, Any], kg: Setting, own: Mapping[str, Any]) -> Guide:
-    """The guide of a run. One of kgpyro's is compared with the weights before memory is taken for it."""
-    if "guide" not in own:
-        with torch.device("meta"):
-            claimed = build_guide(config, kg, run.sites).state_dict()
-        saved = {k.removeprefix("guide."): v.shape for k, v in run.state.items() if k.startswith("guide.")}
-        if wrong := {key: value.shape for key, value in claimed.items()}.items() ^ saved.items():
-            raise InputError(f"the weights do not fit config.yaml and graph.json at {min(wrong)[0]}.")
-    return build_guide(config, kg, run.sites)
 
 
 def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | None = None) -> Setting:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import kgpyro
 from kgpyro.errors import InputError
@@ -105,12 +106,16 @@ class Run:
     def refuse_own_code(self, named_again: set[str]) -> None:
         """Raise InputError where the options name code of the user's that was not named again."""
         for key in set(OWN) - named_again:
-            value = str(self.config.get(key) or "")
-            if is_dotted(value) and not value.startswith("pykeen:"):
+            if is_own_code(value := self.config.get(key)):
                 raise InputError(
                     f"this run was fitted with your own {key} {value}; name it again to have it imported: "
                     f"--run-{key.replace('_', '-')} {value}, or {key}='{value}' in Python."
                 )
+
+
+def is_own_code(option: Any) -> bool:
+    """Whether an option names code of the user's."""
+    return isinstance(option, str) and is_dotted(option) and not option.startswith("pykeen:")
 
 
 def start_run(folder: Path, graph: Graph, config: Mapping[str, Any]) -> None:
@@ -136,6 +141,27 @@ def refusing(folder: Path) -> Iterator[None]:
     except DAMAGE as error:
         what = " ".join(str(error).split())[:300]
         raise InputError(f"the run in {folder} is incomplete or damaged: {what or type(error).__name__}.") from error
+
+
+class Bounded(TorchFunctionMode):
+    """Refuses to make many more tensors and numbers than a file of weights accounts for.
+
+    Each tensor that is made counts for a thousand numbers at least, so that a claim of a billion small layers ends too.
+    """
+
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
+
+    def __init__(self, weights: Iterable[Tensor]):
+        super().__init__()
+        self.left = 10_000_000 + 4 * sum(value.numel() + 1000 for value in weights)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.MAKERS:
+            self.left -= max(1000, func(*args, **kwargs | {"device": "meta"}).numel())
+            if self.left < 0:
+                raise InputError("the weights do not fit config.yaml, which claims far more of them.")
+        return func(*args, **kwargs)
 
 
 def check_format(folder: Path, metadata: Mapping[str, str]) -> None:

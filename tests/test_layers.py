@@ -12,8 +12,8 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "files", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy",
-    "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs", "conformal",
-    "predictive", "scores", "posterior", "checks", "comparison", "fitting", "commands",
+    "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs",
+    "checkpoint", "conformal", "predictive", "scores", "posterior", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
