@@ -86,14 +86,15 @@ def fit_command(arguments: Sequence[str] | None = None) -> int:
 
     def run(options: dict[str, Any]) -> None:
         per_relation, dataset = options.pop("per_relation"), options.pop("dataset")
-        posterior = kgpyro.fit(dataset, **options)
+        anew = options["resume"] is None or dataset != "nations"
+        posterior = kgpyro.fit(dataset if anew else None, **options)
         if not posterior.metrics:
             return  # another process reports
         report(posterior)
         if per_relation:
             print(_table(posterior.evaluate(per_relation=True)))
-        if options["out"]:
-            print(f"\nSaved in {options['out']}; python -m kgpyro.evaluate and kgpyro.predict work from there.")
+        if folder := options["out"] or options["resume"]:
+            print(f"\nSaved in {folder}; python -m kgpyro.evaluate and kgpyro.predict work from there.")
 
     return _run(parser, arguments, run)
 
@@ -261,6 +262,9 @@ def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Calla
     except InputError as error:
         print(f"kgpyro: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("kgpyro: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1

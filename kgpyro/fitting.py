@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import pandas as pd
 import pyro
 import torch
 
 from kgpyro.batches import Batches
+from kgpyro.checkpoint import FILE as CHECKPOINT
+from kgpyro.checkpoint import Checkpoint, Checkpoints
 from kgpyro.elbo import Terms, WeightedELBO
 from kgpyro.errors import InputError
 from kgpyro.features import FeaturesLike, load_features
+from kgpyro.files import claim
 from kgpyro.graph import Graph, load_graph
 from kgpyro.likelihood import ESTIMATORS
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
 from kgpyro.posterior import Posterior, build_guide, build_setting
 from kgpyro.priors import PriorLike, resolve_prior
-from kgpyro.runs import check_writable_config, new_run_folder
+from kgpyro.runs import (
+    OWN,
+    POSTERIOR,
+    check_writable_config,
+    is_own_code,
+    new_run_folder,
+    provenance,
+    read_config,
+    read_graph,
+    refusing,
+    start_run,
+)
 from kgpyro.scores import seeded
 from kgpyro.scoring import SCORES, Score, resolve_score
 from kgpyro.training import (
     OPTIMIZERS,
     SCHEDULES,
     SPARSE_OPTIMIZERS,
+    Diverged,
     KLSchedule,
     Progress,
     Training,
@@ -37,11 +57,12 @@ from kgpyro.training import (
 )
 
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
+_ONE_AT_A_TIME = threading.RLock()  # Pyro's handlers and PyTorch's random state are the whole process'
 EXACT_UP_TO = 100_000  # entities up to which all candidates are the default
 
 
 def fit(
-    graph: Graph | str | Path,
+    graph: Graph | str | Path | None = None,
     *,
     model: str | Callable = "lfm",
     prior: PriorLike = "normal",
@@ -70,13 +91,18 @@ def fit(
     precision: Literal["32", "64", "bf16", "16"] = "32",
     early_stopping: int = 0,
     validate_every: int = 5,
+    checkpoint_every: float = 60.0,
     out: str | Path | None = None,
+    resume: str | Path | None = None,
     progress: bool = True,
 ) -> Posterior:
     """Fit a Bayesian knowledge-graph embedding by stochastic variational inference.
 
+    Ctrl-C ends the fit after the present step; it is then evaluated, and saved where ``out`` says, as if it were
+    complete. A second one stops at once. Fits in several threads wait for each other.
+
     Args:
-        graph: a Graph, the name of a data set, or a folder of triples files.
+        graph: a Graph, the name of a data set, or a folder of triples files; with ``resume`` it is the run's.
         model: generative model: lim (latents per entity and relation), lfm (latents per fact), or your own as
             package.module:object.
         prior: prior of all latents: a family of pyro.distributions such as normal, a call such as laplace(scale=0.5),
@@ -119,7 +145,11 @@ def fit(
         precision: bits of floating point: 32, 64, or mixed bf16 or 16.
         early_stopping: epochs without a better validation MRR after which to stop; the best state is kept (0: never).
         validate_every: epochs between validations where early stopping asks for them.
+        checkpoint_every: seconds between checkpoints in --out, at least (0: after every step); longer where writing
+            them would take more than a fiftieth of the time.
         out: folder for the run's files; it must not hold another run.
+        resume: folder of a fit that was interrupted, to go on to the very result it would have had. All options are
+            those of the run; only your own code is to be named again.
         progress: show progress bars.
 
     Returns:
@@ -129,59 +159,114 @@ def fit(
     Raises:
         InputError: whatever of the above cannot be, in one sentence.
     """
+    options = {name: value for name, value in locals().items() if name not in ("graph", "out", "resume", "progress")}
+    folder = None if out is None else Path(out)
+    saved = None
+    if resume is not None:
+        folder = Path(resume) if folder is None else folder
+        graph, options, saved = _resumed(Path(resume), folder, graph, options)
+    elif graph is None:
+        raise InputError("name a data set or a folder of triples files, or a run to --resume.")
     graph = graph if isinstance(graph, Graph) else load_graph(graph)
-    _check_numbers(dim, epochs, batch_size, negatives, negative_weight, kl_weight, warmup, lr, early_stopping)
-    if min(devices, nodes) < 1:
-        raise InputError(f"--devices and --nodes must be at least 1; got {devices} and {nodes}.")
-    if not 0 < completeness <= 1:
-        raise InputError(f"--completeness is a probability above 0 and up to 1; got {completeness}.")
-    _check_choices(kl_schedule=(kl_schedule, SCHEDULES), optimizer=(optimizer, tuple(OPTIMIZERS)))
-    _check_choices(estimator=(estimator, ESTIMATORS), precision=(precision, ("32", "64", "bf16", "16")))
-    if negatives is None:
-        negatives = "all" if graph.num_entities <= EXACT_UP_TO else 100
-    if negatives == "all" and negative_weight is not None:
-        raise InputError("--negative-weight weighs drawn candidates; give it together with --negatives K.")
-    config: dict[str, Any] = {
-        "dataset": graph.source or graph.name,
-        "model": _named(model, MODELS, "model", out),
-        "prior": _prior_text(prior),
-        "entity_prior": _prior_text(entity_prior),
-        "relation_prior": _prior_text(relation_prior),
-        "score": _score_text(score),
-        "guide": _named(guide, GUIDES, "guide", out),
-        "features": None if features is None or isinstance(features, pd.DataFrame) else str(features),
-        "dim": dim,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "negatives": negatives,
-        "negative_weight": negative_weight,
-        "kl_weight": kl_weight,
-        "kl_schedule": kl_schedule,
-        "warmup": warmup,
-        "estimator": estimator,
-        "inverse": inverse,
-        "completeness": completeness,
-        "lr": lr,
-        "optimizer": optimizer,
-        "seed": seed,
-        "device": device,
-        "devices": devices,
-        "nodes": nodes,
-        "precision": precision,
-        "early_stopping": early_stopping,
-        "validate_every": validate_every,
-    }
-    if out is not None:
-        new_run_folder(out)
+    config = _config(graph, options, folder is not None)
+    for key, value in (saved or {}).items():
+        if key in config and key not in ("dataset", "checkpoint_every") and config[key] != value:
+            raise InputError(f"--{key.replace('_', '-')} is {value} in the run in {folder}; --resume cannot change it.")
+    if folder is not None:
         check_writable_config(config)
-    with seeded(seed), pyro.validation_enabled(False):
-        posterior = _fit(graph, config, features, progress)
-    if out is not None and posterior.metrics:
-        posterior.save(out)
+        if saved is None:
+            new_run_folder(folder)
+        else:
+            config["dataset"] = saved["dataset"]
+    with _ONE_AT_A_TIME, ExitStack() as held, seeded(config["seed"]), pyro.validation_enabled(False):
+
+        def begin() -> None:
+            assert folder is not None and isinstance(graph, Graph)
+            held.enter_context(claim(folder))
+            if saved is None:
+                new_run_folder(folder)
+                held.push(partial(_clear, folder))
+                start_run(folder, graph, config)
+
+        posterior, complete = _fit(graph, config, options["features"], progress, folder, begin)
+        if folder is not None and posterior.metrics:
+            posterior.save(folder, unfinished=True)
+            if complete:
+                (folder / CHECKPOINT).unlink(missing_ok=True)
     return posterior
 
 
-def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, progress: bool) -> Posterior:
+def _clear(folder: Path, failure: type[BaseException] | None, *_: Any) -> None:
+    """Leave no trace of a fit that failed before its first checkpoint."""
+    if failure is not None and not (folder / CHECKPOINT).exists() and not (folder / POSTERIOR).exists():
+        for file in ("config.yaml", "graph.json"):
+            (folder / file).unlink(missing_ok=True)
+
+
+def _resumed(
+    resume: Path, folder: Path, given: Graph | str | Path | None, options: dict[str, Any]
+) -> tuple[Graph, dict[str, Any], dict[str, Any]]:
+    """The graph of an unfinished run, its options, with those given anew, and its configuration."""
+    if folder.resolve() != resume.resolve():
+        raise InputError(f"--resume {resume} goes on in that folder; leave out --out {folder}.")
+    if not (resume / "config.yaml").is_file():
+        raise InputError(f"{resume} holds no run to resume: config.yaml is missing there.")
+    if (resume / POSTERIOR).is_file() and not (resume / CHECKPOINT).is_file():
+        raise InputError(f"the fit in {resume} has finished; there is nothing to resume.")
+    with refusing(resume):
+        saved, graph = read_config(resume), read_graph(resume)
+    if given is not None and (given if isinstance(given, Graph) else load_graph(given)).checksum != graph.checksum:
+        raise InputError(f"the run in {resume} is of another graph than the one given; leave that out.")
+    defaults = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
+    merged = {}
+    for key, value in options.items():
+        default = isinstance(value, (str, int, float, type(None))) and value == defaults[key]
+        merged[key] = saved.get(key, value) if default else value
+        if default and key in ("model", *OWN) and is_own_code(merged[key]):
+            raise InputError(
+                f"the run in {resume} is of your own {key} {merged[key]}; name it again to have it imported: "
+                f"--{key.replace('_', '-')} {merged[key]}, or {key}='{merged[key]}' in Python."
+            )
+    return graph, merged, saved
+
+
+def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str, Any]:
+    """The options as ``config.yaml`` has them. Raises InputError for one that cannot be."""
+    _check_numbers(options)
+    _check_choices(
+        kl_schedule=(options["kl_schedule"], SCHEDULES),
+        optimizer=(options["optimizer"], tuple(OPTIMIZERS)),
+        estimator=(options["estimator"], ESTIMATORS),
+        precision=(options["precision"], ("32", "64", "bf16", "16")),
+    )
+    config = {"dataset": graph.source or graph.name, **options}
+    config["model"] = _named(options["model"], MODELS, "model", saving)
+    config["guide"] = _named(options["guide"], GUIDES, "guide", saving)
+    config |= {key: _prior_text(options[key]) for key in ("prior", "entity_prior", "relation_prior")}
+    config["score"] = _score_text(options["score"])
+    if isinstance(options["features"], (Path, pd.DataFrame)):
+        config["features"] = str(options["features"]) if isinstance(options["features"], Path) else None
+    if options["negatives"] is None:
+        config["negatives"] = "all" if graph.num_entities <= EXACT_UP_TO else 100
+    if config["negatives"] == "all" and options["negative_weight"] is not None:
+        raise InputError("--negative-weight weighs drawn candidates; give it together with --negatives K.")
+    return config
+
+
+def _fit(
+    whole: Graph,
+    config: dict[str, Any],
+    features: FeaturesLike | None,
+    progress: bool,
+    folder: Path | None,
+    begin: Callable[[], None],
+) -> tuple[Posterior, bool]:
+    """The posterior, and whether its fit came to its end.
+
+    Args:
+        folder: for checkpoints; where it holds one, the fit goes on from there.
+        begin: called in the first process before anything is written to it.
+    """
     started = time.monotonic()
     graph, values = whole, None
     if features is not None:
@@ -191,6 +276,8 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
     sampled = None if config["negatives"] == "all" else int(config["negatives"])
     batches = Batches(queries, graph.num_entities, config["inverse"], sampled, config["negative_weight"], dtype)
     kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype)).to(dtype)
+    if values is not None and not bool(whole.seen.all()):
+        kg.refuse_a_parameter_per_entity()
     kg.start_at_base_rates(batches)
     found = resolve(config["model"], MODELS, "model")
     model = found(kg).to(dtype) if isinstance(found, type) else found
@@ -205,6 +292,7 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         config["kl_weight"] = 2.0 / len(queries) if local else 1.0
 
     posterior = Posterior(graph, kg, guide, config)
+    posterior.provenance = provenance(whole, config)
 
     def validate() -> float:
         posterior.forget()
@@ -215,14 +303,24 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
     elbo = WeightedELBO(config["kl_weight"], config["estimator"])
     how = config["optimizer"], config["lr"], config["batch_size"], config["seed"]
     module = Training(kg, model, guide, elbo, batches, schedule, *how)
-    bar = Progress(validate, config["early_stopping"], config["validate_every"], progress)
+    bar = Progress(validate, steps * config["epochs"], config["early_stopping"], config["validate_every"], progress)
+    callbacks: list[pl.Callback] = [bar]
+    if folder is not None:
+        callbacks.append(Checkpoints(bar, folder, config["checkpoint_every"], begin))
+        if (checkpoint := Checkpoint.read(folder)) is not None:
+            with refusing(folder):
+                checkpoint.put_into(module, bar)
+    how_many = config["devices"], config["nodes"]
     where = config["device"], config["precision"]
-    rank = train(module, config["epochs"], *where, bar, config["devices"], config["nodes"])
+    try:
+        rank = train(module, config["epochs"], *where, callbacks, *how_many, bar.interrupt)
+    except Diverged as failure:
+        raise _save_good(posterior, module, bar, folder, failure) from failure
     posterior.forget()
     posterior.log = bar.table
     posterior.seconds = round(time.monotonic() - started, 1)
     if rank:
-        return posterior  # the first process says how good it is
+        return posterior, bar.finished  # the first process says how good it is
 
     facts = batches
     if sampled is not None:
@@ -230,6 +328,8 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         facts = Batches(queries, graph.num_entities, config["inverse"], few, dtype=dtype)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(elbo, kg, model, guide, facts.to(posterior.device), progress=progress)
+    if module.failures and not math.isfinite(bound):
+        raise _save_good(posterior, module, bar, folder, Diverged(module.cause()))
     if values is not None:
         posterior = posterior.extend(whole, values)
     posterior.metrics = {
@@ -241,9 +341,31 @@ def _fit(whole: Graph, config: dict[str, Any], features: FeaturesLike | None, pr
         "kl_per_fact": float(terms.kl),
         "kl_per_latent": terms.kl_per_latent,
         "objective": objective_name(config, guide.point),
-        "warnings": _warnings(config, bar.table, terms, local, schedule),
+        "warnings": whole.problems + _warnings(config, module, bar, terms, local),
     }
-    return posterior
+    return posterior, bar.finished
+
+
+def _save_good(
+    posterior: Posterior, module: Training, bar: Progress, folder: Path | None, failure: Diverged
+) -> InputError:
+    """Save the state of the last checkpoint (or the present one), if its loss is finite; what to tell the user."""
+    if folder is None:
+        return failure
+    if (checkpoint := Checkpoint.read(folder)) is not None:
+        checkpoint.put_into(module, bar)
+    with torch.no_grad():
+        module.bound(
+            module.kg, module.batches.to(module.kg.intercept.device)(module.index.to(module.kg.intercept.device))
+        )
+    last = module.elbo.last
+    if not math.isfinite(last.log_likelihood - last.kl):
+        return failure
+    posterior.forget()
+    posterior.log, posterior.metrics = bar.table, {"warnings": [str(failure)]}
+    posterior.save(folder, unfinished=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return InputError(f"{failure} The last good state, after {module.step} steps, is saved in {folder}.")
 
 
 def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
@@ -265,8 +387,10 @@ def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
     return f"{bound}, {facts}; KL schedule {config['kl_schedule']}"
 
 
-def _warnings(config: Mapping[str, Any], log: Any, terms: Terms, local: bool, schedule: KLSchedule) -> list[str]:
+def _warnings(config: Mapping[str, Any], module: Training, bar: Progress, terms: Terms, local: bool) -> list[str]:
     found = []
+    if not bar.finished:
+        found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; --resume goes on with it.")
     collapsed = [site for site, kl in terms.kl_per_latent.items() if kl < COLLAPSED]
     if collapsed:
         way_out = "lower --kl-weight" if local else "train longer, or lower --kl-weight"
@@ -274,20 +398,22 @@ def _warnings(config: Mapping[str, Any], log: Any, terms: Terms, local: bool, sc
             f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "
             f"{COLLAPSED:g} nat): these latents carry next to no information about their symbols; {way_out}."
         )
-    steps = len(log) * schedule.steps_per_epoch
-    if not schedule.reached(steps):
+    if module.skipped:
+        found.append(f"{module.skipped} of {module.step} steps were left out: their loss or gradient was not finite.")
+    if not module.schedule.reached(module.step):
         found.append(
-            f"The fit ended after {steps} steps, before the KL weight reached its target at {schedule.warmup_steps}."
+            f"The fit ended after {module.step} steps, before the KL weight reached its target at "
+            f"{module.schedule.warmup_steps}."
         )
     return found
 
 
-def _named(given: Any, table: dict[str, str], kind: str, out: Any) -> Any:
+def _named(given: Any, table: dict[str, str], kind: str, saving: bool) -> Any:
     resolve(given, table, kind)
     try:
         return name_of(given, table, kind)
     except InputError:
-        if out is not None:
+        if saving:
             raise
         return given
 
@@ -303,30 +429,26 @@ def _score_text(given: str | Score | Callable) -> Any:
     return score.name if isinstance(given, str) or SCORES.get(score.name.lower()) is score else given
 
 
-def _check_numbers(
-    dim: int,
-    epochs: int,
-    batch_size: int,
-    negatives: Any,
-    negative_weight: float | None,
-    kl_weight: float | None,
-    warmup: float,
-    lr: float,
-    early_stopping: int,
-) -> None:
-    drawn = 1 if negatives in (None, "all") else negatives
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    drawn = 1 if options["negatives"] in (None, "all") else options["negatives"]
     if not isinstance(drawn, int):
-        raise InputError(f"--negatives is 'all' or a whole number; got {negatives!r}.")
-    positive: dict[str, float] = {"dim": dim, "epochs": epochs, "batch-size": batch_size, "negatives": drawn, "lr": lr}
-    at_least_0 = {"negative-weight": negative_weight, "kl-weight": kl_weight, "early-stopping": early_stopping}
+        raise InputError(f"--negatives is 'all' or a whole number; got {drawn!r}.")
+    positive = {name: options[name] for name in ("dim", "epochs", "batch_size", "lr")} | {"negatives": drawn}
+    at_least_0 = {
+        name: options[name] for name in ("negative_weight", "kl_weight", "early_stopping", "checkpoint_every")
+    }
     for name, value in positive.items():
         if not value > 0 or math.isinf(value):
-            raise InputError(f"--{name} must be a positive number; got {value}.")
+            raise InputError(f"--{name.replace('_', '-')} must be a positive number; got {value}.")
     for name, least in at_least_0.items():
         if least is not None and (not least >= 0 or math.isinf(least)):
-            raise InputError(f"--{name} must be at least 0; got {least}.")
-    if not 0 <= warmup <= 1:
-        raise InputError(f"--warmup is a share of all steps, from 0 to 1; got {warmup}.")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0; got {least}.")
+    if not 0 <= options["warmup"] <= 1:
+        raise InputError(f"--warmup is a share of all steps, from 0 to 1; got {options['warmup']}.")
+    if not 0 < options["completeness"] <= 1:
+        raise InputError(f"--completeness is a probability above 0 and up to 1; got {options['completeness']}.")
+    if min(options["devices"], options["nodes"]) < 1:
+        raise InputError(f"--devices and --nodes must be at least 1; got {options['devices']} and {options['nodes']}.")
 
 
 def _check_choices(**given: tuple[Any, tuple[str, ...]]) -> None:

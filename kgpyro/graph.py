@@ -9,14 +9,18 @@ inverse relations latents of their own.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from reprlib import Repr
 
-import pandas as pd
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +28,14 @@ from kgpyro.errors import InputError
 
 SPLITS = ("train", "valid", "test")
 SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
+BLOCK = 1 << 22  # bytes of a file that are read at once, and the longest line
+SHORT = Repr()
+SHORT.maxstring = 100  # characters of a name in messages
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A knowledge graph with a training, a validation and a test split.
+    """A knowledge graph with a training, a validation and a test split, each a set of facts.
 
     Attributes:
         name: what messages and results call it.
@@ -55,6 +62,38 @@ class Graph:
     @property
     def num_relations(self) -> int:
         return len(self.relations)
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the names and the triples, in hexadecimal digits."""
+        found = hashlib.sha256()
+        for names in (self.entities, self.relations):
+            found.update("".join(f"{len(name)}:{name}" for name in names).encode("utf-8", "surrogatepass") + b";")
+        for split in SPLITS:
+            found.update(getattr(self, split).cpu().contiguous().numpy().tobytes() + b";")
+        return found.hexdigest()
+
+    @cached_property
+    def leakage(self) -> dict[str, int]:
+        """How many facts of ``valid`` and ``test`` the splits before them hold too, which should be none."""
+        keys = {split: self._keys(getattr(self, split)) for split in SPLITS}
+        before = {"valid": keys["train"], "test": torch.cat([keys["train"], keys["valid"]])}
+        return {split: int(torch.isin(keys[split], other).sum()) for split, other in before.items()}
+
+    @property
+    def problems(self) -> list[str]:
+        """What makes its metrics doubtful, a sentence each."""
+        return [
+            f"{found} of the {len(getattr(self, split))} {split} triples stand in an earlier split too (leakage), "
+            f"which makes the {split} metrics too good, or meaningless; remove them."
+            for split, found in self.leakage.items()
+            if found
+        ]
+
+    def _keys(self, triples: Tensor) -> Tensor:
+        """A number for every triple, by which equal ones are found, shape ``(n,)``."""
+        head, relation, tail = triples.unbind(1)
+        return (head * self.num_relations + relation) * self.num_entities + tail
 
     @cached_property
     def seen(self) -> Tensor:
@@ -117,42 +156,86 @@ class Graph:
     ) -> Graph:
         """A graph from named triples; names are numbered in sorted order, whatever the order of the triples.
 
-        Raises InputError where the training split is empty, where valid or test holds a relation training does not, or
-        where negatives name what the graph has not.
+        A triple that a split holds twice is one fact: the first stays.
+
+        Raises InputError where the training split is empty, a name is empty, valid or test holds a relation that
+        training does not, or negatives name what the graph has not.
         """
-        frames = [pd.DataFrame(rows, columns=["head", "relation", "tail"], dtype=str) for rows in (train, valid, test)]
-        if frames[0].empty:
+        tables = ((_rows(rows) for rows in (train, valid, test)), (f"graph {name!r}, {split}" for split in SPLITS))
+        graph = cls._encoded(name, [(rows, partial(_at, where, "row")) for rows, where in zip(*tables, strict=True)])
+        if not len(graph.train):
             raise InputError(f"graph {name!r} has no training triples.")
-        relations = sorted(set(frames[0]["relation"]))
-        for split, frame in zip(SPLITS[1:], frames[1:], strict=True):
-            if unknown := sorted(set(frame["relation"]) - set(relations)):
-                raise InputError(
-                    f"graph {name!r}: relation {unknown[0]!r} occurs in {split} but never in train, so nothing can be "
-                    f"learnt about it; add training triples or remove it."
-                )
-        entities = sorted(set().union(*(set(f["head"]) | set(f["tail"]) for f in frames)))
-        train_ids, valid_ids, test_ids = (_to_ids(frame, pd.Index(entities), pd.Index(relations)) for frame in frames)
-        graph = cls(name, tuple(entities), tuple(relations), train_ids, valid_ids, test_ids)
-        false = {split: graph.ids(rows) for split, rows in (negatives or {}).items()}
-        return replace(graph, negatives=false)
+        return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
 
     def ids(self, triples: Iterable[Sequence[str]]) -> Tensor:
         """Ids of named triples, shape ``(n, 3)``. Raises InputError for a name the graph has not."""
         rows = [[self.entity_id(h), self.relation_id(r), self.entity_id(t)] for h, r, t in triples]
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
 
+    @classmethod
+    def _encoded(cls, name: str, splits: Sequence[tuple[Iterable[list[str]], Callable[[int], str]]]) -> Graph:
+        """The graph of three splits, each its rows and what messages call the i-th of them (from 1)."""
+        entities: dict[str, int] = {}
+        relations: dict[str, int] = {}
+        train = _encode(*splits[0], entities, relations)
+        valid, test = (_encode(*split, entities, relations, complete=True) for split in splits[1:])
+        graph = cls(name, tuple(sorted(entities)), tuple(sorted(relations)), train, valid, test)
+        rank = [torch.empty(len(names), dtype=torch.long) for names in (entities, relations)]
+        for ids, table, names in zip(rank, (entities, relations), (graph.entities, graph.relations), strict=True):
+            ids[torch.tensor([table[name] for name in names], dtype=torch.long)] = torch.arange(len(names))
+        parts = [
+            torch.stack([rank[0][t[:, 0]], rank[1][t[:, 1]], rank[0][t[:, 2]]], dim=1) for t in (train, valid, test)
+        ]
+        firsts = [np.sort(np.unique(graph._keys(part).numpy(), return_index=True)[1]) for part in parts]
+        train, valid, test = (part[torch.from_numpy(first)] for part, first in zip(parts, firsts, strict=True))
+        return replace(graph, train=train, valid=valid, test=test)
 
-def _to_ids(frame: pd.DataFrame, entities: pd.Index, relations: pd.Index) -> Tensor:
-    columns = [entities.get_indexer(pd.Index(frame["head"])), relations.get_indexer(pd.Index(frame["relation"]))]
-    columns.append(entities.get_indexer(pd.Index(frame["tail"])))
-    return torch.stack([torch.as_tensor(c, dtype=torch.long) for c in columns], dim=1)
+
+def _at(file: object, kind: str, number: int) -> str:
+    return f"{file}, {kind} {number}"
+
+
+def _rows(triples: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    return ([str(name) for name in row] for row in triples)
+
+
+def _encode(
+    rows: Iterable[list[str]],
+    where: Callable[[int], str],
+    entities: dict[str, int],
+    relations: dict[str, int],
+    complete: bool = False,
+) -> Tensor:
+    """Ids of named triples, shape ``(n, 3)``, in the order in which names first occur; new names go into the tables.
+
+    Args:
+        complete: a relation that the table lacks is refused.
+    """
+    ids = array("q")
+    for number, row in enumerate(rows, 1):
+        if row == [""]:
+            continue  # a blank line
+        if len(row) != 3:
+            raise InputError(f"{where(number)}: {len(row)} tab-separated columns; expected head TAB relation TAB tail.")
+        head, relation, tail = row
+        if not (head.strip() and relation.strip() and tail.strip()):
+            raise InputError(f"{where(number)}: an empty name; expected head TAB relation TAB tail.")
+        if complete and relation not in relations:
+            raise InputError(
+                f"{where(number)}: relation {SHORT.repr(relation)} occurs here but never in train, so nothing can be "
+                f"learnt about it; add training triples or remove it."
+            )
+        ids.append(entities.setdefault(head, len(entities)))
+        ids.append(relations.setdefault(relation, len(relations)))
+        ids.append(entities.setdefault(tail, len(entities)))
+    return torch.from_numpy(np.array(ids, dtype=np.int64)).reshape(-1, 3)
 
 
 def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:
     if name not in ids:
-        near = get_close_matches(str(name), ids, n=3, cutoff=0.5)
+        near = get_close_matches(str(name)[: SHORT.maxstring], ids, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(ids)} of them."
-        raise InputError(f"graph {graph!r} has no {kind} {name!r}; {hint}")
+        raise InputError(f"graph {graph!r} has no {kind} {SHORT.repr(name)}; {hint}")
     return ids[name]
 
 
@@ -226,8 +309,12 @@ def load_graph(name_or_folder: str | Path) -> Graph:
 
     A folder holds ``train``, ``valid`` and ``test``, each as ``.txt`` or ``.tsv``, plain or gzipped (``.gz``): one
     triple a line, ``head TAB relation TAB tail``, UTF-8, no header; and, where people have found triples false,
-    ``valid_negatives`` and ``test_negatives`` likewise. A bare name is looked up first in the folder that
-    the environment variable ``KGPYRO_DATA`` names, then as a path, then among PyKEEN's data sets.
+    ``valid_negatives`` and ``test_negatives`` likewise. Lines end as in Unix or Windows; blank ones do not count. Names
+    are taken as they are, with their blanks. A triple that a file holds twice is one fact; those that a later split
+    shares with an earlier one stay, and :attr:`Graph.problems` tells of them.
+
+    A bare name is looked up first in the folder that the environment variable ``KGPYRO_DATA`` names, then as a path,
+    then among PyKEEN's data sets.
 
     Raises:
         InputError: no such folder or data set, a missing or empty split, or a malformed line (named by file and line).
@@ -235,11 +322,11 @@ def load_graph(name_or_folder: str | Path) -> Graph:
     roots = [Path(os.environ["KGPYRO_DATA"])] if os.environ.get("KGPYRO_DATA") else []
     for folder in [*(root / name_or_folder for root in roots), Path(name_or_folder)]:
         if folder.is_dir():
-            splits = [_read_triples(_split_file(folder, split)) for split in SPLITS]
-            files = {split: _first_file(folder, f"{split}_negatives") for split in SPLITS[1:]}
-            negatives = {split: _read_triples(path) for split, path in files.items() if path}
             source = str(name_or_folder) if folder.parent in roots else str(folder.resolve())
-            return replace(Graph.from_triples(folder.resolve().name, *splits, negatives=negatives), source=source)
+            graph = _of_files(folder.resolve().name, [_split_file(folder, split) for split in SPLITS])
+            false = {split: _first_file(folder, f"{split}_negatives") for split in SPLITS[1:]}
+            negatives = {split: _false_triples(graph, path) for split, path in false.items() if path}
+            return replace(graph, source=source, negatives=negatives)
     return replace(_load_pykeen(str(name_or_folder), roots), source=str(name_or_folder))
 
 
@@ -253,23 +340,61 @@ def _first_file(folder: Path, stem: str) -> Path | None:
     return next((path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()), None)
 
 
-def _read_triples(path: Path) -> list[list[str]]:
-    opener = gzip.open if path.suffix == ".gz" else open
+def _false_triples(graph: Graph, path: Path) -> Tensor:
+    entities = dict(graph._entity_ids)
+    ids = _encode(_lines(path), partial(_at, path, "line"), entities, dict(graph._relation_ids), complete=True)
+    for unknown in list(entities)[graph.num_entities :]:
+        graph.entity_id(unknown)  # refuses it
+    return ids
+
+
+def _of_files(name: str, files: Sequence[Path]) -> Graph:
+    graph = Graph._encoded(name, [(_lines(file), partial(_at, file, "line")) for file in files])
+    for file, split in zip(files, SPLITS, strict=True):
+        if not len(getattr(graph, split)):
+            raise InputError(f"{file} is empty; it should hold one triple a line: head TAB relation TAB tail.")
+    return graph
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The columns of every line, of a file that is gzipped or not, whatever it is called; ``[""]`` for a blank line.
+
+    Raises InputError, with the line, for what is no UTF-8 text.
+    """
+    before = 0
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline=None) as lines:
-            rows = [line.rstrip("\r\n").split("\t") for line in lines]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}UTF-8 text: {error}."
-        ) from error
-    triples = [row for row in rows if row != [""]]
-    if not triples:
-        raise InputError(f"{path} is empty; it should hold one triple a line: head TAB relation TAB tail.")
-    if any(len(row) != 3 or not all(row) for row in triples):
-        number, row = next((i, r) for i, r in enumerate(rows, 1) if r != [""] and (len(r) != 3 or not all(r)))
-        what = f"{len(row)} tab-separated columns" if len(row) != 3 else "an empty name"
-        raise InputError(f"{path}, line {number}: {what}; expected head TAB relation TAB tail.")
-    return triples
+        with open(path, "rb") as file:
+            start = file.read(3)
+        with gzip.open(path) if start[:2] == b"\x1f\x8b" else open(path, "rb") as file:
+            rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
+            while read := file.read(BLOCK):
+                lines, newline, rest = (rest + read).rpartition(b"\n")
+                if newline:
+                    yield from _columns(lines + newline, path, before)
+                before += lines.count(b"\n") + len(newline)
+                if len(rest) > BLOCK:
+                    raise InputError(f"{path}, line {before + 1}: longer than {BLOCK:,} bytes.")
+        if rest:
+            yield from _columns(rest.removesuffix(b"\r"), path, before)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read after line {before}: {error}.") from error
+
+
+def _columns(block: bytes, path: Path, before: int) -> Iterator[list[str]]:
+    """The columns of whole lines, of which ``before`` stand ahead in the file."""
+    try:
+        text = block.decode()
+    except UnicodeDecodeError as error:
+        line = before + block.count(b"\n", 0, error.start) + 1
+        utf16 = " (it looks like UTF-16)" if block.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
+        raise InputError(f"{path}, line {line}: no UTF-8 text{utf16}; save the file as UTF-8.") from error
+    text = text.replace("\r\n", "\n")
+    for character, what in (("\0", "a NUL character"), ("\r", "a carriage return amid the line")):
+        if (place := text.find(character)) >= 0:
+            line = before + text.count("\n", 0, place) + 1
+            raise InputError(f"{path}, line {line}: {what}; save the file as plain text.")
+    for row in text.removesuffix("\n").split("\n"):
+        yield row.split("\t")
 
 
 def _load_pykeen(name: str, roots: Iterable[Path]) -> Graph:
@@ -290,7 +415,7 @@ def _load_pykeen(name: str, roots: Iterable[Path]) -> Graph:
     files = [Path(getattr(dataset, f"{s}_path", None) or "") for s in ("training", "validation", "testing")]
     if all(file.is_file() and file.name.endswith(SUFFIXES) for file in files):
         # PyKEEN drops triples whose entities training lacks; read from its files they are all there
-        return Graph.from_triples(resolver_key, *(_read_triples(file) for file in files))
+        return _of_files(resolver_key, files)
     entities, relations = factory.entity_id_to_label, factory.relation_id_to_label
     splits = [
         [(entities[h], relations[r], entities[t]) for h, r, t in part.mapped_triples.tolist()]

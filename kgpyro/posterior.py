@@ -24,7 +24,7 @@ from kgpyro.names import GUIDES, resolve
 from kgpyro.predictions import Predictions
 from kgpyro.priors import resolve_prior
 from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
-from kgpyro.runs import Run, store_recalibration
+from kgpyro.runs import Bounded, Run, refusing, store_recalibration
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
 
@@ -41,6 +41,7 @@ class Posterior(Predictions):
         log: one row per epoch, as in ``log.csv``.
         seconds: how long the fit took (0 for a loaded run).
         recalibration: what predicted probabilities go through; None for nothing.
+        provenance: versions, commit, seed, threads, precision and data of the fit, as in ``run.json``.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Posterior(Predictions):
         self.config, self.metrics = dict(config), dict(metrics or {})
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
+        self.provenance: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         c = self.config
@@ -230,10 +232,7 @@ class Posterior(Predictions):
             raise InputError(
                 f"graph {graph.name!r} has other relations than {self.graph.name!r}; they must be the same."
             )
-        if any(u.per == "symbol" for u in self.kg.symbol_prior("entity").prior.unknown.values()):
-            raise InputError(
-                "the entity prior has a parameter per entity, which new ones lack; learn it for all, or per dimension."
-            )
+        self.kg.refuse_a_parameter_per_entity()
         guide, kg = copy.deepcopy(self.guide), copy.deepcopy(self.kg)
         found = features if isinstance(features, Tensor) else load_features(features, graph)
         old = guide.get_buffer("features")
@@ -241,7 +240,8 @@ class Posterior(Predictions):
             raise InputError(f"these entities have {found.shape[1]} features; the guide was fitted to {old.shape[1]}.")
         guide.features, kg.num_entities = found.to(old), graph.num_entities
         extended = Posterior(graph, kg, guide, self.config, self.metrics, self.log)
-        extended.seconds, extended.recalibration = self.seconds, self.recalibration
+        extended.seconds, extended.provenance = self.seconds, self.provenance
+        extended.recalibration = self.recalibration
         return extended
 
     def to_arviz(
@@ -278,11 +278,15 @@ class Posterior(Predictions):
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
-        """Write the run's files (:mod:`kgpyro.runs`). Raises InputError where the folder holds another run."""
+    def save(self, folder: str | Path, unfinished: bool = False) -> None:
+        """Write the run's files (:mod:`kgpyro.runs`).
+
+        Raises InputError where the folder holds another run, unless it is the ``unfinished`` one of this fit.
+        """
         parts = (("guide", self.guide), ("setting", self.kg))
         state = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}
-        Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites).write(folder)
+        run = Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites, self.provenance)
+        run.write(folder, unfinished)
         self.store_recalibration(folder)
 
     def store_recalibration(self, folder: str | Path) -> None:
@@ -303,18 +307,32 @@ class Posterior(Predictions):
         """
         run = Run.read(folder)
         run.refuse_own_code(set(own))
-        kg = build_setting(run.graph, run.config | own, run.state.get("guide.features"))
-        guide = build_guide(run.config | own, kg, run.sites)
+        config = run.config | own
+        with refusing(Path(folder)), Bounded(run.state.values()):
+            _refuse_claims(run, config, own)
+            kg = build_setting(run.graph, config, run.state.get("guide.features"))
+            guide = build_guide(config, kg, run.sites)
         try:
             for part, module in (("guide", guide), ("setting", kg)):
                 state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
-                module.to(next(iter(state.values())).dtype).load_state_dict(state)
-        except (RuntimeError, StopIteration) as error:
-            raise InputError(f"the weights in {folder} do not fit its config.yaml: {error}.") from error
-        posterior = cls(run.graph, kg, guide, run.config, run.metrics, run.log)
+                module.to(run.state["setting.intercept"].dtype).load_state_dict(state)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            raise InputError(f"the weights in {folder} do not fit its config.yaml: {what}.") from error
+        found = cls(run.graph, kg, guide, run.config, run.metrics, run.log)
+        found.provenance = run.provenance
         if run.recalibration is not None:
-            posterior.recalibration = Recalibration.of(run.recalibration)
-        return posterior
+            found.recalibration = Recalibration.of(run.recalibration)
+        return found
+
+
+def _refuse_claims(run: Run, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise InputError, before memory is taken, where the options claim more than the file of weights has."""
+    widest = max((size for value in run.state.values() for size in value.shape), default=0)
+    if "score" not in own and "guide" not in own and max(resolve_score(config["score"]).sizes(config["dim"])) > widest:
+        raise InputError(f"the weights do not fit the dim {config['dim']} of config.yaml.")
+    if run.state["setting.intercept"].dtype not in (torch.float32, torch.float64):
+        raise InputError("the weights do not fit: they are no floating-point numbers of 32 or 64 bits.")
 
 
 def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | None = None) -> Setting:

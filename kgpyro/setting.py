@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from kgpyro.batches import Batch, Batches
+from kgpyro.errors import InputError
 from kgpyro.families import Family
 from kgpyro.hierarchy import SymbolPrior
 from kgpyro.likelihood import AllCandidates, observed_logits
@@ -84,6 +85,13 @@ class Setting(nn.Module):
     def symbol_prior(self, kind: str) -> SymbolPrior:
         """A kind's prior, with its learned parameters."""
         return cast(SymbolPrior, self.symbol_priors[kind])
+
+    def refuse_a_parameter_per_entity(self) -> None:
+        """Raise InputError where new entities would lack a parameter of their prior."""
+        if any(u.per == "symbol" for u in self.symbol_prior("entity").prior.unknown.values()):
+            raise InputError(
+                "the entity prior has a parameter per entity, which new ones lack; learn it for all, or per dimension."
+            )
 
     def _prior(self, kind: str) -> PriorOf:
         prior, like = self.symbol_prior(kind), self.intercept.detach()

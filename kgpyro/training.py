@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import inspect
 import logging
 import math
 import platform
+import signal
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +21,7 @@ import pandas as pd
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kgpyro.batches import Batches
@@ -35,7 +38,12 @@ OPTIMIZERS = {
     "sgd": torch.optim.SGD,
 }
 SPARSE_OPTIMIZERS = ("adagrad", "sgd")  # those whose state follows sparse gradients row by row
+FAILURES = 10  # steps in a row without a finite loss and gradient that end a fit
 SCHEDULES = ("constant", "warmup", "compression")
+
+
+class Diverged(InputError):
+    """A fit came to no finite loss and gradient any more; the parameters are those before."""
 
 
 class KLSchedule:
@@ -85,18 +93,32 @@ class RandomQueries:
     def __init__(self, total: int, size: int, seed: int = 0, rank: int = 0, processes: int = 1):
         self.total, self.size, self.rank, self.processes = total, size, rank, processes
         self.generator = torch.Generator().manual_seed(seed)
+        self.before = self.generator.get_state()
+        self._skip = 0
+
+    def go_on(self, before: Tensor, skip: int) -> None:
+        """Start in the midst of an epoch: the generator's state before it, and how many of its batches are done."""
+        self.generator.set_state(before)
+        self._skip = skip
 
     def __len__(self) -> int:
         return math.ceil(self.total / self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in torch.randperm(self.total, generator=self.generator).split(self.size):
+        self.before, skip, self._skip = self.generator.get_state(), self._skip, 0
+        for batch in torch.randperm(self.total, generator=self.generator).split(self.size)[skip:]:
             share = batch[self.rank :: self.processes]
             yield share if len(share) else batch[:1]
 
 
 class Training(pl.LightningModule):
-    """The bound of a model and a guide as a module that Lightning optimises."""
+    """The bound of a model and a guide as a module that Lightning optimises.
+
+    Attributes:
+        step: how many steps are done, before an interruption too.
+        skipped: how many of them changed nothing, since loss or gradient were not finite; ``failures`` the latest.
+        restore: called as training starts, to set optimiser and generators to those of a checkpoint.
+    """
 
     def __init__(
         self,
@@ -118,14 +140,26 @@ class Training(pl.LightningModule):
         self.bound = elbo(model, guide)
         self.optimizer_name, self.lr = optimizer, lr
         self.batch_size, self.seed = batch_size, seed
+        self.step = self.skipped = self.failures = 0
+        self.finite_loss = True
+        self.restore: Callable[[pl.Trainer, Training], None] | None = None
 
     def train_dataloader(self) -> RandomQueries:
         """This process' share of the queries."""
-        return RandomQueries(len(self.batches), self.batch_size, self.seed, self.global_rank, self.trainer.world_size)
+        share = self.global_rank, self.trainer.world_size
+        self.queries = RandomQueries(len(self.batches), self.batch_size, self.seed, *share)
+        return self.queries
 
     def on_train_start(self) -> None:
-        if self.trainer.world_size > 1:  # every process has noise of its own
-            torch.manual_seed(self.seed + 1_000_003 * (1 + self.global_rank))
+        self._trained = list(self.parameters())
+        self._scaled = bool(self.trainer.precision_plugin.state_dict())  # then an infinite gradient is nothing unusual
+        if self.restore is not None:
+            self.restore(self.trainer, self)
+
+    def on_train_epoch_start(self) -> None:
+        if (processes := self.trainer.world_size) > 1:  # every process has noise of its own, in every epoch
+            epoch = self.step // self.schedule.steps_per_epoch
+            torch.manual_seed(self.seed + 1_000_003 * (1 + self.global_rank + processes * epoch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = OPTIMIZERS[self.optimizer_name]
@@ -135,15 +169,58 @@ class Training(pl.LightningModule):
 
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
-        self.elbo.kl_weight = self.schedule(self.global_step)
+        self.elbo.kl_weight, self.index = self.schedule(self.step), index
         loss = self.bound(self.kg, batch) / self.batches.num_observed
-        if not bool(torch.isfinite(loss)):
-            last = self.elbo.last
-            raise InputError(
-                f"the objective became {float(loss.detach())} at step {self.global_step} (log-likelihood "
-                f"{last.log_likelihood:.3g}, KL {last.kl:.3g}); lower --lr, or choose a tighter prior."
-            )
-        return loss
+        self.step += 1
+        last = self.elbo.last
+        self.finite_loss = math.isfinite(self.elbo.kl_weight * last.kl - last.log_likelihood)
+        return loss if self.finite_loss else loss * math.nan  # every process then leaves out this step
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave out a step whose loss or gradient is not finite. Raises Diverged after too many in a row."""
+        scaled = bool(
+            self.trainer.precision_plugin.state_dict()
+        )  # then non-finite gradients are in the order of things
+        if self.finite_loss and (scaled or self._finite_gradients()):
+            self.failures = 0
+            return
+        self.skipped, self.failures = self.skipped + 1, self.failures + 1
+        if self.failures == FAILURES:
+            raise Diverged(self.cause())
+        optimizer.zero_grad(set_to_none=True)
+
+    def _finite_gradients(self) -> bool:
+        """Whether they are, in one pass: a sum is not finite where one of its terms is not (or all are hopeless)."""
+        found = [p.grad for p in self._trained if p.grad is not None]
+        sums = [(g._values() if g.is_sparse else g).sum() for g in found]
+        if self.device.type == "cpu":
+            return all(math.isfinite(float(total)) for total in sums)
+        return bool(torch.stack(sums).isfinite().all())
+
+    def cause(self) -> str:
+        """Where the last step went wrong, in words."""
+        last = self.elbo.last
+        kinds = {
+            "head": "entity",
+            "tail": "entity",
+            "entities": "entity",
+            "relation": "relation",
+            "relations": "relation",
+        }
+        found = [f"log-likelihood {last.log_likelihood:.3g}, KL {last.kl:.3g}"]
+        for site in (site for site, kl in last.kl_per_latent.items() if not math.isfinite(kl)):
+            prior = self.kg.symbol_prior(kinds[site]).prior.text or "given in Python"
+            found.append(f"site {site} under prior {prior}")
+        for name, p in self.named_parameters():
+            if not bool(p.detach().isfinite().all()):
+                found.append(f"value of {name.removeprefix('bound.')}")
+            elif self.finite_loss and p.grad is not None and not bool(p.grad.to_dense().isfinite().all()):
+                found.append(f"gradient of {name.removeprefix('bound.')}")
+        queries = ", ".join(map(str, self.index[:3].tolist()))
+        return (
+            f"the loss or its gradient was not finite in {self.failures} steps in a row, up to step {self.step} "
+            f"({'; '.join(found)}; batch of queries {queries}, …); lower --lr, or choose a tighter prior."
+        )
 
 
 class Progress(pl.Callback):
@@ -151,21 +228,33 @@ class Progress(pl.Callback):
 
     Args:
         validate: the validation MRR of the present state.
+        steps: of the whole fit.
         patience: epochs without a better one after which to stop (0: never). The best state is put back at the end.
         every: epochs between validations.
         show: show the bar.
+
+    Attributes:
+        interrupted: whether to stop after the present step, or, of several processes, after the present epoch.
+        finished: whether all epochs are done, or early stopping has ended the fit.
     """
 
-    def __init__(self, validate: Callable[[], float], patience: int, every: int, show: bool):
-        self.validate, self.patience, self.every, self.show = validate, patience, every, show
+    def __init__(self, validate: Callable[[], float], steps: int, patience: int, every: int, show: bool):
+        self.validate, self.steps, self.patience, self.every, self.show = validate, steps, patience, every, show
         self.rows: list[dict[str, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
-        self.sums: list[tuple[float, float, float, float]] = []
+        self.sums = [0.0] * 5
+        self.interrupted = self.finished = False
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.started = time.monotonic()
+    def interrupt(self) -> None:
+        """Ask the fit to stop after the present step."""
+        self.interrupted = True
+        print("\nStopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.started = time.monotonic() - (self.rows[-1]["seconds"] if self.rows else 0.0)
         self.bar = tqdm(
-            total=int(trainer.estimated_stepping_batches),
+            total=self.steps,
+            initial=module.step,
             desc="fit",
             unit="step",
             disable=not (self.show and trainer.is_global_zero),
@@ -175,34 +264,55 @@ class Progress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last, observed = module.elbo.last, module.batches.num_observed
         likelihood, kl, weight = last.log_likelihood / observed, last.kl / observed, module.elbo.kl_weight
-        self.sums.append((weight * kl - likelihood, likelihood, kl, weight))
+        if module.finite_loss:
+            values = (weight * kl - likelihood, likelihood, kl, weight, 1)
+            self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
         self.bar.update()
+        if trainer.world_size == 1 and self.interrupted:
+            trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        loss, likelihood, kl, weight = (sum(column) / len(self.sums) for column in zip(*self.sums, strict=True))
-        self.sums.clear()
-        epoch = trainer.current_epoch + 1
+        loss, likelihood, kl, weight = (
+            total / self.sums[-1] if self.sums[-1] else math.nan for total in self.sums[:-1]
+        )
+        self.sums = [0.0] * 5
+        epoch = len(self.rows) + 1
         row = {"epoch": epoch, "loss": loss, "log_likelihood": likelihood, "kl": kl, "kl_weight": weight}
-        stepped = module.schedule.reached(trainer.global_step)
-        if self.patience and stepped and (epoch % self.every == 0 or epoch == trainer.max_epochs):
+        self.finished = module.step == self.steps
+        complete = module.step % module.schedule.steps_per_epoch == 0
+        due = epoch % self.every == 0 or self.finished
+        if self.patience and complete and due and module.schedule.reached(module.step):
             row["valid_mrr"] = self.validate()
             if self.best is None or row["valid_mrr"] > self.best[0]:
-                self.best = (row["valid_mrr"], epoch, copy.deepcopy(module.state_dict()))
-            trainer.should_stop = epoch - self.best[1] >= self.patience
+                self.best = (row["valid_mrr"], epoch, {k: v.clone() for k, v in tensors_of(module).items()})
+            self.finished |= epoch - self.best[1] >= self.patience
         row["seconds"] = round(time.monotonic() - self.started, 3)
         self.rows.append(row)
         shown: dict[str, Any] = {k: f"{row[k]:.3g}" for k in ("loss", "kl", "kl_weight", "valid_mrr") if k in row}
         self.bar.set_postfix({"epoch": epoch, **shown}, refresh=False)
+        interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        trainer.should_stop = self.finished or interrupted
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar.close()
         if self.best is not None:
-            module.load_state_dict(self.best[2])
+            put_tensors(module, self.best[2])
 
     @property
     def table(self) -> pd.DataFrame:
         """One row per epoch: loss, log-likelihood and KL in nats per observed fact, KL weight, seconds so far."""
         return pd.DataFrame(self.rows)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers, each once, detached."""
+    return {key: value.detach() for key, value in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def put_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set a module's parameters and buffers."""
+    for key, value in tensors_of(module).items():
+        value.copy_(values[key])
 
 
 def latent_sites(model: Callable, kg: Setting, batches: Batches) -> set[str]:
@@ -227,10 +337,43 @@ def latent_sites(model: Callable, kg: Setting, batches: Batches) -> set[str]:
     return latent
 
 
+@contextmanager
+def _asking(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Have the first Ctrl-C call ``interrupt``; a second one is an ordinary KeyboardInterrupt."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # signals are the main thread's, and who ignores this one shall
+        return
+
+    def ask(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupt()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    except SystemExit as error:  # what Lightning makes of it
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def train(
-    module: Training, epochs: int, device: str, precision: str, progress: Progress, devices: int = 1, nodes: int = 1
+    module: Training,
+    epochs: int,
+    device: str,
+    precision: str,
+    callbacks: Sequence[pl.Callback],
+    devices: int = 1,
+    nodes: int = 1,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> int:
-    """Optimise in place, for ``epochs`` passes over the training queries, and return the rank of this process.
+    """Optimise in place, up to ``epochs`` passes over the training queries, and return the rank of this process.
+
+    The first Ctrl-C calls ``interrupt``.
+
 
     Several processes (``devices`` on each of ``nodes``) see a share of each batch, with gradients averaged by PyTorch's
     DistributedDataParallel. Raises InputError for an absent device.
@@ -241,17 +384,17 @@ def train(
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(False):
+        with _asking(interrupt), warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(False):
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", message=".*(Sparse invariant|lightning|dataloader).*")
             trainer = pl.Trainer(
-                max_epochs=epochs,
+                max_epochs=max(1, epochs - module.step // module.schedule.steps_per_epoch),
                 accelerator=accelerator,
                 devices=devices,
                 num_nodes=nodes,
                 strategy="ddp" if devices * nodes > 1 else "auto",
                 precision=names[precision],  # type: ignore[arg-type]
-                callbacks=[progress],
+                callbacks=list(callbacks),
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

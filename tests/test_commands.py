@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder(run: Path) -> None:
     assert {f.name for f in run.iterdir()} == {
-        "config.yaml", "metrics.json", "log.csv", "posterior.safetensors", "graph.json",
+        "config.yaml", "metrics.json", "log.csv", "posterior.safetensors", "graph.json", "run.json",
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     for split in ("test", "valid"):
@@ -107,7 +107,7 @@ def test_mistakes(options: list[str], words: list[str], capsys: pytest.CaptureFi
         ({"train": "a\tr\tb\na\tr\n"}, "train.txt, line 2: 2 tab-separated columns"),
         ({"test": "a\tr\tb\tc\n"}, "test.txt, line 1: 4 tab-separated columns"),
         ({"test": ""}, "test.txt is empty"),
-        ({"test": "a\tq\tb\n"}, "relation 'q' occurs in test but never in train"),
+        ({"test": "a\tq\tb\n"}, "test.txt, line 1: relation 'q' occurs here but never in train"),
     ],
 )
 def test_bad_graphs(files: dict[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def test_kgpyro_data_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"train": "a likes b\n"}, r"train\.txt, line 1: 1 tab-separated columns"),
         ({"train": "a\t\tb\n"}, r"line 1: an empty name"),
         ({"test": ""}, r"test\.txt is empty"),
-        ({"test": "a\thates\tb\n"}, "relation 'hates' occurs in test but never in train"),
+        ({"test": "a\thates\tb\n"}, r"test\.txt, line 1: relation 'hates' occurs here but never in train"),
     ],
 )
 def test_malformed_files(tmp_path: Path, replaced: dict[str, str], words: str) -> None:
@@ -77,7 +77,7 @@ def test_missing_split(tmp_path: Path) -> None:
 
 def test_unreadable_file(tmp_path: Path) -> None:
     (write(tmp_path / "binary") / "test.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"test\.txt cannot be read as UTF-8"):
+    with pytest.raises(InputError, match=r"test\.txt, line 1: no UTF-8 text .it looks like UTF-16"):
         load_graph(tmp_path / "binary")
 
 

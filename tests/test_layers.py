@@ -11,10 +11,11 @@ import kgpyro
 
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
-    "errors", "plotting", "graph", "negatives", "calibration", "features", "names", "scoring", "kernels", "families",
-    "priors", "hierarchy", "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training",
-    "ranking", "runs", "conformal", "predictive", "scores", "predictions", "abstention", "acquisition",
-    "inference_data", "posterior", "psis", "figures", "replicates", "checks", "comparison", "fitting", "commands",
+    "errors", "plotting", "files", "graph", "negatives", "calibration", "features", "names", "scoring", "kernels",
+    "families", "priors", "hierarchy", "likelihood", "batches", "setting", "models", "guide", "guides", "elbo",
+    "training", "ranking", "runs", "checkpoint", "conformal", "predictive", "scores", "predictions", "abstention",
+    "acquisition", "inference_data", "posterior", "psis", "figures", "replicates", "checks", "comparison", "fitting",
+    "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},

@@ -56,7 +56,9 @@ def test_mean_scores_are_the_mean_of_drawn_scores(
 def test_a_prediction(tiny: Graph, inverse: bool) -> None:
     posterior = posterior_of(tiny, inverse=inverse)
     table = posterior.predict(head="a", relation="likes", top=None)
-    assert list(table.columns) == ["tail", "probability", "std", "low", "high", "aleatoric", "epistemic", "known"]
+    assert list(table.columns) == [
+        "tail", "probability", "std", "low", "high", "aleatoric", "epistemic", "score", "frequency", "known",
+    ]  # fmt: skip
     assert set(table["tail"]) == set(tiny.entities)
     assert (table["probability"].diff().dropna() <= 0).all()
     assert ((table["low"] <= table["high"]) & table["low"].between(0, 1) & table["high"].between(0, 1)).all()

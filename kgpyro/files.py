@@ -1,0 +1,66 @@
+"""Files that are there whole or not at all, and folders that one fit at a time writes to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from kgpyro.errors import InputError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a temporary file beside ``path``, and give it that name once it is safe on the disk.
+
+    Whatever happens meanwhile, ``path`` is what it was before or the whole new file. Raises InputError where it cannot
+    be written.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        write(partial)
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error}.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for a text in UTF-8."""
+    write_whole(path, lambda partial: partial.write_bytes(text.encode()))
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Make a folder and have it for this fit alone; a process that is gone has none.
+
+    Raises InputError where another fit has it, or it cannot be written to.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another fit is writing to {folder}; name another folder, or wait for it.") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)

@@ -1,0 +1,286 @@
+"""Files are data: crafted, damaged and half-written runs are refused, and nothing in one is ever executed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from safetensors import safe_open
+from test_posterior import CONFIG, posterior_of
+
+import kgpyro
+import kgpyro.runs
+from kgpyro.errors import InputError
+from kgpyro.files import claim, write_text, write_whole
+from kgpyro.graph import Graph
+
+FILES = ("posterior.safetensors", "graph.json", "config.yaml", "metrics.json", "run.json", "log.csv")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny: Graph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    posterior = kgpyro.fit(tiny, model="lim", dim=4, epochs=1, progress=False, device="cpu")
+    posterior.save(tmp_path_factory.mktemp("runs") / "run")
+    return next(tmp_path_factory.getbasetemp().glob("runs*/run"))
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def edit(run: Path, file: str, **changed: Any) -> None:
+    data = yaml.safe_load((run / file).read_text()) | changed
+    (run / file).write_text(json.dumps(data))
+
+
+class Payload:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_file_can_execute(run: Path, file: str) -> None:
+    """A pickle, a torch file, YAML that asks for a call: each is refused or taken as text."""
+    target = run.parent / "executed"
+    (run / "torch.bin").unlink(missing_ok=True)
+    torch.save({"x": Payload(target)}, run / "torch.bin")
+    yaml_call = f"!!python/object/apply:os.mkdir ['{target}']".encode()
+    for content in (pickle.dumps(Payload(target)), (run / "torch.bin").read_bytes(), yaml_call):
+        (run / file).write_bytes(content)
+        if file != "log.csv":
+            with pytest.raises(InputError, match="incomplete or damaged"):
+                kgpyro.load(run)
+        assert not target.exists()
+
+
+def test_mutated_files_load_or_are_refused(saved: Path, run: Path) -> None:
+    """Bytes changed, cut and doubled at random, 300 times: an InputError of one line, or a run."""
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        file = chance.choice(FILES)
+        content = bytearray((saved / file).read_bytes())
+        place = chance.randrange(len(content))
+        how = chance.randrange(3)
+        if how == 0:
+            content[place] = chance.randrange(256)
+        elif how == 1:
+            del content[place:]
+        else:
+            content[place:place] = content[max(0, place - 40) : place]
+        (run / file).write_bytes(content)
+        try:
+            kgpyro.load(run)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert len(str(error)) < 1000
+        shutil.copy(saved / file, run / file)
+    assert refused > 100
+    kgpyro.load(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "words"),
+    [
+        ("config.yaml", {"dim": 10**9}, "dim"),
+        ("config.yaml", {"dim": 10**9, "score": "RESCAL"}, "dim"),
+        ("config.yaml", {"score": "RESCAL"}, "do not fit"),
+        ("config.yaml", {"guide": "mlp(width=1000000, hidden=1000000)"}, "do not fit"),
+        ("config.yaml", {"guide": "lowrank(rank=1000000000)"}, "do not fit"),
+        ("config.yaml", {"guide": "lowrank(rank=1000000000)", "prior": "normal(scale=half_cauchy(1))"}, "do not fit"),
+        ("config.yaml", {"guide": "flow(layers=1000000000, hidden=1)"}, "do not fit"),
+        ("config.yaml", {"prior": "normal(scale=learn_per_symbol)"}, "do not fit"),
+        ("config.yaml", {"prior": "-" * 100_000 + "1"}, "damaged|does not parse"),
+        ("config.yaml", {"dim": "4"}, "no int"),
+        ("config.yaml", {"dim": True}, "no int"),
+        ("config.yaml", {"prior": ["normal"]}, "no str"),
+        ("config.yaml", {"model": {"a": 1}}, "no str"),
+        ("config.yaml", {"entity_prior": "os:system"}, "your own entity_prior"),
+        ("graph.json", {"entities": [str(i) for i in range(200_000)]}, "do not fit"),
+        ("graph.json", {"entities": "abcde"}, "do not fit|damaged"),
+        ("graph.json", {"entities": ["a", "a", "b", "c", "d"]}, "distinct"),
+        ("graph.json", {"entities": [1, 2, 3, 4, 5]}, "distinct"),
+        ("graph.json", {"train": [[0, 0, 10**9]]}, "triples of its names"),
+        ("graph.json", {"train": [[0, 0, -1]]}, "triples of its names"),
+        ("graph.json", {"train": [[0, 0, 10**30]]}, "damaged"),
+        ("graph.json", {"train": [[0, 0.5, 1]]}, "triples of its names"),
+        ("graph.json", {"train": [[0, 1]]}, "triples of its names"),
+        ("graph.json", {"train": []}, "no training triples"),
+        ("graph.json", {"train": 10**9}, "damaged|triples"),
+        ("metrics.json", [], "holds no object"),
+    ],
+)
+def test_false_claims(run: Path, file: str, changed: Any, words: str) -> None:
+    if isinstance(changed, dict):
+        edit(run, file, **changed)
+    else:
+        (run / file).write_text(json.dumps(changed))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if changed == {"entities": "abcde"}:  # five letters are five names
+        assert kgpyro.load(run).graph.num_entities == 5
+        return
+    with pytest.raises(InputError, match=words) as caught:
+        kgpyro.load(run)
+    assert len(str(caught.value)) < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "more than 300 MB were taken"
+
+
+def rewrite(run: Path, metadata: dict[str, str] | None = None, **tensors: torch.Tensor) -> None:
+    with safe_open(run / "posterior.safetensors", framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()} | tensors  # noqa: SIM118
+        found = file.metadata() | (metadata or {})
+    safetensors.torch.save_file(state, run / "posterior.safetensors", {k: v for k, v in found.items() if v})
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"guide.entity.loc": torch.zeros(5, 5)},
+        {"guide.entity.loc": torch.zeros(0)},
+        {"guide.unheard_of": torch.zeros(1)},
+        {"setting.intercept": torch.zeros(3)},
+        {"setting.intercept": torch.zeros(4, dtype=torch.int64)},
+        {"setting.intercept": torch.zeros(4, dtype=torch.complex64)},
+        {"setting.intercept": torch.zeros(4, dtype=torch.bool)},
+        {"guide.features": torch.zeros(7)},
+    ],
+)
+def test_tensors_that_do_not_fit(run: Path, tensors: dict[str, torch.Tensor]) -> None:
+    rewrite(run, **tensors)
+    with pytest.raises(InputError, match=r"do not fit|damaged"):
+        kgpyro.load(run)
+
+
+def test_a_header_that_claims_too_much(run: Path) -> None:
+    content = (run / "posterior.safetensors").read_bytes()
+    (run / "posterior.safetensors").write_bytes((2**62).to_bytes(8, "little") + content[8:])
+    with pytest.raises(InputError, match="damaged"):
+        kgpyro.load(run)
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "graph.json"])
+def test_deep_nesting(run: Path, file: str) -> None:
+    (run / file).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="damaged"):
+        kgpyro.load(run)
+
+
+def test_aliases_that_multiply(run: Path) -> None:
+    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]" for i in range(12))
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + levels)
+    with pytest.raises(InputError, match="an option that none can be"):
+        kgpyro.load(run)
+
+
+def test_names_are_no_paths(tmp_path: Path) -> None:
+    rows = [["../../escaped", "/etc/passwd", "..\\x\ny"], ["~", "/etc/passwd", "../../escaped"]]
+    graph = Graph.from_triples("../outside", rows, rows[:1], rows[:1])
+    (tmp_path / "in").mkdir()
+    posterior_of(graph).save(tmp_path / "in" / "run")
+    again = kgpyro.load(tmp_path / "in" / "run")
+    assert again.graph.entities == graph.entities
+    assert again.graph.name == "../outside"
+    again.predict(head="~", relation="/etc/passwd")
+    assert [f.name for f in tmp_path.iterdir()] == ["in"]
+    assert [f.name for f in (tmp_path / "in").iterdir()] == ["run"]
+
+
+def test_versions(run: Path) -> None:
+    with safe_open(run / "posterior.safetensors", framework="pt") as file:
+        assert file.metadata()["kgpyro"] == kgpyro.__version__
+    rewrite(run, {"format": "2", "kgpyro": "7.5"})
+    with pytest.raises(InputError, match=r"has format 2, written by kgpyro 7\.5; this kgpyro .* reads 1"):
+        kgpyro.load(run)
+    rewrite(run, {"format": "1", "kgpyro": ""})  # as before the version was written
+    (run / "run.json").unlink()
+    assert kgpyro.load(run).provenance == {}
+
+
+def test_provenance(saved: Path, tiny: Graph) -> None:
+    found = kgpyro.load(saved).provenance
+    assert found["kgpyro"] == kgpyro.__version__
+    assert found["torch"] == torch.__version__
+    assert (found["seed"], found["precision"], found["threads"]) == (0, "32", torch.get_num_threads())
+    assert found["data_sha256"] == tiny.checksum
+    commit = found["commit"]
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40
+    other = Graph.from_triples("tiny", [["a", "r", "b"]], [["a", "r", "b"]], [["b", "r", "a"]])
+    assert other.checksum != tiny.checksum
+    assert Graph.from_triples("x", [["a", "r", "b"]], [["a", "r", "b"]], [["b", "r", "a"]]).checksum == other.checksum
+
+
+def test_a_broken_write_leaves_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_text(file, "old")
+
+    def fill(partial: Path) -> None:
+        partial.write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match=r"file cannot be written: .*No space left"):
+        write_whole(file, fill)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_weights_are_written_last(tiny: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever write fails, there is no run that looks complete."""
+    posterior = posterior_of(tiny)
+    real = write_whole
+    for fail_at in range(5):
+        calls = []
+
+        def failing(path: Path, write: Any, calls: list[Path] = calls, fail_at: int = fail_at) -> None:
+            calls.append(path)
+            if len(calls) > fail_at:
+                raise InputError("disk full")
+            real(path, write)
+
+        monkeypatch.setattr("kgpyro.files.write_whole", failing)
+        monkeypatch.setattr("kgpyro.runs.write_whole", failing)
+        with pytest.raises(InputError, match="disk full"):
+            posterior.save(tmp_path / str(fail_at))
+        with pytest.raises(InputError, match=r"has not finished|holds no run"):
+            kgpyro.load(tmp_path / str(fail_at))
+    assert calls[-1].name == "posterior.safetensors"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to(tiny: Graph, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot be written to"):
+        posterior_of(tiny).save(tmp_path / "run")
+
+
+def test_a_folder_under_a_file(tiny: Graph, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written to"):
+        posterior_of(tiny).save(tmp_path / "file" / "run")
+
+
+def test_a_claimed_folder(tmp_path: Path) -> None:
+    with claim(tmp_path / "run"), pytest.raises(InputError, match="another fit is writing"), claim(tmp_path / "run"):
+        pass
+    with claim(tmp_path / "run"):
+        pass
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_configuration_that_tests_use_is_complete() -> None:
+    assert CONFIG.keys() >= kgpyro.runs.REQUIRED.keys()
