@@ -50,6 +50,8 @@ class Checkpoint:
             tensors |= _prefixed(f"optimizer.{i}", ((k, v) for k, v in state.items() if isinstance(v, Tensor)))
         facts = {
             "step": module.step,
+            "skipped": module.skipped,
+            "failures": module.failures,
             "finished": progress.finished,
             "rows": progress.rows,
             "sums": progress.sums,
@@ -77,6 +79,7 @@ class Checkpoint:
             raise ValueError("the features are others than those it began with")
         put_tensors(module, saved)
         module.step, module.elbo.draws = self.facts["step"], self.facts["draws"]
+        module.skipped, module.failures = self.facts["skipped"], self.facts["failures"]
         progress.rows, progress.sums = list(self.facts["rows"]), list(self.facts["sums"])
         progress.finished = self.facts["finished"]
         if self.facts["best"] is not None:
@@ -152,7 +155,8 @@ class Checkpoints(pl.Callback):
     def _write(self, trainer: pl.Trainer, module: Training, now: bool) -> None:
         started = time.monotonic()
         wait = max(self.every, SHARE * self.cost) if self.every else 0.0
-        if trainer.is_global_zero and (now or started - self.last >= wait):
+        due = started - self.last >= wait and not module.failures  # a state that leads nowhere replaces no good one
+        if trainer.is_global_zero and (now or due):
             Checkpoint.of(trainer, module, self.progress).write(self.folder)
             self.last = time.monotonic()
             self.cost = self.last - started

@@ -84,13 +84,18 @@ class WeightedELBO(ELBO):
 
     def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         """One estimate, as tensors that carry gradients."""
-        while len(self._draws) > 1:
+        ways = self._draws
+        for i in range(len(ways) - 1):
+            self._draws = ways[i:]
             with contextlib.suppress(Exception):  # whatever a NaN leads to in a user's code, the last attempt tells
                 result = self._terms(model, guide, *args, **kwargs)
                 if not math.isnan(_number(result.log_likelihood - result.kl)):
-                    return result
-            self._draws = self._draws[1:]  # a draw was needed earlier, or the fit diverged
-        return self._terms(model, guide, *args, **kwargs)
+                    return result  # a draw was needed earlier, or not
+        self._draws = ways[-1:]
+        result = self._terms(model, guide, *args, **kwargs)
+        if math.isnan(_number(result.log_likelihood - result.kl)):
+            self._draws = ways  # no way helps, so that it was none's fault
+        return result
 
     def _terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         model_trace, guide_trace, known = self._get_trace(model, guide, args, kwargs)

@@ -47,6 +47,7 @@ from kgpyro.training import (
     OPTIMIZERS,
     SCHEDULES,
     SPARSE_OPTIMIZERS,
+    Diverged,
     KLSchedule,
     Progress,
     Training,
@@ -194,7 +195,7 @@ def fit(
 
 def _clear(folder: Path, failure: type[BaseException] | None, *_: Any) -> None:
     """Leave no trace of a fit that failed before its first checkpoint."""
-    if failure is not None and not (folder / CHECKPOINT).exists():
+    if failure is not None and not (folder / CHECKPOINT).exists() and not (folder / POSTERIOR).exists():
         for file in ("config.yaml", "graph.json"):
             (folder / file).unlink(missing_ok=True)
 
@@ -306,7 +307,10 @@ def _fit(
                 checkpoint.put_into(module, bar)
     how_many = config["devices"], config["nodes"]
     where = config["device"], config["precision"]
-    rank = train(module, config["epochs"], *where, callbacks, *how_many, bar.interrupt)
+    try:
+        rank = train(module, config["epochs"], *where, callbacks, *how_many, bar.interrupt)
+    except Diverged as failure:
+        raise _save_good(posterior, module, bar, folder, failure) from failure
     posterior.forget()
     posterior.log = bar.table
     posterior.seconds = round(time.monotonic() - started, 1)
@@ -319,6 +323,8 @@ def _fit(
         facts = Batches(queries, graph.num_entities, config["inverse"], few, dtype=dtype)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(elbo, kg, model, guide, facts.to(posterior.device), progress=progress)
+    if module.failures and not math.isfinite(bound):
+        raise _save_good(posterior, module, bar, folder, Diverged(module.cause()))
     if values is not None:
         posterior = posterior.extend(whole, values)
     posterior.metrics = {
@@ -333,6 +339,28 @@ def _fit(
         "warnings": whole.problems + _warnings(config, module, bar, terms, local),
     }
     return posterior, bar.finished
+
+
+def _save_good(
+    posterior: Posterior, module: Training, bar: Progress, folder: Path | None, failure: Diverged
+) -> InputError:
+    """Save the state of the last checkpoint (or the present one), if its loss is finite; what to tell the user."""
+    if folder is None:
+        return failure
+    if (checkpoint := Checkpoint.read(folder)) is not None:
+        checkpoint.put_into(module, bar)
+    with torch.no_grad():
+        module.bound(
+            module.kg, module.batches.to(module.kg.intercept.device)(module.index.to(module.kg.intercept.device))
+        )
+    last = module.elbo.last
+    if not math.isfinite(last.log_likelihood - last.kl):
+        return failure
+    posterior.forget()
+    posterior.log, posterior.metrics = bar.table, {"warnings": [str(failure)]}
+    posterior.save(folder, unfinished=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return InputError(f"{failure} The last good state, after {module.step} steps, is saved in {folder}.")
 
 
 def objective_name(config: Mapping[str, Any]) -> str:
@@ -362,6 +390,8 @@ def _warnings(config: Mapping[str, Any], module: Training, bar: Progress, terms:
             f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "
             f"{COLLAPSED:g} nat): these latents carry next to no information about their symbols; {way_out}."
         )
+    if module.skipped:
+        found.append(f"{module.skipped} of {module.step} steps were left out: their loss or gradient was not finite.")
     if not module.schedule.reached(module.step):
         found.append(
             f"The fit ended after {module.step} steps, before the KL weight reached its target at "

@@ -38,7 +38,12 @@ OPTIMIZERS = {
     "sgd": torch.optim.SGD,
 }
 SPARSE_OPTIMIZERS = ("adagrad", "sgd")  # those whose state follows sparse gradients row by row
+FAILURES = 10  # steps in a row without a finite loss and gradient that end a fit
 SCHEDULES = ("constant", "warmup", "compression")
+
+
+class Diverged(InputError):
+    """A fit came to no finite loss and gradient any more; the parameters are those before."""
 
 
 class KLSchedule:
@@ -111,6 +116,7 @@ class Training(pl.LightningModule):
 
     Attributes:
         step: how many steps are done, before an interruption too.
+        skipped: how many of them changed nothing, since loss or gradient were not finite; ``failures`` the latest.
         restore: called as training starts, to set optimiser and generators to those of a checkpoint.
     """
 
@@ -134,7 +140,8 @@ class Training(pl.LightningModule):
         self.bound = elbo(model, guide)
         self.optimizer_name, self.lr = optimizer, lr
         self.batch_size, self.seed = batch_size, seed
-        self.step = 0
+        self.step = self.skipped = self.failures = 0
+        self.finite_loss = True
         self.restore: Callable[[pl.Trainer, Training], None] | None = None
 
     def train_dataloader(self) -> RandomQueries:
@@ -160,16 +167,58 @@ class Training(pl.LightningModule):
 
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
-        self.elbo.kl_weight = self.schedule(self.step)
+        self.elbo.kl_weight, self.index = self.schedule(self.step), index
         loss = self.bound(self.kg, batch) / self.batches.num_observed
-        if not bool(torch.isfinite(loss)):
-            last = self.elbo.last
-            raise InputError(
-                f"the objective became {float(loss.detach())} at step {self.step} (log-likelihood "
-                f"{last.log_likelihood:.3g}, KL {last.kl:.3g}); lower --lr, or choose a tighter prior."
-            )
         self.step += 1
-        return loss
+        last = self.elbo.last
+        self.finite_loss = math.isfinite(self.elbo.kl_weight * last.kl - last.log_likelihood)
+        return loss if self.finite_loss else loss * math.nan  # every process then leaves out this step
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave out a step whose loss or gradient is not finite. Raises Diverged after too many in a row."""
+        scaled = bool(
+            self.trainer.precision_plugin.state_dict()
+        )  # then non-finite gradients are in the order of things
+        if self.finite_loss and (scaled or self._finite_gradients()):
+            self.failures = 0
+            return
+        self.skipped, self.failures = self.skipped + 1, self.failures + 1
+        if self.failures == FAILURES:
+            raise Diverged(self.cause())
+        optimizer.zero_grad(set_to_none=True)
+
+    def _finite_gradients(self) -> bool:
+        """Whether they are, in one pass: a sum is not finite where one of its terms is not (or all are hopeless)."""
+        found = [p.grad for p in self.parameters() if p.grad is not None]
+        sums = [(g._values() if g.is_sparse else g).sum() for g in found]
+        if self.device.type == "cpu":
+            return all(math.isfinite(float(total)) for total in sums)
+        return bool(torch.stack(sums).isfinite().all())
+
+    def cause(self) -> str:
+        """Where the last step went wrong, in words."""
+        last = self.elbo.last
+        kinds = {
+            "head": "entity",
+            "tail": "entity",
+            "entities": "entity",
+            "relation": "relation",
+            "relations": "relation",
+        }
+        found = [f"log-likelihood {last.log_likelihood:.3g}, KL {last.kl:.3g}"]
+        for site in (site for site, kl in last.kl_per_latent.items() if not math.isfinite(kl)):
+            prior = self.kg.symbol_prior(kinds[site]).prior.text or "given in Python"
+            found.append(f"site {site} under prior {prior}")
+        for name, p in self.named_parameters():
+            if not bool(p.detach().isfinite().all()):
+                found.append(f"value of {name.removeprefix('bound.')}")
+            elif self.finite_loss and p.grad is not None and not bool(p.grad.to_dense().isfinite().all()):
+                found.append(f"gradient of {name.removeprefix('bound.')}")
+        queries = ", ".join(map(str, self.index[:3].tolist()))
+        return (
+            f"the loss or its gradient was not finite in {self.failures} steps in a row, up to step {self.step} "
+            f"({'; '.join(found)}; batch of queries {queries}, …); lower --lr, or choose a tighter prior."
+        )
 
 
 class Progress(pl.Callback):
@@ -213,14 +262,17 @@ class Progress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last, observed = module.elbo.last, module.batches.num_observed
         likelihood, kl, weight = last.log_likelihood / observed, last.kl / observed, module.elbo.kl_weight
-        values = (weight * kl - likelihood, likelihood, kl, weight, 1)
-        self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
+        if module.finite_loss:
+            values = (weight * kl - likelihood, likelihood, kl, weight, 1)
+            self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
         self.bar.update()
         if trainer.world_size == 1 and self.interrupted:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        loss, likelihood, kl, weight = (total / self.sums[-1] for total in self.sums[:-1])
+        loss, likelihood, kl, weight = (
+            total / self.sums[-1] if self.sums[-1] else math.nan for total in self.sums[:-1]
+        )
         self.sums = [0.0] * 5
         epoch = len(self.rows) + 1
         row = {"epoch": epoch, "loss": loss, "log_likelihood": likelihood, "kl": kl, "kl_weight": weight}
