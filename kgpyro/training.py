@@ -151,6 +151,8 @@ class Training(pl.LightningModule):
         return self.queries
 
     def on_train_start(self) -> None:
+        self._trained = list(self.parameters())
+        self._scaled = bool(self.trainer.precision_plugin.state_dict())  # then an infinite gradient is nothing unusual
         if self.restore is not None:
             self.restore(self.trainer, self)
 
@@ -189,7 +191,7 @@ class Training(pl.LightningModule):
 
     def _finite_gradients(self) -> bool:
         """Whether they are, in one pass: a sum is not finite where one of its terms is not (or all are hopeless)."""
-        found = [p.grad for p in self.parameters() if p.grad is not None]
+        found = [p.grad for p in self._trained if p.grad is not None]
         sums = [(g._values() if g.is_sparse else g).sum() for g in found]
         if self.device.type == "cpu":
             return all(math.isfinite(float(total)) for total in sums)
