@@ -12,7 +12,7 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "files", "graph", "features", "names", "scoring", "kernels", "families", "priors", "hierarchy",
-    "likelihood", "batches", "setting", "models", "guide", "guides", "elbo", "training", "ranking", "runs",
+    "likelihood", "batches", "setting", "memory", "models", "guide", "guides", "elbo", "training", "ranking", "runs",
     "checkpoint", "conformal", "predictive", "scores", "posterior", "checks", "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
