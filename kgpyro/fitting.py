@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from kgpyro.features import FeaturesLike, load_features
 from kgpyro.files import claim
 from kgpyro.graph import Graph, load_graph
 from kgpyro.likelihood import ESTIMATORS
+from kgpyro.memory import shortage
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
 from kgpyro.posterior import Posterior, build_guide, build_setting
 from kgpyro.priors import PriorLike, resolve_prior
@@ -284,6 +286,8 @@ def _fit(
     sites = latent_sites(model, kg, batches)
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
     kg.sparse = sampled is not None and alone and config["optimizer"] in SPARSE_OPTIMIZERS
+    if short := shortage(kg, config, batches.num_observed / len(batches)):
+        print(f"kgpyro: {short}", file=sys.stderr)
     guide = build_guide(config, kg, sites).to(dtype)
     if values is not None and not guide.inductive:
         raise InputError(f"guide {config['guide']} makes no use of --features; add --guide features.")

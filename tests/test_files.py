@@ -21,6 +21,7 @@ from test_posterior import CONFIG, posterior_of
 
 import kgpyro
 import kgpyro.runs
+from kgpyro.commands import fit_command
 from kgpyro.errors import InputError
 from kgpyro.files import claim, write_text, write_whole
 from kgpyro.graph import Graph
@@ -272,6 +273,29 @@ def test_a_folder_under_a_file(tiny: Graph, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to"):
         posterior_of(tiny).save(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no file system that nobody may write to")
+def test_a_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit_command(["--epochs", "1", "--dim", "2", "--no-progress", "--device", "cpu", "--out", "/proc/run"]) == 2
+    assert capsys.readouterr().err.startswith("kgpyro: error: /proc/run cannot be written to")
+
+
+def test_vanished_data(tiny: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run needs its data no more; to repeat its fit does, and says so."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "valid", "test"):
+        (data / f"{split}.txt").write_text("a\tr\tb\n")
+    options = ["--epochs", "1", "--dim", "2", "--no-progress", "--device", "cpu"]
+    assert fit_command([*options, "--dataset", str(data), "--out", str(tmp_path / "run")]) == 0
+    shutil.rmtree(data)
+    assert kgpyro.load(tmp_path / "run").graph.num_entities == 2
+    capsys.readouterr()
+    assert fit_command(["--config", str(tmp_path / "run" / "config.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert str(data) in error
+    assert error.count("\n") == 1
 
 
 def test_a_claimed_folder(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
     "errors", "plotting", "files", "graph", "negatives", "calibration", "features", "names", "scoring", "kernels",
-    "families", "priors", "hierarchy", "likelihood", "batches", "setting", "models", "guide", "guides", "elbo",
-    "training", "ranking", "runs", "checkpoint", "conformal", "predictive", "scores", "predictions", "abstention",
-    "acquisition", "inference_data", "posterior", "psis", "figures", "replicates", "checks", "comparison", "fitting",
-    "commands",
+    "families", "priors", "hierarchy", "likelihood", "batches", "setting", "memory", "models", "guide", "guides",
+    "elbo", "training", "ranking", "runs", "checkpoint", "conformal", "predictive", "scores", "predictions",
+    "abstention", "acquisition", "inference_data", "posterior", "psis", "figures", "replicates", "checks",
+    "comparison", "fitting", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},

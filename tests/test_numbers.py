@@ -10,12 +10,14 @@ from typing import Any
 import own_code
 import pytest
 import torch
+from conftest import Parts
 from torch import Tensor, nn
 
 import kgpyro
 from kgpyro.checkpoint import FILE
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph
+from kgpyro.memory import batch_bytes, shortage, table_bytes
 from kgpyro.training import FAILURES, Training
 
 QUICK: dict[str, Any] = {"dim": 4, "epochs": 8, "batch_size": 4, "device": "cpu", "model": "lim", "progress": False}
@@ -170,3 +172,32 @@ class Exploding(own_code.Tempered):
 def test_the_culprit_is_named(tiny: Graph) -> None:
     with pytest.raises(InputError, match=r"gradient of model\.log_temperature; batch of queries"):
         kgpyro.fit(tiny, **(QUICK | {"model": Exploding, "estimator": "shared"}))
+
+
+def test_a_fit_that_is_too_large_says_so_before(
+    tiny: Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kgpyro.fit(tiny, **QUICK)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("kgpyro.memory.available", lambda device: 1000.0)
+    kgpyro.fit(tiny, **QUICK)
+    printed = capsys.readouterr().err
+    assert printed.startswith("kgpyro: this fit takes about 0.0 GB")
+    assert "lower --dim (now 4)" in printed
+    assert printed.count("\n") == 1
+
+
+def test_the_estimate_of_memory(tiny: Graph) -> None:
+    """Tables: every parameter of the guide once, and so often again as its optimiser, gradient and draw need."""
+    parts = Parts(tiny)
+    config = {"guide": "lookup", "optimizer": "adam", "precision": "64", "dim": 4, "negatives": 7, "batch_size": 10}
+    config |= {"estimator": "local", "device": "cpu"}
+    parameters = sum(p.numel() for p in parts.guide.parameters())
+    assert table_bytes(parts.kg, config) == pytest.approx(8 * parameters * (1 + 2 + 1.8))
+    assert table_bytes(parts.kg, config | {"guide": "mlp(width=4)"}) == 0
+    assert batch_bytes(parts.kg, config | {"negatives": "all"}, 1.0) == 10 * 5 * 8
+    both = table_bytes(parts.kg, config) + batch_bytes(parts.kg, config, 1.5)
+    assert shortage(parts.kg, config, 1.5, free=both) is None
+    message = str(shortage(parts.kg, config, 1.5, free=both - 1))
+    for words in ("--dim (now 4)", "--batch-size (now 10)", "--negatives (now 7)"):
+        assert words in message

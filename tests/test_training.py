@@ -191,5 +191,5 @@ def test_a_local_object_cannot_be_saved(tiny: Graph, tmp_path: Path) -> None:
 
 
 def test_a_diverging_fit_is_stopped(tiny: Graph) -> None:
-    with pytest.raises(InputError, match=r"became (nan|-?inf) at step"):
+    with pytest.raises(InputError, match="not finite in 10 steps in a row"):
         quick_fit(tiny, lr=1e30, optimizer="sgd", epochs=50)
