@@ -253,8 +253,8 @@ class Integrate(Messenger):
 
 
 def _are_rows(latents: Tensor, drawn: Tensor, rows: Tensor) -> bool:
-    """Whether ``latents`` is ``drawn[rows]``: by value, or for a postponed draw by its history."""
-    if not _postponed(drawn):
+    """Whether ``latents`` is ``drawn[rows]``: by its history, or by value where gradients are not recorded."""
+    if not drawn.requires_grad:
         return torch.equal(drawn[rows], latents)
     step = latents.grad_fn
     if step is None or step.name() != "IndexBackward0" or step.next_functions[0][0] is not drawn.grad_fn:

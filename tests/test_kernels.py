@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import own_code
 import pytest
 import torch
 import torch.nn.functional as F
@@ -218,3 +219,21 @@ def test_labels_are_drawn_as_often_as_they_are_probable(tiny: Graph) -> None:
     chance = torch.full((3, 5), 0.6).scatter(1, batch.anchor[:, None], 1.0)
     torch.testing.assert_close(drawn, chance * facts.logits.sigmoid(), atol=0.02, rtol=0)
     torch.testing.assert_close(facts.log_prob(torch.ones(3, 5)), (chance * facts.logits.sigmoid()).log().sum(1))
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_transformed_table_is_not_taken_for_the_drawn_one(tiny: Graph, late: bool) -> None:
+    """A factor of one changes no value, yet it has a gradient."""
+    parts, gradients = Parts(tiny, score="ComplEx"), {}
+    batch = parts.batches(torch.arange(len(parts.batches)))
+    for estimator in ("plain", "local"):
+        model, elbo = own_code.Tempered(parts.kg), WeightedELBO(estimator=estimator)
+        elbo._draws = elbo._draws if late else DRAWS[-1:]
+        found = []
+        for _ in range(400):
+            loss = elbo.differentiable_loss(model, parts.guide, parts.kg, batch)
+            found.append(torch.autograd.grad(loss, model.log_temperature)[0])
+        gradients[estimator] = torch.stack(found)
+    plain, local = gradients.values()
+    assert abs(local.mean() - plain.mean()) < 4 * ((plain.var() + local.var()) / 400).sqrt()
+    assert local.var() > 0
