@@ -329,7 +329,8 @@ class Posterior(Predictions):
 def _refuse_claims(run: Run, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raise InputError, before memory is taken, where the options claim more than the file of weights has."""
     widest = max((size for value in run.state.values() for size in value.shape), default=0)
-    if "score" not in own and "guide" not in own and max(resolve_score(config["score"]).sizes(config["dim"])) > widest:
+    sizes = resolve_score(config["score"]).sizes(config["dim"])
+    if "score" not in own and "guide" not in own and max(sizes) > widest + 1:  # a simplex takes a number less
         raise InputError(f"the weights do not fit the dim {config['dim']} of config.yaml.")
     if run.state["setting.intercept"].dtype not in (torch.float32, torch.float64):
         raise InputError("the weights do not fit: they are no floating-point numbers of 32 or 64 bits.")
