@@ -8,9 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+from scipy import special
 
 from kgpyro.errors import InputError
 from kgpyro.plotting import new_figure
@@ -34,8 +32,7 @@ class Calibration:
     negatives: str = ""
 
     def __post_init__(self) -> None:
-        if len(np.unique(self.labels)) < 2:
-            raise InputError("calibration needs true facts and false ones; these labels are all the same.")
+        _refuse_one_label(self.labels)
 
     def reliability(self, bins: int = 10) -> pd.DataFrame:
         """By bins of equal width: mean ``predicted`` probability, ``observed`` share of true facts, ``facts``."""
@@ -53,6 +50,8 @@ class Calibration:
     @property
     def metrics(self) -> dict[str, float]:
         """``ece``, ``brier``, ``log_score`` (mean log-probability of the labels, in nats) and ``auroc``."""
+        from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score  # imported here: it takes a second
+
         p = np.clip(self.probabilities, SMALLEST, 1 - SMALLEST)
         return {
             "ece": self.ece,
@@ -77,10 +76,15 @@ class Calibration:
         return figure
 
 
+def _refuse_one_label(labels: np.ndarray) -> None:
+    if len(np.unique(labels)) < 2:
+        raise InputError("calibration needs true facts and false ones; these labels are all the same.")
+
+
 def logit(probabilities: Any) -> np.ndarray:
     """Log-odds; probabilities of 0 and 1 stand for ``SMALLEST`` and one minus it."""
     p = np.clip(np.asarray(probabilities, dtype=float), SMALLEST, 1 - SMALLEST)
-    return np.log(p) - np.log1p(-p)
+    return special.logit(p)
 
 
 # What recalibration may go by, each as a number that grows or falls evenly: columns of a frame of predicted facts.
@@ -121,10 +125,13 @@ class Recalibration:
 
         Raises InputError for an unknown method, or labels that are all the same.
         """
+        from sklearn.isotonic import IsotonicRegression  # imported here: they take a second
+        from sklearn.linear_model import LogisticRegression
+
         if method not in METHODS:
             raise InputError(f"unknown recalibration {method!r}; choose from {', '.join(METHODS)}.")
+        _refuse_one_label(labels)
         x, n = _evidence(facts, METHODS[method]), len(labels)
-        Calibration(np.asarray(facts["probability"]), labels)
         if method == "isotonic":
             line = IsotonicRegression(y_min=1 / (n + 2), y_max=1 - 1 / (n + 2)).fit(x[:, 0], labels)
             steps = tuple(zip(line.X_thresholds_.tolist(), line.y_thresholds_.tolist(), strict=True))
@@ -161,7 +168,7 @@ class Recalibration:
         return {key: self._f(value) for key, value in {"probability": x, **moved}.items()}
 
     def _f(self, x: np.ndarray) -> np.ndarray:
-        return np.interp(x, *np.array(self.steps).T) if self.steps else 1 / (1 + np.exp(-x))
+        return np.interp(x, *np.array(self.steps).T) if self.steps else special.expit(x)
 
 
 def _evidence(facts: Facts, names: Sequence[str]) -> np.ndarray:
