@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
+from scipy.special import expit
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def calibration_rows(method: str, seed: int) -> Iterator[Row]:
     labels = {split: part["label"].to_numpy() for split, part in facts.items()}
     kinds = {"predictive": found}
     if method.startswith("LIM"):
-        kinds["plug-in"] = {s: f.assign(probability=1 / (1 + np.exp(-f["score"]))) for s, f in found.items()}
+        kinds["plug-in"] = {s: f.assign(probability=expit(f["score"])) for s, f in found.items()}
     for kind, by_split in kinds.items():
         test = by_split["test"]
         yield {"part": "calibration", "kind": kind, "map": "raw"} | measured(test["probability"], labels["test"])

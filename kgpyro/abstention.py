@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from kgpyro.calibration import Recalibration, logit
@@ -16,7 +17,6 @@ from kgpyro.negatives import labelled_facts
 from kgpyro.plotting import new_figure
 from kgpyro.predictions import Predictions
 
-STACKED = ("stacked", "stacked", "probability")
 CRITERIA = ("score", "margin", "std", "epistemic", "frequency", "probability", "stacked")
 
 
@@ -103,14 +103,18 @@ def abstention(
         InputError: unknown names, or verified negatives of a graph that has none.
     """
     predicted, labels = {}, {}
-    for part in ("valid", split):
-        labelled = labelled_facts(posterior.graph, part, negatives, seed)
-        score, margin = _scores(posterior, posterior.graph.ids(labelled[["head", "relation", "tail"]].to_numpy()))
-        found = posterior.facts(labelled, draws, seed=seed, recalibrated=False)
-        predicted[part] = found.assign(margin=margin, point=1 / (1 + np.exp(-score)))
-        labels[part] = labelled
+    for part in dict.fromkeys(("valid", split)):
+        labels[part] = labelled_facts(posterior.graph, part, negatives, seed)
+        ids = posterior._ids(labels[part])
+        score, margin = _scores(posterior, ids)
+        found = posterior.facts(ids, draws, seed=seed, recalibrated=False)
+        predicted[part] = found.assign(margin=margin, point=expit(score))
     scaled = {}
-    for name, method, column in (("score", "platt", "point"), ("probability", "platt", "probability"), STACKED):
+    for name, method, column in (
+        ("score", "platt", "point"),
+        ("probability", "platt", "probability"),
+        ("stacked", "stacked", "probability"),
+    ):
         valid, here = (frame.assign(probability=frame[column]) for frame in (predicted["valid"], predicted[split]))
         scaled[name] = logit(Recalibration.fit(valid, labels["valid"]["label"].to_numpy(), method)(here)["probability"])
     here = predicted[split]

@@ -26,7 +26,10 @@ def variances(posterior: Posterior) -> pd.DataFrame:
         over both latents of a relation that has an inverse).
     """
     graph, found = posterior.graph, []
-    places = {"entity": graph.train[:, [0, 2]].flatten(), "relation": graph.train[:, 1]}
+    frequency = {
+        "entity": graph.frequency,
+        "relation": torch.bincount(graph.train[:, 1], minlength=graph.num_relations),
+    }
     for kind, names in (("entity", graph.entities), ("relation", graph.relations)):
         variance = posterior_variance(posterior.guide.posterior(kind, ...)).double().mean(-1)
         found.append(
@@ -34,7 +37,7 @@ def variances(posterior: Posterior) -> pd.DataFrame:
                 {
                     "kind": kind,
                     "name": names,
-                    "frequency": torch.bincount(places[kind], minlength=len(names)).numpy(),
+                    "frequency": frequency[kind].numpy(),
                     "variance": variance.reshape(-1, len(names)).mean(0).cpu().numpy(),
                 }
             )

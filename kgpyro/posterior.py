@@ -244,37 +244,7 @@ class Posterior(Predictions):
         extended.recalibration = self.recalibration
         return extended
 
-    def to_arviz(
-        self,
-        draws: int = 500,
-        entities: Sequence[str] | None = None,
-        relations: Sequence[str] | None = None,
-        facts: int = 200,
-        observed: float | None = None,
-        seed: int = 0,
-    ) -> Any:
-        """The posterior for ArviZ: an InferenceData on ArviZ 0.23, a DataTree on 1.x.
-
-        * ``posterior``, ``prior``: ``entities`` (dims entity, entity_dim) and ``relations`` (relation, relation_dim);
-          inverse relations are called ``NAME_inverse``. Parameters of priors that are latents themselves are there by
-          their sites, such as ``entity_scale``; learned ones are at their values, in the prior too. Where latents are
-          per fact (lfm), a symbol's draws are those of ``q(h | symbol)``.
-        * ``log_likelihood``, ``posterior_predictive``, ``observed_data``: ``y`` (dim fact) of random facts of the
-          training queries, true or not. Where latents are per entity and relation (lim), draw *i* of these is of draw
-          *i* of the latents.
-
-        Args:
-            draws: posterior and prior draws, in one chain.
-            entities, relations: names; by default all, or 50 at random (fewer where their latents are long).
-            facts: how many facts, at most.
-            observed: share of observed facts among them; by default facts are chosen whatever their labels, as
-                predictive checks need it, and where observed facts are rare there may be none.
-            seed: of choice and draws.
-
-        Raises:
-            InputError: ArviZ is not installed, an unknown name, or a number that is not positive.
-        """
-        return to_arviz(self, draws, entities, relations, facts, observed, seed)
+    to_arviz = to_arviz
 
     # ---- files ------------------------------------------------------------------------------------------------------
 

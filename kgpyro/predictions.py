@@ -27,9 +27,9 @@ class Predictions(PosteriorScores):
         recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
     """
 
-    def __init__(self, graph: Graph, kg: Setting, guide: Guide, recalibration: Recalibration | None = None):
+    def __init__(self, graph: Graph, kg: Setting, guide: Guide):
         super().__init__(graph, kg, guide)
-        self.recalibration = recalibration
+        self.recalibration: Recalibration | None = None
         self._thresholds: dict[int, Thresholds] = {}
 
     def forget(self) -> None:
