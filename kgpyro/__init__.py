@@ -14,6 +14,7 @@ from kgpyro.graph import Graph, load_graph
 from kgpyro.guide import Guide
 from kgpyro.negatives import labelled_facts
 from kgpyro.posterior import Posterior
+from kgpyro.priors import resolve_prior
 from kgpyro.psis import psis_khat
 from kgpyro.replicates import posterior_predictive
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "fact_figure", "fit", "labelled_facts",
-    "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "variance_figure", "variances",
+    "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "resolve_prior",
+    "variance_figure", "variances",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 import kgpyro
 from kgpyro.checks import PriorPredictive
+from kgpyro.display import as_text
 from kgpyro.errors import InputError
 from kgpyro.plotting import write
 from kgpyro.posterior import Posterior
@@ -92,7 +93,7 @@ def fit_command(arguments: Sequence[str] | None = None) -> int:
             return  # another process reports
         report(posterior)
         if per_relation:
-            print(_table(posterior.evaluate(per_relation=True)))
+            print(as_text(posterior.evaluate(per_relation=True)))
         if folder := options["out"] or options["resume"]:
             print(f"\nSaved in {folder}; python -m kgpyro.evaluate and kgpyro.predict work from there.")
 
@@ -107,7 +108,7 @@ def evaluate_command(arguments: Sequence[str] | None = None) -> int:
     def run(options: dict[str, Any]) -> None:
         posterior = _load(options)
         table = posterior.evaluate(**options)
-        print(f"{posterior}: {options['split']}, ranked by {options['by']}, realistic ranks\n\n{_table(table)}")
+        print(f"{posterior}: {options['split']}, ranked by {options['by']}, realistic ranks\n\n{as_text(table)}")
 
     return _run(parser, arguments, run)
 
@@ -124,7 +125,7 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
         mass = f"{options['interval']:.0%}"
         print(f"({', '.join(query)}): {mass} intervals of the fact's probability\n")
         shown = table.drop(columns=["score", "frequency"]).assign(known=table["known"].map(lambda s: s or "-"))
-        print(_table(shown, index=False))
+        print(as_text(shown, index=False))
         if posterior.recalibration is not None:
             print(f"\nprobabilities recalibrated ({posterior.recalibration.method}) on validation facts")
 
@@ -196,7 +197,7 @@ def calibrate_command(arguments: Sequence[str] | None = None) -> int:
         posterior.recalibrate(**options)
         after = {} if posterior.recalibration is None else {options["method"]: posterior.calibration("test", **asked)}
         print(f"{posterior}: test triples and as many negatives ({before.negatives})\n")
-        print(_table(pd.DataFrame({name: one.metrics for name, one in {"as predicted": before, **after}.items()}).T))
+        print(as_text(pd.DataFrame({name: one.metrics for name, one in {"as predicted": before, **after}.items()}).T))
         posterior.store_recalibration(folder)
         write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**after)})
         state = "predictions go by recalibration.json" if after else "predictions are as the model makes them"
@@ -273,30 +274,12 @@ def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Calla
 
 def report(posterior: Posterior) -> None:
     """Print what was fitted, the objective, the bound, and the ranking metrics of the test and validation splits."""
-    m, graph = posterior.metrics, posterior.graph
+    graph = posterior.graph
     sizes = f"{graph.num_entities} entities, {graph.num_relations} relations, {len(graph.train)} training triples"
     print(f"\n{posterior}: {sizes}")
-    print(f"objective  {m['objective']}")
-    bound = "log joint" if posterior.guide.point else "ELBO"
-    print(
-        f"{bound:9}  {m['elbo_per_fact']:.3f} ± {m['elbo_error']:.3f} nats per training fact, untempered "
-        f"(log-likelihood {m['log_likelihood_per_fact']:.3f}, KL {m['kl_per_fact']:.3f})"
-    )
-    rows = {}
-    for split in ("test", "valid"):
-        rows[split, "both"] = m[split]["realistic"]
-        rows |= {(split, side): m[split][side]["realistic"] for side in ("head", "tail")}
-        rows[split, "both, raw"] = m[split]["raw"]["realistic"]
     if not (learned := posterior.prior_parameters()).empty:
-        print(f"\nparameters of the priors, over what each is learned for\n{_table(learned, index=False)}")
-    print(f"\n{_table(pd.DataFrame(rows).T)}\n\nfiltered unless marked raw, all entities ranked, realistic ties")
-    for warning in m["warnings"]:
-        print(f"\nWARNING: {warning}")
-
-
-def _table(frame: pd.DataFrame, index: bool = True) -> str:
-    formats = {c: "{:.1f}".format if c == "mr" else "{:.3f}".format for c in frame.columns if frame[c].dtype == float}
-    return frame.to_string(formatters=formats, index=index)
+        print(f"\nparameters of the priors, over what each is learned for\n{as_text(learned, index=False)}\n")
+    print(posterior.metrics)
 
 
 def priors_command(arguments: Sequence[str] | None = None) -> int:

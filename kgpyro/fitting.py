@@ -21,6 +21,7 @@ import torch
 from kgpyro.batches import Batches
 from kgpyro.checkpoint import FILE as CHECKPOINT
 from kgpyro.checkpoint import Checkpoint, Checkpoints
+from kgpyro.display import Metrics
 from kgpyro.elbo import Terms, WeightedELBO
 from kgpyro.errors import InputError
 from kgpyro.features import FeaturesLike, load_features
@@ -250,6 +251,8 @@ def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str,
         config["features"] = str(options["features"]) if isinstance(options["features"], Path) else None
     if options["negatives"] is None:
         config["negatives"] = "all" if graph.num_entities <= EXACT_UP_TO else 100
+    if config["early_stopping"] and not len(graph.valid):
+        raise InputError(f"--early-stopping watches validation triples, and graph {graph.name!r} has none.")
     if config["negatives"] == "all" and options["negative_weight"] is not None:
         raise InputError("--negative-weight weighs drawn candidates; give it together with --negatives K.")
     return config
@@ -336,9 +339,8 @@ def _fit(
         raise _save_good(posterior, module, bar, folder, Diverged(module.cause()))
     if values is not None:
         posterior = posterior.extend(whole, values)
-    posterior.metrics = {
-        "test": posterior.evaluation("test", progress),
-        "valid": posterior.evaluation("valid", progress),
+    held_out = [split for split in ("test", "valid") if len(getattr(whole, split))]
+    posterior.metrics = Metrics({split: posterior.evaluation(split, progress) for split in held_out}) | {
         "elbo_per_fact": bound,
         "elbo_error": error,
         "log_likelihood_per_fact": float(terms.log_likelihood),
@@ -366,7 +368,7 @@ def _save_good(
     if not math.isfinite(last.log_likelihood - last.kl):
         return failure
     posterior.forget()
-    posterior.log, posterior.metrics = bar.table, {"warnings": [str(failure)]}
+    posterior.log, posterior.metrics = bar.table, Metrics(warnings=[str(failure)])
     posterior.save(folder, unfinished=True)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return InputError(f"{failure} The last good state, after {module.step} steps, is saved in {folder}.")

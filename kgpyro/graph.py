@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,12 +22,16 @@ from pathlib import Path
 from reprlib import Repr
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from kgpyro.display import as_html
 from kgpyro.errors import InputError
+from kgpyro.files import write_text
 
 SPLITS = ("train", "valid", "test")
+COLUMNS = ("head", "relation", "tail")
 SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 BLOCK = 1 << 22  # bytes of a file that are read at once, and the longest line
 SHORT = Repr()
@@ -54,6 +59,17 @@ class Graph:
     test: Tensor = field(repr=False)
     source: str = ""
     negatives: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)
+        return f"Graph({self.name!r}: {self.num_entities} entities, {self.num_relations} relations; {splits} triples)"
+
+    def _repr_html_(self) -> str:
+        values: dict[str, object] = {"entities": self.num_entities, "relations": self.num_relations}
+        values |= {f"{split} triples": len(getattr(self, split)) for split in SPLITS}
+        few = self.train[:5]
+        examples = pd.DataFrame(self.names(few), columns=list(COLUMNS), index=pd.RangeIndex(len(few), name="train"))
+        return as_html(f"Graph {self.name}", values, examples, notes="\n".join(self.problems))
 
     @property
     def num_entities(self) -> int:
@@ -166,6 +182,86 @@ class Graph:
         if not len(graph.train):
             raise InputError(f"graph {name!r} has no training triples.")
         return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
+
+    @classmethod
+    def from_dataframe(cls, frame: pd.DataFrame, *, name: str = "graph", holdout: float = 0.1, seed: int = 0) -> Graph:
+        """A graph from a table of triples.
+
+        Args:
+            frame: columns ``head``, ``relation`` and ``tail``, and where the splits are given, ``split``: train, valid
+                or test. Other columns do not count.
+            name: what messages and results call the graph.
+            holdout: without a ``split`` column, the share of all facts that goes into valid, and as many into test, at
+                random, but so that every entity and relation stays in train; at 0 there are no such splits.
+            seed: of that choice.
+
+        Raises:
+            InputError: a missing column, a missing or empty name (with its row), an unknown split, a relation that
+                train lacks, or too few facts to hold any out.
+        """
+        needed = [column for column in COLUMNS if column not in frame.columns]
+        if needed:
+            raise InputError(
+                f"the table has no column {needed[0]!r}; its columns must be head, relation and tail (and split, where "
+                f"it has one), but are {', '.join(map(str, frame.columns)) or 'none'}: rename them."
+            )
+        if not 0 <= holdout < 0.5:
+            raise InputError(
+                f"holdout is a share from 0 to below 0.5, once for valid and once for test; got {holdout}."
+            )
+        missing = frame[list(COLUMNS)].isna().any(axis=1).to_numpy()
+        if missing.any():
+            raise InputError(f"row {frame.index[int(missing.argmax())]!r} of the table has no head, relation or tail.")
+        rows = frame[list(COLUMNS)].astype(str)
+        if "split" in frame.columns:
+            if wrong := set(frame["split"]) - set(SPLITS):
+                raise InputError(f"column 'split' has {min(map(repr, wrong))}; it says {', '.join(SPLITS)}.")
+            return cls.from_triples(name, *(rows[frame["split"] == split].to_numpy().tolist() for split in SPLITS))
+        whole = cls.from_triples(name, rows.to_numpy().tolist(), [], [])
+        if holdout == 0:
+            return whole
+        from pykeen.triples.splitting import split as shares  # imported here: it takes seconds
+
+        try:
+            train, valid, test = shares(whole.train, ratios=[1 - 2 * holdout, holdout, holdout], random_state=seed)
+        except ValueError as error:
+            raise InputError(
+                f"graph {name!r}: holding out twice {holdout:g} of {len(whole.train)} facts leaves an entity or "
+                f"relation without any; give a smaller holdout, or a column 'split'."
+            ) from error
+        return replace(whole, train=train, valid=valid, test=test)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All facts by name: columns ``head``, ``relation``, ``tail`` and ``split`` (train, valid or test)."""
+        rows = torch.cat([getattr(self, split) for split in SPLITS])
+        where = np.repeat(SPLITS, [len(getattr(self, split)) for split in SPLITS])
+        return pd.DataFrame(self.names(rows), columns=list(COLUMNS)).assign(split=where)
+
+    def to_folder(self, folder: str | Path) -> None:
+        """Write the triples as files that :func:`load_graph` reads: ``train.txt``, ``valid.txt`` and ``test.txt``.
+
+        Raises InputError for a name that such files cannot hold, an empty split, or where they cannot be written.
+        """
+        if bad := next((name for name in (*self.entities, *self.relations) if re.search(r"[\t\n\r\0]", name)), None):
+            raise InputError(
+                f"the name {SHORT.repr(bad)} has a tab or line break in it; files of triples cannot hold it."
+            )
+        if empty := next((split for split in SPLITS if not len(getattr(self, split))), None):
+            raise InputError(f"graph {self.name!r} has no {empty} triples; a folder needs all three splits.")
+        texts = {
+            f"{split}.txt": "".join("\t".join(row) + "\n" for row in self.names(getattr(self, split)))
+            for split in SPLITS
+        }
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for file, text in texts.items():
+                write_text(Path(folder) / file, text)
+        except (OSError, UnicodeEncodeError) as error:
+            raise InputError(f"the graph cannot be written to {folder}: {error}.") from error
+
+    def names(self, triples: Tensor) -> list[tuple[str, str, str]]:
+        """The names of triple ids, shape ``(n, 3)``."""
+        return [(self.entities[h], self.relations[r], self.entities[t]) for h, r, t in triples.tolist()]
 
     def ids(self, triples: Iterable[Sequence[str]]) -> Tensor:
         """Ids of named triples, shape ``(n, 3)``. Raises InputError for a name the graph has not."""

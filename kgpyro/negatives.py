@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph, Queries
+from kgpyro.graph import COLUMNS, Graph, Queries
 
 KINDS = ("verified", "hard", "random")
 TRIES = 50
@@ -43,9 +43,7 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
         )
     true = getattr(graph, split)
     false = graph.negatives[split] if kind == "verified" else corruptions(graph, true, kind == "hard", seed)
-    ids = torch.cat([true, false]).tolist()
-    rows = [(graph.entities[h], graph.relations[r], graph.entities[t]) for h, r, t in ids]
-    frame = pd.DataFrame(rows, columns=["head", "relation", "tail"])
+    frame = pd.DataFrame(graph.names(torch.cat([true, false])), columns=list(COLUMNS))
     frame["label"] = [1] * len(true) + [0] * len(false)
     frame.attrs["negatives"] = kind
     return frame

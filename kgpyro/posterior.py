@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kgpyro.acquisition import MEASURES, shortlist, unknown
 from kgpyro.calibration import Recalibration
+from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError
 from kgpyro.families import posterior_mean
 from kgpyro.features import FeaturesLike, load_features
@@ -37,7 +38,7 @@ class Posterior(Predictions):
         kg: the setting: score, priors, intercepts.
         guide: ``q(h | symbol)``.
         config: the resolved options of the fit, as in ``config.yaml``.
-        metrics: what ``metrics.json`` holds.
+        metrics: what ``metrics.json`` holds, as a dictionary that prints as a table.
         log: one row per epoch, as in ``log.csv``.
         seconds: how long the fit took (0 for a loaded run).
         recalibration: what predicted probabilities go through; None for nothing.
@@ -54,7 +55,7 @@ class Posterior(Predictions):
         log: pd.DataFrame | None = None,
     ):
         super().__init__(graph, kg, guide)
-        self.config, self.metrics = dict(config), dict(metrics or {})
+        self.config, self.metrics = dict(config), Metrics(metrics or {})
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
         self.provenance: dict[str, Any] = {}
@@ -62,6 +63,19 @@ class Posterior(Predictions):
     def __repr__(self) -> str:
         c = self.config
         return f"Posterior({c['model']}, {self.kg.score.name}, dim {c['dim']}, graph {self.graph.name!r})"
+
+    def _repr_html_(self) -> str:
+        priors = [self.config["entity_prior"] or self.config["prior"], self.config["relation_prior"]]
+        values = {
+            "model": self.config["model"],
+            "prior": " and, of relations, ".join(str(prior) for prior in priors if prior is not None),
+            "score": f"{self.kg.score.name}, dim {self.config['dim']}",
+            "guide": self.config["guide"],
+            "graph": repr(self.graph),
+        }
+        return as_html("Posterior", values, self.prior_parameters().set_index(["prior", "parameter"])) + (
+            self.metrics._repr_html_()
+        )
 
     def acquire(
         self,

@@ -13,6 +13,7 @@ A call's parameters are numbers; or unknown, to be learned with the fit or given
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import inspect
 import re
@@ -28,6 +29,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.families import Family, HypersphericalUniform, ProjectedNormal, family_for
 from kgpyro.names import import_dotted, is_dotted
@@ -97,6 +99,18 @@ class Prior:
 
     def __repr__(self) -> str:
         return f"Prior({self.text or 'a Python object'})"
+
+    def _repr_html_(self) -> str:
+        standard, family = self.distribution(4), self.family(4)
+        values: dict[str, object] = {"support": _support_name(family), "posterior": _posterior_name(family)}
+        with contextlib.suppress(NotImplementedError):
+            mean, deviation = float(standard.mean.mean()), float(standard.variance.mean().sqrt())
+            values["of a coordinate"] = f"mean {mean:.3g}, standard deviation {deviation:.3g}"
+        what = {"all": "one for all", "dim": "one per dimension", "symbol": "one per symbol"}
+        for name, unknown in self.unknown.items():
+            how = f"prior {unknown.prior.text}" if unknown.prior else f"learned, from {unknown.start:g}"
+            values[name] = f"{how}, {what[unknown.per]}"
+        return as_html(f"Prior {self.text or 'a Python object'}", values)
 
     def distribution(
         self, size: int, like: Tensor | None = None, values: Mapping[str, Tensor] | None = None

@@ -11,9 +11,9 @@ import kgpyro
 
 ROOT = Path(kgpyro.__file__).parent
 LAYERS = [
-    "errors", "plotting", "files", "graph", "negatives", "calibration", "features", "names", "scoring", "kernels",
-    "families", "priors", "hierarchy", "likelihood", "batches", "setting", "memory", "models", "guide", "guides",
-    "elbo", "training", "ranking", "runs", "checkpoint", "conformal", "predictive", "scores", "predictions",
+    "errors", "display", "plotting", "files", "graph", "negatives", "calibration", "features", "names", "scoring",
+    "kernels", "families", "priors", "hierarchy", "likelihood", "batches", "setting", "memory", "models", "guide",
+    "guides", "elbo", "training", "ranking", "runs", "checkpoint", "conformal", "predictive", "scores", "predictions",
     "abstention", "acquisition", "inference_data", "posterior", "psis", "figures", "replicates", "checks",
     "comparison", "fitting", "commands",
 ]  # fmt: skip
