@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,27 @@ from kgpyro.errors import InputError
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A ``matplotlib.figure.Figure`` of a size in inches. Raises InputError where matplotlib is not installed."""
+    """A ``matplotlib.figure.Figure`` of a size in inches, which a notebook shows where a cell ends with it.
+
+    Raises InputError where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class ShownFigure(Figure):  # without pyplot, which would keep every figure in memory
+        def _repr_png_(self) -> bytes:
+            return png_of(self)
+
+    return ShownFigure(figsize=(width, height), layout="constrained")
+
+
+def png_of(figure: Any, dpi: int = 80) -> bytes:
+    """A figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
 
 
 def write(
