@@ -167,6 +167,7 @@ class Bounded(TorchFunctionMode):
     Each tensor that is made counts for a thousand numbers at least, so that a claim of a billion small layers ends too.
     """
 
+    MATRIX = 10_000  # rows of a prior's covariance that is believed
     MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
 
     def __init__(self, weights: Iterable[Tensor]):
@@ -177,8 +178,8 @@ class Bounded(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self.MAKERS:
             self.left -= max(1000, func(*args, **kwargs | {"device": "meta"}).numel())
-            if self.left < 0:
-                raise InputError("the weights do not fit config.yaml, which claims far more of them.")
+        if self.left < 0 or (func is torch.diag_embed and args[0].shape[-1] > self.MATRIX):
+            raise InputError("the weights do not fit config.yaml, which claims far more of them.")
         return func(*args, **kwargs)
 
 

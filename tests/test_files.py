@@ -308,3 +308,12 @@ def test_a_claimed_folder(tmp_path: Path) -> None:
 
 def test_the_configuration_that_tests_use_is_complete() -> None:
     assert CONFIG.keys() >= kgpyro.runs.REQUIRED.keys()
+
+
+def test_a_long_tensor_is_no_covariance(run: Path) -> None:
+    rewrite(run, **{"guide.entity.loc": torch.zeros(5, 40_000)})
+    edit(run, "config.yaml", dim=40_000, prior="multivariate_normal")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="do not fit"):
+        kgpyro.load(run)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "more than 300 MB were taken"
