@@ -43,8 +43,9 @@ def compare(
         A row per name: ``elbo_per_fact`` (untempered, nats per training fact; NaN for a point estimate);
         ``log_density``, the log posterior predictive density of all candidates of the held-out queries that training
         and validation leave open, in nats per held-out fact; ``mrr`` (filtered, realistic); ``calibration_error``, how
-        far expected and observed numbers of facts are apart in bins of predicted probability, as a share of the facts;
-        ``parameters``; ``seconds``. Where several posteriors are given their mean, and ``…_se``, its standard error.
+        far expected and observed numbers of facts are apart in bins of predicted probability, over the number of facts,
+        which it may exceed; ``parameters``; ``seconds``. Where several posteriors are given their mean, and ``…_se``, its
+        standard error.
 
     Raises:
         InputError: no fits, fits of other graphs, a posterior without metrics, or an unknown column.

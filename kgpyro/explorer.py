@@ -188,7 +188,7 @@ class PriorExplorer(widgets.VBox):
             return
         figure.set_layout_engine(None)  # it is drawn twice otherwise
         figure.subplots_adjust(left=0.09, right=0.98, bottom=0.09, top=0.88, hspace=0.5, wspace=0.25)
-        self.image.value = png_of(figure)
+        self.image.value = png_of(figure, dpi=80)
         self.claims.value = self.predictive._repr_html_()
         self._say("\n".join(self.predictive.warnings))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,12 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
-
-    class ShownFigure(Figure):  # without pyplot, which would keep every figure in memory
-        def _repr_png_(self) -> bytes:
-            return png_of(self)
-
-    return ShownFigure(figsize=(width, height), layout="constrained")
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = partial(png_of, figure)  # without pyplot, which would keep every figure in memory
+    return figure
 
 
-def png_of(figure: Any, dpi: int = 80) -> bytes:
+def png_of(figure: Any, dpi: int = 100) -> bytes:
     """A figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=dpi)

@@ -212,8 +212,8 @@ class Predictions(PosteriorScores):
             draws: posterior draws behind the predictive probabilities.
 
         Returns:
-            One row per member, most probable first: ``tail`` (or ``head``), ``probability``, ``known``. Facts that
-            training holds are left out.
+            One row per member, most probable first: ``tail`` (or ``head``), ``probability`` (as the
+            model has it, whatever :meth:`recalibrate` was asked for), ``known``. Facts that training holds are left out.
 
         Raises:
             InputError: unknown names, not exactly one given entity, a coverage outside (0, 1), or no validation facts.
