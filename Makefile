@@ -16,6 +16,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=180 -n auto notebooks
 
 # the wheel, built from a clean tree, installed into an environment of its own and run from another folder
 wheel: $(VENV)/installed

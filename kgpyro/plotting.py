@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,23 @@ from kgpyro.errors import InputError
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A ``matplotlib.figure.Figure`` of a size in inches. Raises InputError where matplotlib is not installed."""
+    """A ``matplotlib.figure.Figure`` of a size in inches, which a notebook shows where it ends a cell.
+
+    Raises InputError where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = partial(_png, figure)  # IPython shows only pyplot's figures of itself
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png")
+        return file.getvalue()
 
 
 def write(
