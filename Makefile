@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: fit test check wheel clean
+.PHONY: fit test test-browser check wheel clean
 
 fit: $(VENV)/installed
 	$(BIN)/python -m kgpyro.fit --model lfm --prior normal
@@ -17,6 +17,11 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=180 -n auto notebooks
+
+# notebook 02 in JupyterLab and headless Chromium, which must be installed; screenshots go to artefacts/
+test-browser: $(VENV)/installed
+	$(INSTALL) -e ".[browser]"
+	$(BIN)/python -m pytest -s tests/browser.py
 
 # the wheel, built from a clean tree, installed into an environment of its own and run from another folder
 wheel: $(VENV)/installed

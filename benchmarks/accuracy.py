@@ -74,24 +74,34 @@ def run(config: Path, seed: int) -> dict[str, Any]:
 
 
 def table(folder: str) -> str:
-    """Mean and spread over seeds of each configuration of a folder as it stands, as a Markdown table."""
+    """Mean and spread over seeds of each configuration of a folder as it stands, as a Markdown table; beside those of
+    the whole, what others published (``published.csv``).
+    """
     current = {name_of(path): digest(path) for path in (HERE / "configs" / folder).glob("*.yaml")}
     rows = []
     for line in read_lines():
         if current.get(line["config"]) == line["config_sha"]:
             test = line["metrics"]["test"]["realistic"]
-            rows.append({k: line[k] for k in ("graph", "model", "config", "seconds")} | test | line["metrics"])
+            point = "point estimate" in line["objective"]
+            kind = f"{'point estimate' if point else line['model'].upper()}, {line['score']}"
+            rows.append({k: line[k] for k in ("graph", "config", "seconds")} | test | line["metrics"] | {"kind": kind})
     frame = pd.DataFrame(rows)
     out = [
-        "| graph | model | configuration | seeds | MRR | Hits@1 | Hits@10 | ELBO per fact | seconds |",
+        "| graph | model | configuration or source | seeds | MRR | Hits@1 | Hits@10 | ELBO per fact | seconds |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for (graph, model, config), part in frame.groupby(["graph", "model", "config"]):
+    for (graph, model, config), part in frame.groupby(["graph", "kind", "config"]):
         cells = [f"{part[m].mean():.3f} ± {part[m].std():.3f}" for m in ("mrr", "hits@1", "hits@10")]
         link = f"[{config.removesuffix('.yaml')}](benchmarks/configs/{config})"
-        elbo, seconds = part["elbo_per_fact"].mean(), part["seconds"].median()
-        out.append(f"| {graph} | {model} | {link} | {len(part)} | {' | '.join(cells)} | {elbo:.2f} | {seconds:.0f} |")
-    return "\n".join(out)
+        elbo = "–" if model.startswith("point") else f"{part['elbo_per_fact'].mean():.2f}"
+        end = f"{elbo} | {part['seconds'].median():.0f}"
+        out.append(f"| {graph} | {model} | {link} | {len(part)} | {' | '.join(cells)} | {end} |")
+    if folder == ".":
+        published = pd.read_csv(HERE / "published.csv", dtype=str).fillna("–")
+        published = published[published["graph"].isin(frame["graph"])]
+        for graph, model, *cells in published.itertuples(index=False):
+            out.append(f"| {graph} | {model} | {' | '.join([cells[0], '–', *cells[1:]])} | – | – |")
+    return "\n".join(out[:2] + sorted(out[2:], key=str.lower))
 
 
 def main() -> int:

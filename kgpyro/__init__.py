@@ -19,12 +19,13 @@ from kgpyro.psis import psis_khat
 from kgpyro.replicates import posterior_predictive
 
 if TYPE_CHECKING:
+    from kgpyro.explorer import explore
     from kgpyro.fitting import fit
 
 __version__ = "0.1.0"
 __all__ = [
-    "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "fact_figure", "fit", "labelled_facts",
-    "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "resolve_prior",
+    "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "explore", "fact_figure", "fit",
+    "labelled_facts", "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "resolve_prior",
     "variance_figure", "variances",
 ]  # fmt: skip
 
@@ -39,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from kgpyro.fitting import fit
 
         return fit
+    if name == "explore":  # needs ipywidgets, which is optional
+        from kgpyro.explorer import explore
+
+        return explore
     raise AttributeError(f"module 'kgpyro' has no attribute {name!r}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kgpyro.batches import Batches
+from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
 from kgpyro.plotting import new_figure, write
@@ -24,6 +25,7 @@ from kgpyro.scoring import Score
 from kgpyro.setting import Setting
 
 SURE = 0.99  # probability from which on a fact counts as claimed for sure
+SYMBOLS = 50  # of a draw, whose coordinates are shown
 PILED_UP = 0.1  # share of random facts claimed for sure from which on there is a warning
 
 
@@ -37,6 +39,7 @@ class PriorPredictive:
         density: one row per relation: the share of all pairs of entities it joins, in the graph and implied likewise.
         probabilities: of random facts under the prior, shape ``(draws, facts)``.
         degrees: number of answers of a random query, in the graph and in each draw: ``{"graph": (q,), "prior": (n,)}``.
+        coordinates: of latents drawn from the prior, by kind: ``{"entity": (m,), "relation": (m,)}``.
         title: the prior and the score, for figures.
     """
 
@@ -44,6 +47,7 @@ class PriorPredictive:
     density: pd.DataFrame
     probabilities: np.ndarray
     degrees: dict[str, np.ndarray]
+    coordinates: dict[str, np.ndarray]
     title: str
 
     @property
@@ -59,31 +63,44 @@ class PriorPredictive:
             f"and with --dim; a smaller prior scale, or scale=learn, claims less."
         ]
 
+    def _repr_html_(self) -> str:
+        return as_html(f"What {self.title} claims", {}, self.summary, notes="\n".join(self.warnings))
+
     def figure(self) -> Any:
-        """Three panels: probability of a random fact, density per relation, answers per query.
+        """Four panels: density of a latent's coordinates, probability of a random fact, density of each relation,
+        answers of a query.
 
         Raises InputError where matplotlib is not installed.
         """
-        figure = new_figure(12, 3.6)
-        left, middle, right = figure.subplots(1, 3)
-        left.hist(self.probabilities.ravel(), bins=50, range=(0, 1), color="tab:blue", log=True)
-        left.set(xlabel="probability of a random fact", ylabel="facts", title="what a random fact is worth")
+        figure = new_figure(10, 6.4)
+        (top, left), (middle, right) = figure.subplots(2, 2)
+        shown = np.concatenate(list(self.coordinates.values()))
+        low, high = np.quantile(shown, [0.005, 0.995])
+        edges = np.linspace(low, high if high > low else low + 1, 61)
+        for colour, (kind, values) in zip(("tab:blue", "tab:orange"), self.coordinates.items(), strict=True):
+            top.stairs(np.histogram(values, edges)[0] / len(values) / np.diff(edges), edges, color=colour, label=kind)
+        top.set(xlabel="a coordinate of a latent", ylabel="density", title="the prior (central 99 %)")
+        top.legend(frameon=False, loc="upper right")
+        counts, edges = np.histogram(self.probabilities, bins=50, range=(0, 1))
+        left.stairs(counts / self.probabilities.size, edges, fill=True, color="tab:blue")
+        left.set(yscale="log", xlim=(0, 1), xlabel="probability", ylabel="share of facts", title="a random fact")
         rows = self.density.sort_values("graph").reset_index(drop=True)
         middle.vlines(rows.index, rows["low"], rows["high"], color="tab:blue", alpha=0.5, label="prior, 90 %")
         middle.plot(rows.index, rows["mean"], "_", color="tab:blue", label="prior, mean")
         middle.plot(rows.index, rows["graph"], ".", color="black", label="graph")
-        middle.set(yscale="log", xlabel="relations, sparse to dense", ylabel="share of all pairs", title="density")
-        middle.legend(frameon=False)
+        middle.set(yscale="log", xlabel="relations, sparse to dense", ylabel="share of all pairs", title="relations")
+        middle.legend(frameon=False, loc="lower right")
         top = max(values.max(initial=1) for values in self.degrees.values())
         bins = np.unique(np.concatenate([[0], np.geomspace(1, top + 1, 24).round()])) - 0.5
         for name, colour in (("prior", "tab:blue"), ("graph", "black")):
             values = self.degrees[name]
-            weights = np.full(len(values), 1 / max(len(values), 1))
-            style = {"histtype": "step" if name == "graph" else "bar", "color": colour, "label": name}
-            right.hist(values, bins=bins, weights=weights, **style)
+            share = np.histogram(values, bins)[0] / max(len(values), 1)
+            right.stairs(share, bins, fill=name == "prior", color=colour, label=name)
         right.set_xscale("symlog", linthresh=1)
-        right.set(xlabel="answers of a random query", ylabel="share of queries", title="degrees")
-        right.legend(frameon=False)
+        right.set(xlabel="answers", ylabel="share of queries", title="answers of a random query")
+        right.legend(frameon=False, loc="upper right")
+        for panel in (left, middle, right):
+            panel.minorticks_off()
         figure.suptitle(self.title)
         return figure
 
@@ -140,18 +157,25 @@ def prior_predictive(
     config = {"prior": prior, "entity_prior": entity_prior, "relation_prior": relation_prior}
     kg = build_setting(graph, config | {"score": score, "dim": dim, "inverse": False})
     kg.start_at_base_rates(Batches(graph.training_queries, graph.num_entities, inverse=False))
-    found, degrees = [], []
+    found, degrees, drawn = [], [], []
     with seeded(seed):
         for _ in tqdm(range(draws), desc="prior", unit="draw", disable=not progress, leave=False):
-            probabilities, answers = _one_draw(kg, graph, facts, queries)
+            probabilities, answers, coordinates = _one_draw(kg, graph, facts, queries)
             found.append(probabilities)
             degrees.append(answers)
+            drawn.append(coordinates)
         observed = _observed_degrees(graph, queries * draws)
-    return _predictive(graph, torch.stack(found), torch.cat(degrees), observed, f"{prior}, {kg.score.name}, dim {dim}")
+    kinds = zip(("entity", "relation"), zip(*drawn, strict=True), strict=True)
+    shown_coordinates = {kind: torch.cat(parts).numpy() for kind, parts in kinds}
+    shown = entity_prior or prior if relation_prior is None else f"{entity_prior or prior} and {relation_prior}"
+    title = f"{shown}, {kg.score.name}, dim {dim}"
+    return _predictive(graph, torch.stack(found), torch.cat(degrees), observed, shown_coordinates, title)
 
 
-def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tensor, Tensor]:
-    """Probabilities of random facts of each relation, ``(R, f)``, and drawn numbers of answers of random queries."""
+def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Probabilities of random facts of each relation, ``(R, f)``, drawn numbers of answers of random queries, and
+    coordinates of entities and relations.
+    """
     entity_prior, relation_prior = kg.priors()
     latents = []
     for prior, count in ((entity_prior(...), kg.num_entities), (relation_prior(...), kg.num_relations)):
@@ -164,7 +188,14 @@ def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tens
     probabilities = (scores + kg.intercept[relation]).sigmoid().reshape(graph.num_relations, per_relation)
     row, anchor = torch.randint(graph.num_relations, (queries,)), torch.randint(graph.num_entities, (queries,))
     logits = kg.score.candidates(entities[anchor], relations[row], entities) + kg.intercept[row].unsqueeze(-1)
-    return probabilities, torch.bernoulli(logits.sigmoid()).sum(-1)
+    return (
+        probabilities,
+        torch.bernoulli(logits.sigmoid()).sum(-1),
+        (
+            entities[:SYMBOLS].flatten(),
+            relations[:SYMBOLS].flatten(),
+        ),
+    )
 
 
 def _observed_degrees(graph: Graph, queries: int) -> Tensor:
@@ -176,7 +207,14 @@ def _observed_degrees(graph: Graph, queries: int) -> Tensor:
     return torch.where(answered[position] == key, counts[position], 0)
 
 
-def _predictive(graph: Graph, probabilities: Tensor, degrees: Tensor, observed: Tensor, title: str) -> PriorPredictive:
+def _predictive(
+    graph: Graph,
+    probabilities: Tensor,
+    degrees: Tensor,
+    observed: Tensor,
+    coordinates: dict[str, np.ndarray],
+    title: str,
+) -> PriorPredictive:
     pairs = graph.num_entities**2
     in_graph = torch.bincount(graph.train[:, 1], minlength=graph.num_relations).double() / pairs
     implied = probabilities.double().mean(2)  # (draws, R)
@@ -194,4 +232,4 @@ def _predictive(graph: Graph, probabilities: Tensor, degrees: Tensor, observed: 
         for name, (value, drawn) in quantities.items()
     }
     counts = {"graph": observed.numpy(), "prior": degrees.numpy()}
-    return PriorPredictive(pd.DataFrame(rows).T, density, flat.numpy(), counts, title)
+    return PriorPredictive(pd.DataFrame(rows).T, density, flat.numpy(), counts, coordinates, title)

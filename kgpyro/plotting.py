@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from kgpyro.errors import InputError
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A ``matplotlib.figure.Figure`` of a size in inches, which a notebook shows where it ends a cell.
+    """A ``matplotlib.figure.Figure`` of a size in inches, which a notebook shows where a cell ends with it.
 
     Raises InputError where matplotlib is not installed.
     """
@@ -22,15 +21,19 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
-    figure: Any = Figure(figsize=(width, height), layout="constrained")
-    figure._repr_png_ = partial(_png, figure)  # IPython shows only pyplot's figures of itself
-    return figure
+
+    class ShownFigure(Figure):  # without pyplot, which would keep every figure in memory
+        def _repr_png_(self) -> bytes:
+            return png_of(self)
+
+    return ShownFigure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: Any) -> bytes:
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png")
-        return file.getvalue()
+def png_of(figure: Any, dpi: int = 80) -> bytes:
+    """A figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
 
 
 def write(

@@ -26,6 +26,7 @@ from kgpyro.predictions import Predictions
 from kgpyro.priors import resolve_prior
 from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
 from kgpyro.runs import Bounded, Run, refusing, store_recalibration
+from kgpyro.scores import seeded
 from kgpyro.scoring import resolve_score
 from kgpyro.setting import Setting
 
@@ -292,7 +293,7 @@ class Posterior(Predictions):
         run = Run.read(folder)
         run.refuse_own_code(set(own))
         config = run.config | own
-        with refusing(Path(folder)), Bounded(run.state.values()):
+        with refusing(Path(folder)), Bounded(run.state.values()), seeded(0):
             _refuse_claims(run, config, own)
             kg = build_setting(run.graph, config, run.state.get("guide.features"))
             guide = build_guide(config, kg, run.sites)

@@ -487,6 +487,42 @@ def _like(value: Any, like: Tensor) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a named prior, where one number stands for it.
+
+    Attributes:
+        default: of the standard member of the family.
+        constraint: of its value; None where it hangs on other parameters.
+        learnable: whether it can be learned or have a prior of its own.
+    """
+
+    default: float
+    constraint: constraints.Constraint | None
+    learnable: bool
+
+
+def parameters_of(name: str) -> dict[str, Parameter]:
+    """The parameters of a named prior, in the order of its call. Raises InputError for an unknown name."""
+    _, cls = _family_named(name)
+    defaults = {k: v for k, v in _standard(cls).items() if isinstance(v, (int, float))}
+    return {
+        key: Parameter(float(value), _scalar_constraint(cls, key), _elementwise(cls, key) is not None)
+        for key, value in defaults.items()
+    }
+
+
+def _standard(cls: Any) -> dict[str, Any]:
+    """The parameters that a call of the family may leave out, with what they are then."""
+    defaults = {k: v for k, v in (DEFAULTS | _defaults(cls)).items() if k in _accepted(cls)}
+    return _without_alternatives(defaults, chosen=_defaults(cls))
+
+
+def _scalar_constraint(cls: Any, key: str) -> constraints.Constraint | None:
+    found = _elementwise(cls, key) or _constraints(cls).get(key)
+    return found if found in (constraints.real, constraints.positive, constraints.unit_interval) else None
+
+
 # ---- the table of all names -----------------------------------------------------------------------------------------
 
 
@@ -501,9 +537,7 @@ def prior_table() -> str:
             kl = "analytic" if kl_divergence(q, p).isfinite().all() else "Monte Carlo"
         except NotImplementedError:
             kl = "Monte Carlo"
-        defaults = {k: v for k, v in (DEFAULTS | _defaults(cls)).items() if k in _accepted(cls)}
-        defaults = _without_alternatives(defaults, chosen=_defaults(cls))
-        written = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in defaults.items())
+        written = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in _standard(cls).items())
         kind = (
             " (multivariate)" if cls is not HypersphericalUniform and _construct(cls, {}, name, 3).event_shape else ""
         )

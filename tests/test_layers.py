@@ -15,7 +15,7 @@ LAYERS = [
     "kernels", "families", "priors", "hierarchy", "likelihood", "batches", "setting", "memory", "models", "guide",
     "guides", "elbo", "training", "ranking", "runs", "checkpoint", "conformal", "predictive", "scores", "predictions",
     "abstention", "acquisition", "inference_data", "posterior", "psis", "figures", "replicates", "checks",
-    "comparison", "fitting", "commands",
+    "comparison", "fitting", "explorer", "commands",
 ]  # fmt: skip
 NEVER = {
     "graph": {"pyro", "lightning"},
