@@ -16,6 +16,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=180 -n auto notebooks
 
 # notebook 02 in JupyterLab and headless Chromium, which must be installed; screenshots go to artefacts/
 test-browser: $(VENV)/installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import numpy as np
@@ -17,7 +18,7 @@ from kgpyro.figures import regression
 from kgpyro.graph import Graph
 from kgpyro.posterior import Posterior
 
-pytest.importorskip("matplotlib")
+image = pytest.importorskip("matplotlib.image")
 
 
 def uneven(graph: Graph, **changed: object) -> Posterior:
@@ -164,3 +165,10 @@ def test_without_matplotlib(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match="need matplotlib"):
         kgpyro.variance_figure(posterior_of(tiny))
+
+
+def test_a_notebook_shows_a_figure(tiny: Graph) -> None:
+    figure = kgpyro.variance_figure(uneven(tiny))
+    pixels = image.imread(io.BytesIO(figure._repr_png_()))
+    assert pixels.shape[:2] == (304, 720)
+    assert pixels.std() > 0, "an empty sheet"
