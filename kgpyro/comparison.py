@@ -44,8 +44,8 @@ def compare(
         ``log_density``, the log posterior predictive density of all candidates of the held-out queries that training
         and validation leave open, in nats per held-out fact; ``mrr`` (filtered, realistic); ``calibration_error``, how
         far expected and observed numbers of facts are apart in bins of predicted probability, over the number of facts,
-        which it may exceed; ``parameters``; ``seconds``. Where several posteriors are given their mean, and ``…_se``, its
-        standard error.
+        which it may exceed; ``parameters``; ``seconds``. Where several posteriors are given their mean, and
+        ``…_se``, its standard error.
 
     Raises:
         InputError: no fits, fits of other graphs, a posterior without metrics, or an unknown column.

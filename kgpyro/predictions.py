@@ -213,7 +213,7 @@ class Predictions(PosteriorScores):
 
         Returns:
             One row per member, most probable first: ``tail`` (or ``head``), ``probability`` (as the
-            model has it, whatever :meth:`recalibrate` was asked for), ``known``. Facts that training holds are left out.
+            model has it: sets do not go by a recalibration), ``known``. Facts that training holds are left out.
 
         Raises:
             InputError: unknown names, not exactly one given entity, a coverage outside (0, 1), or no validation facts.

@@ -170,5 +170,5 @@ def test_without_matplotlib(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_notebook_shows_a_figure(tiny: Graph) -> None:
     figure = kgpyro.variance_figure(uneven(tiny))
     pixels = image.imread(io.BytesIO(figure._repr_png_()))
-    assert pixels.shape[:2] == (304, 720)
+    assert pixels.shape[:2] == (380, 900)
     assert pixels.std() > 0, "an empty sheet"
