@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: fit test test-browser check wheel clean
+.PHONY: fit test test-browser coverage check wheel clean
 
 fit: $(VENV)/installed
 	$(BIN)/python -m kgpyro.fit --model lfm --prior normal
@@ -17,6 +17,10 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=180 -n auto notebooks
+
+# branches and lines that the tests go through, at least 92 %
+coverage: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing
 
 # notebook 02 in JupyterLab and headless Chromium, which must be installed; screenshots go to artefacts/
 test-browser: $(VENV)/installed
