@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -103,7 +105,9 @@ class PriorExplorer(widgets.VBox):
 
     def __init__(self, graph: Graph | str | Path, out: str | Path | None = None):
         self.graph = graph if isinstance(graph, Graph) else load_graph(graph)
-        self._out = Path(out if out is not None else tempfile.mkdtemp(prefix="kgpyro-"))
+        self._out = Path(tempfile.mkdtemp(prefix="kgpyro-") if out is None else out)
+        if out is None:
+            weakref.finalize(self, shutil.rmtree, self._out, ignore_errors=True)
         self.fits: dict[str, Posterior] = {}
         self.table = pd.DataFrame()
         self.predictive: PriorPredictive | None = None
