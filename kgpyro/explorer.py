@@ -245,7 +245,9 @@ class PriorExplorer(widgets.VBox):
             command = [sys.executable, "-m", "kgpyro.fit", "--config", str(folder / "options.yaml")]
             quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
             environment = os.environ | {"TQDM_MININTERVAL": "0.5"}
-            self._running = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=pipe, env=environment)
+            self._running = await asyncio.create_subprocess_exec(
+                *command, stdout=quiet, stderr=pipe, env=environment, preexec_fn=_heed_interrupts
+            )
             said = await self._follow(self._running)
             if await self._running.wait():
                 self._say(said.removeprefix("kgpyro: error: ") or "the fit was stopped before its first step.")
@@ -280,6 +282,11 @@ class PriorExplorer(widgets.VBox):
                 elif line.startswith(b"kgpyro"):
                     said = line.decode(errors="replace")
         return said
+
+
+def _heed_interrupts() -> None:
+    """Have a process end at Ctrl-C although its parent may ignore it, as what a shell starts in the background does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def explore(graph: Graph | str | Path, out: str | Path | None = None) -> PriorExplorer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,7 @@ def test_a_refused_fit_is_told(explorer: PriorExplorer) -> None:
 
 def test_stop_keeps_what_there_is(explorer: PriorExplorer) -> None:
     explorer.epochs.value = 100_000
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as below nohup
 
     async def fit_and_stop() -> kgpyro.Posterior | None:
         task = asyncio.create_task(explorer.fit())
@@ -100,7 +102,10 @@ def test_stop_keeps_what_there_is(explorer: PriorExplorer) -> None:
         explorer.stop()
         return await task
 
-    posterior = asyncio.run(fit_and_stop())
+    try:
+        posterior = asyncio.run(asyncio.wait_for(fit_and_stop(), 120))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert posterior is not None and "interrupted" in posterior.metrics["warnings"][0]
     assert len(explorer.table) == 1
 
