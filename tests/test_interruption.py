@@ -43,6 +43,14 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def heeds_interrupts() -> Iterator[None]:
+    """Ctrl-C does what it does in a terminal, although whoever runs the tests in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Crash(BaseException):
     """Stands for the end of the process."""
 
