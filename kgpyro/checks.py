@@ -90,8 +90,8 @@ class PriorPredictive:
         middle.plot(rows.index, rows["graph"], ".", color="black", label="graph")
         middle.set(yscale="log", xlabel="relations, sparse to dense", ylabel="share of all pairs", title="relations")
         middle.legend(frameon=False, loc="lower right")
-        top = max(values.max(initial=1) for values in self.degrees.values())
-        bins = np.unique(np.concatenate([[0], np.geomspace(1, top + 1, 24).round()])) - 0.5
+        most = max(values.max(initial=1) for values in self.degrees.values())
+        bins = np.unique(np.concatenate([[0], np.geomspace(1, most + 1, 24).round()])) - 0.5
         for name, colour in (("prior", "tab:blue"), ("graph", "black")):
             values = self.degrees[name]
             share = np.histogram(values, bins)[0] / max(len(values), 1)
@@ -188,14 +188,8 @@ def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tens
     probabilities = (scores + kg.intercept[relation]).sigmoid().reshape(graph.num_relations, per_relation)
     row, anchor = torch.randint(graph.num_relations, (queries,)), torch.randint(graph.num_entities, (queries,))
     logits = kg.score.candidates(entities[anchor], relations[row], entities) + kg.intercept[row].unsqueeze(-1)
-    return (
-        probabilities,
-        torch.bernoulli(logits.sigmoid()).sum(-1),
-        (
-            entities[:SYMBOLS].flatten(),
-            relations[:SYMBOLS].flatten(),
-        ),
-    )
+    coordinates = entities[:SYMBOLS].flatten(), relations[:SYMBOLS].flatten()
+    return probabilities, torch.bernoulli(logits.sigmoid()).sum(-1), coordinates
 
 
 def _observed_degrees(graph: Graph, queries: int) -> Tensor:

@@ -66,8 +66,8 @@ class Metrics(dict[str, Any]):
 
     def __repr__(self) -> str:
         parts = ["\n".join(f"{name:9}  {text}" for name, text in self.values_in_words.items())]
-        if not self.table.empty:
-            parts += [as_text(self.table), "filtered unless marked raw, all entities ranked, realistic ties"]
+        if not (table := self.table).empty:
+            parts += [as_text(table), "filtered unless marked raw, all entities ranked, realistic ties"]
         return "\n\n".join([*filter(None, parts), *(f"WARNING: {warning}" for warning in self.get("warnings", ()))])
 
     def _repr_html_(self) -> str:
