@@ -137,8 +137,10 @@ class PriorExplorer(widgets.VBox):
             ),
         )
         self.claims, self.comparison, self.shown_code = widgets.HTML(), widgets.HTML("No fits yet."), widgets.HTML()
-        for control in (self.separate, self.score, self.dim, self.model, self.epochs, self.seed):
+        for control in (self.separate, self.score, self.dim):
             control.observe(lambda _: self.refresh(), "value")
+        for control in (self.model, self.epochs, self.seed):  # of the fit alone: the claims stay
+            control.observe(lambda _: self._show_code(), "value")
         self.fit_button.on_click(self._start)
         self.stop_button.on_click(lambda _: self.stop())
         controls = [self.prior, self.separate, self.relation_prior, self.score, self.dim]
@@ -180,7 +182,7 @@ class PriorExplorer(widgets.VBox):
         if not self._ready:
             return
         self.relation_prior.layout.display = "" if self.separate.value else "none"
-        self.shown_code.value = f"<pre>{escape(self.code)}</pre>"
+        self._show_code()
         options = {key: value for key, value in self.options.items() if key in CLAIM}
         draws = min(10, max(2, LATENTS // (self.graph.num_entities * self.dim.value)))
         try:
@@ -195,6 +197,9 @@ class PriorExplorer(widgets.VBox):
         self.image.value = png_of(figure, dpi=80)
         self.claims.value = self.predictive._repr_html_()
         self._say("\n".join(self.predictive.warnings))
+
+    def _show_code(self) -> None:
+        self.shown_code.value = f"<pre>{escape(self.code)}</pre>"
 
     def _say(self, text: str) -> None:
         self.message.value = f"<div style='width:32em;line-height:1.3'>{escape(text)}</div>"
