@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,34 +74,40 @@ class PriorPredictive:
         Raises InputError where matplotlib is not installed.
         """
         figure = new_figure(10, 6.4)
-        (top, left), (middle, right) = figure.subplots(2, 2)
+        (top, left), (middle, right) = panels = figure.subplots(2, 2)
         shown = np.concatenate(list(self.coordinates.values()))
         low, high = np.quantile(shown, [0.005, 0.995])
         edges = np.linspace(low, high if high > low else low + 1, 61)
-        for colour, (kind, values) in zip(("tab:blue", "tab:orange"), self.coordinates.items(), strict=True):
-            top.stairs(np.histogram(values, edges)[0] / len(values) / np.diff(edges), edges, color=colour, label=kind)
-        top.set(xlabel="a coordinate of a latent", ylabel="density", title="the prior (central 99 %)")
-        top.legend(frameon=False, loc="upper right")
+        for colour, values in zip(("tab:blue", "tab:orange"), self.coordinates.values(), strict=True):
+            top.stairs(np.histogram(values, edges)[0] / len(values) / np.diff(edges), edges, color=colour)
+        top.set(xlabel="a coordinate of a latent", ylabel="density")
+        _key(top, dict(zip(self.coordinates, ("tab:blue", "tab:orange"), strict=True)))
         counts, edges = np.histogram(self.probabilities, bins=50, range=(0, 1))
         left.stairs(counts / self.probabilities.size, edges, fill=True, color="tab:blue")
-        left.set(yscale="log", xlim=(0, 1), xlabel="probability", ylabel="share of facts", title="a random fact")
+        left.set(yscale="log", xlim=(0, 1), xlabel="probability", ylabel="share of facts")
         rows = self.density.sort_values("graph").reset_index(drop=True)
-        middle.vlines(rows.index, rows["low"], rows["high"], color="tab:blue", alpha=0.5, label="prior, 90 %")
-        middle.plot(rows.index, rows["mean"], "_", color="tab:blue", label="prior, mean")
-        middle.plot(rows.index, rows["graph"], ".", color="black", label="graph")
-        middle.set(yscale="log", xlabel="relations, sparse to dense", ylabel="share of all pairs", title="relations")
-        middle.legend(frameon=False, loc="lower right")
+        middle.vlines(rows.index, rows["low"], rows["high"], color="tab:blue", alpha=0.5)
+        middle.plot(rows.index, rows["mean"], "_", color="tab:blue")
+        middle.plot(rows.index, rows["graph"], ".", color="black")
+        middle.set(yscale="log", xlabel="relations, sparse to dense", ylabel="share of all pairs")
+        _key(middle, {"prior, mean and 90 %": "tab:blue", "graph": "black"}, bottom=True)
         most = max(values.max(initial=1) for values in self.degrees.values())
         bins = np.unique(np.concatenate([[0], np.geomspace(1, most + 1, 24).round()])) - 0.5
         for name, colour in (("prior", "tab:blue"), ("graph", "black")):
             values = self.degrees[name]
             share = np.histogram(values, bins)[0] / max(len(values), 1)
-            right.stairs(share, bins, fill=name == "prior", color=colour, label=name)
+            right.stairs(share, bins, fill=name == "prior", color=colour)
         right.set_xscale("symlog", linthresh=1)
-        right.set(xlabel="answers", ylabel="share of queries", title="answers of a random query")
-        right.legend(frameon=False, loc="upper right")
-        for panel in (left, middle, right):
+        right.set(xlabel="answers", ylabel="share of queries")
+        _key(right, {"prior": "tab:blue", "graph": "black"})
+        titles = ("the prior (central 99 %)", "a random fact", "relations", "answers of a random query")
+        for panel, title in zip(panels.flat, titles, strict=True):
+            panel.set_title(title, y=1)  # fixed, as legends and mathematical type are slow to place
             panel.minorticks_off()
+        for axis in (left.yaxis, middle.yaxis, right.xaxis):
+            axis.set_major_formatter("{x:g}")
+        for axis in (top.xaxis, top.yaxis, left.xaxis, middle.xaxis, right.yaxis):
+            axis.get_major_locator().set_params(nbins=5)
         figure.suptitle(self.title)
         return figure
 
@@ -111,6 +118,14 @@ class PriorPredictive:
         """
         tables = {"prior_summary.csv": self.summary, "prior_density.csv": self.density}
         return write(folder, tables, {"prior_predictive.png": self.figure})
+
+
+def _key(panel: Any, colours: Mapping[str, str], bottom: bool = False) -> None:
+    """What the colours of a panel stand for, in a corner at its right."""
+    for row, (label, colour) in enumerate(colours.items()):
+        y = 0.04 + 0.09 * row if bottom else 0.96 - 0.09 * row
+        where = {"ha": "right", "va": "bottom" if bottom else "top", "transform": panel.transAxes}
+        panel.text(0.97, y, label, color=colour, **where)
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ def compare(
         ``…_se``, its standard error.
 
     Raises:
-        InputError: no fits, fits of other graphs, a posterior without metrics, or an unknown column.
+        InputError: no fits, fits of other graphs, a posterior without metrics or with a categorical likelihood, or an
+            unknown column.
     """
     groups = {name: [given] if isinstance(given, Posterior) else list(given) for name, given in fits.items()}
     if not groups or not all(groups.values()):
@@ -78,6 +79,7 @@ def compare(
 def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) -> dict[str, float]:
     if split not in posterior.metrics:
         raise InputError(f"a posterior without metrics of its {split} split cannot be compared; fit or load it anew.")
+    posterior.refuse_categorical("comparisons")
     probabilities, labels = held_out(posterior, split, draws, queries, seed)
     expected, observed = _binned(probabilities, probabilities), _binned(probabilities, labels)
     facts = labels.sum().clamp_min(1)

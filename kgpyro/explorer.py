@@ -184,7 +184,7 @@ class PriorExplorer(widgets.VBox):
         self.relation_prior.layout.display = "" if self.separate.value else "none"
         self._show_code()
         options = {key: value for key, value in self.options.items() if key in CLAIM}
-        draws = min(10, max(2, LATENTS // (self.graph.num_entities * self.dim.value)))
+        draws = min(5, max(2, LATENTS // (self.graph.num_entities * self.dim.value)))
         try:
             self.predictive = prior_predictive(self.graph, draws=draws, facts=200, queries=50, **options)
             figure = self.predictive.figure()

@@ -27,7 +27,7 @@ from kgpyro.errors import InputError
 from kgpyro.features import FeaturesLike, load_features
 from kgpyro.files import claim
 from kgpyro.graph import Graph, load_graph
-from kgpyro.likelihood import ESTIMATORS
+from kgpyro.likelihood import ESTIMATORS, LIKELIHOODS
 from kgpyro.memory import shortage
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
 from kgpyro.posterior import Posterior, build_guide, build_setting
@@ -84,6 +84,7 @@ def fit(
     warmup: float = 0.3,
     estimator: Literal["local", "shared", "plain"] = "local",
     inverse: bool = True,
+    likelihood: Literal["bernoulli", "categorical"] = "bernoulli",
     completeness: float = 1.0,
     lr: float = 0.1,
     optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
@@ -137,6 +138,8 @@ def fit(
         estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
             admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
         inverse: give every relation an inverse with latents of its own, which answers head queries.
+        likelihood: bernoulli (each fact of a query is true or not; the paper's), or categorical (each answer of a query
+            is drawn from all entities, which says who answers and not whether a fact is true).
         completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
             lacks is false, below 1 a fact may be true and missing (Elkan & Noto 2008).
         lr: learning rate.
@@ -240,6 +243,7 @@ def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str,
         kl_schedule=(options["kl_schedule"], SCHEDULES),
         optimizer=(options["optimizer"], tuple(OPTIMIZERS)),
         estimator=(options["estimator"], ESTIMATORS),
+        likelihood=(options["likelihood"], LIKELIHOODS),
         precision=(options["precision"], ("32", "64", "bf16", "16")),
     )
     config = {"dataset": graph.source or graph.name, **options}
@@ -249,8 +253,13 @@ def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str,
     config["score"] = _score_text(options["score"])
     if isinstance(options["features"], (Path, pd.DataFrame)):
         config["features"] = str(options["features"]) if isinstance(options["features"], Path) else None
+    categorical = options["likelihood"] == "categorical"
     if options["negatives"] is None:
-        config["negatives"] = "all" if graph.num_entities <= EXACT_UP_TO else 100
+        config["negatives"] = "all" if categorical or graph.num_entities <= EXACT_UP_TO else 100
+    if categorical and (config["negatives"] != "all" or options["completeness"] < 1):
+        raise InputError(
+            "--likelihood categorical draws answers from all entities; leave out --negatives and --completeness."
+        )
     if config["early_stopping"] and not len(graph.valid):
         raise InputError(f"--early-stopping watches validation triples, and graph {graph.name!r} has none.")
     if config["negatives"] == "all" and options["negative_weight"] is not None:
@@ -376,7 +385,9 @@ def _save_good(
 
 def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
     """What was optimised, in words; of a point estimate it is no bound."""
-    if config["negatives"] == "all":
+    if config.get("likelihood") == "categorical":
+        facts = "answers drawn from all candidates (categorical)"
+    elif config["negatives"] == "all":
         facts = "exact over all candidates"
     elif config["negative_weight"] is None:
         facts = f"Bernoulli-sampled, {config['negatives']} unobserved candidates per query with 1/b weights (unbiased)"

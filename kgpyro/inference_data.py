@@ -61,9 +61,10 @@ def to_arviz(
         seed: of choice and draws.
 
     Raises:
-        InputError: ArviZ is not installed, an unknown name, or a number that is not positive.
+        InputError: ArviZ is not installed, an unknown name, a number that is not positive, or a categorical likelihood.
     """
     arviz, new = load_arviz()
+    scores.refuse_categorical("ArviZ's groups of facts")
     for name, value in {"draws": draws, "facts": facts}.items():
         if value < 1:
             raise InputError(f"{name} must be a positive number; got {value}.")

@@ -8,6 +8,9 @@ Its derivative with respect to a score is ``1[observed] - sigmoid(s_bc)``: known
 over blocks of candidates computes value and gradients together, and a ``(b, E)`` matrix never exists: memory is that
 of the tables. With Gaussian candidates ``N(μ_c, σ_c²)`` the score itself is drawn, from ``N(⟨u, μ_c⟩, ⟨u², σ_c²⟩)``.
 
+Where a query's ``n_b`` answers are drawn from all candidates, ``ℓ_b = Σ_{c observed} s_bc - n_b log Σ_c exp s_bc``, and
+the derivative ``1[observed] - n_b softmax(s_b)_c`` takes a walk for the normaliser first.
+
 Where a true fact is observed with probability ``κ < 1`` only, an unobserved one's ``-softplus(s)`` becomes
 ``log(1 - κ sigmoid(s)) = softplus(s + log(1 - κ)) - softplus(s)``, and an observed one has ``log κ`` on top.
 """
@@ -60,6 +63,21 @@ def all_candidates_log_prob(
         return _AllCandidates.apply(*facts, normal, signs, half)
 
 
+def answers_log_prob(query: Tensor, table: Tensor, observed: Tensor) -> Tensor:
+    """The log-likelihood of all answers of each query, each drawn from all candidates, shape ``(b,)``.
+
+    Args:
+        query: query vectors, shape ``(b, d)``.
+        table: candidates, shape ``(E, d)``.
+        observed: rows of ``query`` and candidate ids of the answers, shape ``(2, p)``.
+    """
+    device = query.device.type
+    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False):
+        facts = query, table, None, torch.zeros_like(query[:, 0]), *observed, None, 1.0, None
+        return _AllCandidates.apply(*facts, None, None, half, True)
+
+
 def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """A block of standard normals, shape ``(b, BLOCK)``, and signs ``(b, blocks)``.
 
@@ -88,10 +106,13 @@ class _Facts:
     normal: Tensor | None
     signs: Tensor | None
     half: torch.dtype | None
+    categorical: bool = False
 
     def value(self) -> Tensor:
         """``ℓ``, shape ``(b,)``."""
         total = self._observed()
+        if self.categorical:
+            return total - self._answers() * self._log_normaliser()
         for start, scores, *_ in self._blocks():
             self._exclude(scores, start)
             total -= F.softplus(scores).sum(-1)
@@ -110,17 +131,16 @@ class _Facts:
         d_loc = torch.empty_like(self.loc)
         d_log_scale = None if self.log_scale is None else torch.empty_like(self.log_scale)
         d_squared = torch.zeros_like(q)
-        d_intercept = torch.bincount(rows, minlength=len(q)).to(q.dtype)
+        d_intercept = number = self._answers()
+        log_normaliser = self._log_normaliser() if self.categorical else None
+        if log_normaliser is not None:
+            total -= number * log_normaliser
         for start, scores, part, variance, deviation, noise in self._blocks():
-            self._exclude(scores, start)
-            total -= F.softplus(scores).sum(-1)
-            if self.completeness < 1:
-                missing = self._missing(scores, start)
-                total += F.softplus(missing).sum(-1)
-                p = scores.sigmoid_().sub_(missing.sigmoid_())
+            if log_normaliser is not None:
+                p = scores.sub_(log_normaliser.unsqueeze(-1)).exp_().mul_(number.unsqueeze(-1))
             else:
-                p = scores.sigmoid_()
-            d_intercept -= p.sum(-1)
+                p = self._fact_probabilities(scores, start, total)
+            d_intercept = d_intercept - p.sum(-1)
             if d_log_scale is not None and right_squared is not None:
                 slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
                 d_squared += slope @ variance
@@ -134,6 +154,27 @@ class _Facts:
         if weight is not None:
             d_query, d_intercept = d_query * weight.unsqueeze(-1), d_intercept * weight
         return total, [d_query, d_loc, d_log_scale, d_intercept]
+
+    def _fact_probabilities(self, scores: Tensor, start: int, total: Tensor) -> Tensor:
+        """``-∂ℓ/∂s`` of a block's unobserved facts, in place of their scores; adds their likelihood to ``total``."""
+        self._exclude(scores, start)
+        total -= F.softplus(scores).sum(-1)
+        if self.completeness == 1:
+            return scores.sigmoid_()
+        missing = self._missing(scores, start)
+        total += F.softplus(missing).sum(-1)
+        return scores.sigmoid_().sub_(missing.sigmoid_())
+
+    def _answers(self) -> Tensor:
+        """How many are observed of each query, shape ``(b,)``."""
+        return torch.bincount(self.rows, minlength=len(self.query)).to(self.query.dtype)
+
+    def _log_normaliser(self) -> Tensor:
+        """``log Σ_c exp s_bc``, shape ``(b,)``."""
+        total = torch.full_like(self.intercept, -torch.inf)
+        for _, scores, *_ in self._blocks():
+            total = torch.logaddexp(total, scores.logsumexp(-1))
+        return total
 
     def _observed(self) -> Tensor:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``."""
@@ -199,7 +240,7 @@ class _AllCandidates(torch.autograd.Function):
             gradients = [None if g is None else g.mul_(upstream[0]) for g in gradients]
         else:
             _, gradients = ctx.facts.value_and_gradients(upstream)
-        return (*gradients, *[None] * 8)
+        return (*gradients, *[None] * (len(ctx.needs_input_grad) - 4))
 
 
 def gaussian_draw(loc: Tensor, log_scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Bernoulli likelihood of facts, over all candidates of a query at once or one sampled fact at a time."""
+"""Likelihoods over all candidates of a query at once: a Bernoulli of every fact, or a categorical of the answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from kgpyro.families import is_gaussian, log_scale_of
-from kgpyro.kernels import all_candidates_log_prob, gaussian_draw, gaussian_draw_and_kl
+from kgpyro.kernels import all_candidates_log_prob, answers_log_prob, gaussian_draw, gaussian_draw_and_kl
 from kgpyro.scoring import Score
 
 ESTIMATORS = ("local", "shared", "plain")
+LIKELIHOODS = ("bernoulli", "categorical")
 
 
 class AllCandidates(TorchDistribution):
@@ -42,8 +43,9 @@ class AllCandidates(TorchDistribution):
             2008); it is 1 for those of an entity with itself, where ``symbols`` tell which these are.
     """
 
-    support = constraints.independent(constraints.boolean, 1)
+    support: constraints.Constraint = constraints.independent(constraints.boolean, 1)
     has_rsample = False
+    independent = True  # whether a fact's likelihood hangs on its own score alone, as local noise takes it
 
     def __init__(
         self,
@@ -149,6 +151,50 @@ class AllCandidates(TorchDistribution):
             return torch.bernoulli(self.observed_logits.sigmoid().expand(torch.Size(sample_shape) + self.shape()))
 
 
+class Answers(AllCandidates):
+    """The answers of each of ``b`` queries, each drawn from all candidates on its own.
+
+        answer ~ Categorical(softmax_c φ(anchor, relation, candidate_c)),  c = 1 … E
+
+    The likelihood of Lacroix et al. 2018 (and of every "1vsAll" loss): it says which entities answer a query, and
+    nothing of how many do. Batch shape ``(b,)``, event shape ``(E,)``. A value counts a query's answers, a ``(b, E)`` tensor,
+    dense or sparse; its log-probability is that of the answers in their order, one term each.
+
+    Args:
+        score, anchor, relation, table, reverse: as of :class:`AllCandidates`.
+        number: of answers of each query, shape ``(b,)``; what :meth:`sample` draws.
+    """
+
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+    independent = False
+
+    def __init__(
+        self,
+        score: Score,
+        anchor: Tensor,
+        relation: Tensor,
+        table: Tensor,
+        number: Tensor,
+        reverse: Tensor | None = None,
+    ):
+        super().__init__(score, anchor, relation, table, torch.zeros_like(anchor[:, 0]), reverse)
+        self.number = number
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._kernel:
+            query = self.score.queries(self.anchor, self.relation, self.reverse)
+            return answers_log_prob(query, self.table, (value if value.is_sparse else value.to_sparse())._indices())
+        return (value.to_dense() * self.logits.log_softmax(-1)).sum(-1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        with torch.no_grad():
+            counts = [
+                dist.Multinomial(int(n), logits=logits).sample(sample_shape)
+                for n, logits in zip(self.number, self.logits, strict=True)
+            ]
+            return torch.stack(counts, -2)
+
+
 def observed_logits(logits: Tensor, completeness: float, never_missing: Tensor | None = None) -> Tensor:
     """The log-odds that a fact is observed, ``logit(κ sigmoid(s))`` from those that it is true, elementwise.
 
@@ -197,7 +243,7 @@ class Integrate(Messenger):
       site, each fact's score is drawn instead of the candidates' latents; and where anchors or relations are rows of
       such a value, each query draws its own.
 
-    What a score or a guide does not admit falls back to the estimator before it.
+    What a score, a guide or a likelihood does not admit falls back to the estimator before it.
 
     Args:
         guide_trace: a run of the guide.
@@ -234,7 +280,7 @@ class Integrate(Messenger):
     def _likelihood(self, fn: AllCandidates) -> AllCandidates:
         fn = fn.with_kernel()
         candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
-        if self.estimator == "local" and candidates is not None and fn.score.linear:
+        if self.estimator == "local" and candidates is not None and fn.score.linear and fn.independent:
             own = None
             if fn.symbols is not None:
                 entities = self._drawn_rows(fn.anchor, fn.symbols[0])

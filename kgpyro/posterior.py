@@ -112,8 +112,10 @@ class Posterior(Predictions):
             (both in nats).
 
         Raises:
-            InputError: an unknown name or measure, a number that is not positive, or no unknown facts.
+            InputError: an unknown name or measure, a number that is not positive, no unknown facts, or a categorical
+                likelihood.
         """
+        self.refuse_categorical("acquisitions")
         if by not in MEASURES:
             raise InputError(f"facts are acquired by {', '.join(MEASURES)}; not by {by!r}.")
         for name, value in {"n": n, "draws": draws, "queries": queries}.items():
@@ -329,6 +331,7 @@ def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | No
     score = resolve_score(config["score"])
     kg = Setting(graph.num_entities, relation_rows, score, config["dim"], entity_prior, relation_prior)
     kg.features, kg.completeness = features, config.get("completeness", 1.0)
+    kg.categorical = config.get("likelihood") == "categorical"
     return kg
 
 

@@ -61,8 +61,9 @@ class Predictions(PosteriorScores):
             relations have inverses a draw's probability is asked both ways, and the fact's draws are those of either.
 
         Raises:
-            InputError: an unknown name.
+            InputError: an unknown name, or a categorical likelihood.
         """
+        self.refuse_categorical("predictions of single facts")
         ids = self._ids(triples).to(self.device)
         found = []
         with seeded(seed):
@@ -168,11 +169,11 @@ class Predictions(PosteriorScores):
             seed: of the draws.
 
         Returns:
-            One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive),
-            ``std`` and ``low``, ``high`` (standard deviation and interval of the fact's probability over the
-            posterior), ``aleatoric`` and ``epistemic`` (the two parts of the doubt, in nats;
-            :func:`kgpyro.predictive.summary`), ``score`` and ``frequency`` as in :meth:`facts`, ``known`` (the split
-            that holds the fact, or an empty string).
+            One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive, of
+            the fact; under a categorical likelihood, that it is the answer), ``std`` and ``low``, ``high`` (standard
+            deviation and interval of that probability over the posterior), ``aleatoric`` and ``epistemic`` (the two
+            parts of the doubt, in nats; :func:`kgpyro.predictive.summary`), ``score`` and ``frequency`` as in
+            :meth:`facts`, ``known`` (the split that holds the fact, or an empty string).
 
         Raises:
             InputError: unknown names, or not exactly one given entity.

@@ -197,8 +197,9 @@ def posterior_predictive(
         progress: show a progress bar.
 
     Raises:
-        InputError: a number that is too small.
+        InputError: a number that is too small, or a categorical likelihood.
     """
+    posterior.refuse_categorical("replicated graphs")
     for name, value, least in (("draws", draws, 2), ("queries", queries, 1), ("entities", entities, 3)):
         if value < least:
             raise InputError(f"--{name} must be at least {least}; got {value}.")

@@ -9,6 +9,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from kgpyro.errors import InputError
 from kgpyro.families import is_gaussian, posterior_mean, posterior_variance
 from kgpyro.graph import Graph
 from kgpyro.guide import Guide
@@ -70,7 +71,7 @@ class PosteriorScores:
         total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
         for draw in range(draws):
             with seeded(draw):
-                total += self._draw_logits(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
+                total += self._draw_scores(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
         return total / draws
 
     def intercepts(self, row: Tensor) -> Tensor:
@@ -95,7 +96,8 @@ class PosteriorScores:
     ) -> Tensor:
         """Monte-Carlo posterior predictive probability of candidates (all, or ids ``(c,)``), ``(b, E)`` or ``(b, c)``.
 
-        Queries are ``anchor`` and ``row`` of shape ``(b,)``.
+        Of the fact that one makes with the query, or under the categorical likelihood that it is the answer. Queries
+        are ``anchor`` and ``row`` of shape ``(b,)``.
         """
         anchor, row = anchor.to(self.device), row.to(self.device)
         columns = self.graph.num_entities if isinstance(candidates, EllipsisType) else len(candidates)
@@ -171,6 +173,25 @@ class PosteriorScores:
         return "entities" in self.guide.sites
 
     def _draw_logits(self, anchor: Tensor, row: Tensor, candidates: Tensor | EllipsisType = ...) -> Tensor:
+        """Log-odds of candidates (all, or ids ``(c,)``) in one posterior draw, ``(b, E)`` or ``(b, c)``.
+
+        Under the Bernoulli likelihood those of the facts that they make, under the categorical one those of being the
+        answer.
+        """
+        if not self.kg.categorical:
+            return self._draw_scores(anchor, row, candidates)
+        log_p = self._draw_scores(anchor, row).log_softmax(-1).clamp_max(-1e-7)[:, candidates]
+        return log_p - (-torch.expm1(log_p)).log()
+
+    def refuse_categorical(self, what: str) -> None:
+        """Raise InputError where the likelihood does not say how probable a single fact is."""
+        if self.kg.categorical:
+            raise InputError(
+                f"{what} need the probability that a fact is true, and a categorical likelihood says only which entity "
+                f"answers a query; fit with --likelihood bernoulli."
+            )
+
+    def _draw_scores(self, anchor: Tensor, row: Tensor, candidates: Tensor | EllipsisType = ...) -> Tensor:
         """``φ + b_p`` of candidates (all, or ids ``(c,)``) in one posterior draw, ``(b, E)`` or ``(b, c)``.
 
         Under local noise rows are independent draws, also of the same query; else they share one table.

@@ -15,7 +15,7 @@ from kgpyro.batches import Batch, Batches
 from kgpyro.errors import InputError
 from kgpyro.families import Family
 from kgpyro.hierarchy import SymbolPrior
-from kgpyro.likelihood import AllCandidates, observed_logits
+from kgpyro.likelihood import AllCandidates, Answers, observed_logits
 from kgpyro.priors import Prior
 from kgpyro.scoring import Score
 
@@ -34,6 +34,7 @@ class Setting(nn.Module):
         intercept: ``b_p``, a learnt parameter of shape ``(num_relations,)``.
         features: of the entities, shape ``(num_entities, f)``; None where there are none.
         completeness: the probability with which a true fact between two entities is in the training graph.
+        categorical: whether :meth:`likelihood` is of answers drawn from all candidates. Then there are no intercepts.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Setting(nn.Module):
         self.intercept = nn.Parameter(torch.zeros(num_relations))
         self.features: Tensor | None = None
         self.completeness = 1.0
+        self.categorical = False
         self.sparse = False
 
     @property
@@ -104,7 +106,13 @@ class Setting(nn.Module):
         return {site: found for kind in self.families for site, found in self.symbol_prior(kind).latents.items()}
 
     def start_at_base_rates(self, batches: Batches) -> None:
-        """Start ``b_p`` where relations' facts are observed at their base rates among those of the training queries."""
+        """Start ``b_p`` where relations' facts are observed at their base rates among those of the training queries.
+
+        Where answers are drawn from all candidates it cancels, and stays at 0.
+        """
+        if self.categorical:
+            self.intercept.requires_grad_(False)
+            return
         queries = batches.queries
         rows = queries.relation if batches.inverse else queries.relation % queries.num_relations
         facts = torch.bincount(rows, minlength=self.num_relations) * batches.num_entities
@@ -112,6 +120,18 @@ class Setting(nn.Module):
         with torch.no_grad():
             true = (observed + 0.5) / (facts + 1.0) / self.completeness
             self.intercept.copy_(torch.logit(true.clamp_max(0.99)))
+
+    def likelihood(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
+        """The likelihood of a batch's facts, as ``--likelihood`` says: :meth:`bernoulli` or :meth:`answers`."""
+        return (self.answers if self.categorical else self.bernoulli)(head, relation, tail, batch)
+
+    def answers(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
+        """``Categorical(softmax_o φ(h_s, h_p, h_o))`` of each answer of a batch's queries: :class:`Answers`.
+
+        Arguments are as of :meth:`bernoulli`, with all entities as ``tail``. Batch shape ``(b,)``, event ``(E,)``.
+        """
+        number = batch.y.sum(-1).to_dense()
+        return Answers(self.score, head, relation, tail, number, batch.reverse)
 
     def bernoulli(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
         """``Bernoulli(κ sigmoid(φ(h_s, h_p, h_o) + b_p))`` of a batch's facts, ``κ`` the completeness.

@@ -28,6 +28,7 @@ from kgpyro.batches import Batches
 from kgpyro.elbo import Terms, WeightedELBO
 from kgpyro.errors import InputError
 from kgpyro.guide import Guide
+from kgpyro.likelihood import Answers
 from kgpyro.setting import Setting
 
 OPTIMIZERS = {
@@ -327,6 +328,8 @@ def latent_sites(model: Callable, kg: Setting, batches: Batches) -> set[str]:
         )
     if not trace.observation_nodes:
         raise InputError("the model observes nothing: give its likelihood obs=batch.y.")
+    if kg.categorical and not any(isinstance(trace.nodes[y]["fn"], Answers) for y in trace.observation_nodes):
+        raise InputError("the model has a likelihood of its own, not kg.likelihood; leave out --likelihood.")
     known = {site for _, sites in batch.frames() for site in sites} | kg.hyper_latents.keys()
     latent = set(trace.stochastic_nodes)
     if unknown := latent - known:

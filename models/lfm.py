@@ -30,4 +30,4 @@ def lfm(kg: Setting, batch: Batch) -> None:
         tail = pyro.sample("tail", entity_prior(o))
 
     with batch.fact_plate():
-        pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
+        pyro.sample("y", kg.likelihood(head, relation, tail, batch), obs=batch.y)

@@ -24,4 +24,4 @@ def lim(kg: Setting, batch: Batch) -> None:
 
     head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
     with batch.fact_plate():
-        pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
+        pyro.sample("y", kg.likelihood(head, relation, tail, batch), obs=batch.y)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 from playwright.sync_api import Locator, Page, sync_playwright
@@ -83,12 +84,15 @@ def test_play_with_priors(lab: str, page: Page) -> None:
     assert not [text for text in said if not re.match("findfont|Matplotlib is building", text)], said
 
     image, slider = explorer.locator("img").first, explorer.locator(".noUi-handle").nth(1)
-    before = image.get_attribute("src")
     slider.focus()
-    started = time.monotonic()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_function("([e, src]) => e.src !== src", arg=[image.element_handle(), before])
-    print(f"a slider's move shows after {1000 * (time.monotonic() - started):.0f} ms")
+    milliseconds = []
+    for _ in range(5):
+        before, started = image.get_attribute("src"), time.monotonic()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("([e, src]) => e.src !== src", arg=[image.element_handle(), before])
+        milliseconds.append(1000 * (time.monotonic() - started))
+        page.wait_for_timeout(500)
+    print(f"a slider's move shows after {median(milliseconds):.0f} ms, the first one after {milliseconds[0]:.0f}")
     assert "normal(scale=0." in explorer.locator("pre").first.text_content()
 
     explorer.get_by_role("button", name="Fit", exact=True).click()

@@ -57,6 +57,7 @@ class Parts:
         guide: str = "lookup",
         features: torch.Tensor | None = None,
         completeness: float = 1.0,
+        categorical: bool = False,
         **negatives: float | None,
     ):
         self.graph = graph
@@ -64,7 +65,7 @@ class Parts:
         both = resolve_prior(prior)
         self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both)
         self.kg.to(torch.get_default_dtype())
-        self.kg.features, self.kg.completeness = features, completeness
+        self.kg.features, self.kg.completeness, self.kg.categorical = features, completeness, categorical
         self.batches = Batches(graph.training_queries, graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
         self.model: Callable = resolve(model, MODELS, "model")
         self.sites = latent_sites(self.model, self.kg, self.batches)

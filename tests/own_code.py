@@ -37,7 +37,7 @@ def doubled_relations(kg: Setting, batch: Batch) -> None:
         relations = pyro.sample("relations", relation_prior(p))
     head, relation, tail = entities[batch.anchor], 2 * relations[batch.relation], entities[batch.candidate]
     with batch.fact_plate():
-        pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
+        pyro.sample("y", kg.likelihood(head, relation, tail, batch), obs=batch.y)
 
 
 class Tempered(nn.Module):
@@ -55,7 +55,7 @@ class Tempered(nn.Module):
             relations = pyro.sample("relations", relation_prior(p)) * self.log_temperature.exp()
         head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
         with batch.fact_plate():
-            pyro.sample("y", kg.bernoulli(head, relation, tail, batch), obs=batch.y)
+            pyro.sample("y", kg.likelihood(head, relation, tail, batch), obs=batch.y)
 
 
 class OneScale(Guide):

@@ -1,0 +1,139 @@
+"""Answers drawn from all candidates: their likelihood enumerated, its kernel, and what a posterior then says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Parts
+from test_exactness import EVERY, TOLERANCE, Fixed, all_facts, share, splits
+from torch import Tensor
+from torch.autograd import gradcheck
+
+import kgpyro
+from kgpyro import kernels
+from kgpyro.elbo import WeightedELBO
+from kgpyro.errors import InputError
+from kgpyro.graph import Graph
+from kgpyro.likelihood import Answers
+from kgpyro.posterior import Posterior
+from kgpyro.scoring import SCORES
+
+OBSERVED = torch.tensor([[0, 0, 2], [1, 6, 3]])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BLOCK", 3)
+
+
+def naive(query: Tensor, table: Tensor) -> Tensor:
+    scores = query @ table.mT
+    return torch.zeros(3).index_add(0, OBSERVED[0], scores.log_softmax(1)[OBSERVED[0], OBSERVED[1]])
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("weight", [torch.full((3,), 2.5), torch.tensor([1.0, -0.5, 3.0])])
+def test_value_and_gradients(weight: Tensor) -> None:
+    inputs = [torch.randn(3, 4, requires_grad=True), (3 * torch.randn(7, 4)).requires_grad_()]
+
+    def fused(*given: Tensor) -> Tensor:
+        return kernels.answers_log_prob(*given, OBSERVED) * weight
+
+    expected = naive(*inputs) * weight
+    with torch.no_grad():
+        torch.testing.assert_close(fused(*inputs), expected)
+    torch.testing.assert_close(fused(*inputs), expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(fused(*inputs).sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert gradcheck(fused, inputs, nondet_tol=1e-12)
+
+
+def test_scores_that_overflow_an_exponential() -> None:
+    query, table = torch.full((1, 1), 500.0, requires_grad=True), torch.tensor([[-1.0], [1.0], [0.9], [1.0]])
+    found = kernels.answers_log_prob(query, table, torch.tensor([[0], [1]]))
+    assert float(found.detach()) == pytest.approx(-math.log(2), abs=1e-4)
+    assert torch.autograd.grad(found, query)[0].isfinite().all()
+
+
+@pytest.mark.usefixtures("double")
+@EVERY
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_batches_sum_to_the_likelihood(tiny: Graph, model: str, inverse: bool, size: int) -> None:
+    parts = Parts(tiny, model, inverse=inverse, categorical=True)
+    fixed = Fixed(parts)
+    expected = 0.0
+    for relation, anchor, candidate, label in all_facts(parts):
+        scores = (fixed.entities[anchor] * fixed.relations[relation] * fixed.entities).sum(1)
+        expected += float(label * (scores[candidate] - scores.exp().sum().log()))
+    total = sum(share(parts, i) * fixed.log_likelihood(parts.batches(i)) for i in splits(len(parts.batches), size))
+    assert total == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.usefixtures("double")
+@EVERY
+@pytest.mark.parametrize("score", ["DistMult", "ComplEx", "TransE-L2", "pykeen:HolE"])
+@pytest.mark.parametrize("estimator", ["shared", "local"])
+def test_every_estimator_is_plain_pyro(tiny: Graph, model: str, inverse: bool, score: str, estimator: str) -> None:
+    """The same draw, hence the same loss and gradients; scores of one query cannot be drawn each on its own."""
+    parts = Parts(tiny, model, score=score, inverse=inverse, categorical=True)
+    batch = parts.batches(torch.tensor([0, 3, 4]))
+    learned = [p for p in torch.nn.ModuleList([parts.kg, parts.guide]).parameters() if p is not parts.kg.intercept]
+    found = {}
+    for name in ("plain", estimator):
+        elbo = WeightedELBO(estimator=name)
+        elbo.draws = 1
+        torch.manual_seed(5)
+        loss = elbo.differentiable_loss(parts.model, parts.guide, parts.kg, batch)
+        found[name] = [loss, *torch.autograd.grad(loss, learned)]
+    for plain, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(other, plain)
+
+
+def test_answers_are_drawn_as_often_as_they_are_probable() -> None:
+    answers = Answers(
+        SCORES["distmult"], torch.randn(2, 3), torch.randn(2, 3), torch.randn(4, 3), torch.tensor([1.0, 2.0])
+    )
+    drawn = answers.sample(torch.Size([20_000]))
+    assert drawn.shape == (20_000, 2, 4)
+    assert (drawn.sum(-1) == answers.number).all()
+    torch.testing.assert_close(drawn.mean(0), answers.number[:, None] * answers.logits.softmax(-1), atol=0.03, rtol=0)
+
+
+@pytest.fixture(scope="module", params=["lim", "lfm"])
+def fitted(request: pytest.FixtureRequest, tiny: Graph) -> Posterior:
+    return kgpyro.fit(tiny, model=request.param, likelihood="categorical", dim=4, epochs=3, progress=False)
+
+
+def test_a_fit_and_its_predictions(fitted: Posterior, tmp_path: Path) -> None:
+    assert "categorical" in fitted.metrics["objective"]
+    assert not fitted.kg.intercept.any()
+    found = fitted.predict(head="a", relation="likes", top=None)
+    assert found["probability"].sum() == pytest.approx(1, abs=1e-4)  # it is one of them
+    one = fitted.predict(head="a", relation="likes", top=1)
+    assert one["tail"][0] == found["tail"][0]
+    fitted.save(tmp_path / "run")
+    again = Posterior.load(tmp_path / "run")
+    assert again.predict(head="a", relation="likes", top=None).equals(found)
+    assert set(again.predict_set(head="a", relation="likes", coverage=0.5).columns) == {"tail", "probability", "known"}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda p: p.facts([("a", "likes", "b")]),
+        lambda p: p.calibration(),
+        lambda p: p.acquire(),
+        lambda p: p.to_arviz(),
+        lambda p: kgpyro.posterior_predictive(p),
+        lambda p: kgpyro.compare({"it": p}),
+    ],
+)
+def test_what_it_does_not_say(fitted: Posterior, ask: Callable) -> None:
+    with pytest.raises(InputError, match="fit with --likelihood bernoulli"):
+        ask(fitted)
