@@ -157,8 +157,8 @@ class Answers(AllCandidates):
         answer ~ Categorical(softmax_c φ(anchor, relation, candidate_c)),  c = 1 … E
 
     The likelihood of Lacroix et al. 2018 (and of every "1vsAll" loss): it says which entities answer a query, and
-    nothing of how many do. Batch shape ``(b,)``, event shape ``(E,)``. A value counts a query's answers, a ``(b, E)`` tensor,
-    dense or sparse; its log-probability is that of the answers in their order, one term each.
+    nothing of how many do. Batch shape ``(b,)``, event shape ``(E,)``. A value counts a query's answers, a ``(b, E)``
+    tensor, dense or sparse; its log-probability is that of the answers in their order, one term each.
 
     Args:
         score, anchor, relation, table, reverse: as of :class:`AllCandidates`.
