@@ -18,13 +18,9 @@ Where a true fact is observed with probability ``κ < 1`` only, an unobserved on
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +28,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 512  # candidates at a time: a (b, BLOCK) block of scores stays in cache
-T = TypeVar("T")
 
 
 def all_candidates_log_prob(
@@ -95,17 +90,6 @@ def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     return normal, signs
 
 
-@cache
-def _threads(process: int, number: int) -> ThreadPoolExecutor:
-    """Threads of this process, each of which computes alone."""
-    everywhere = torch.get_num_threads()
-    pool = ThreadPoolExecutor(number, "kgpyro", initializer=torch.set_num_threads, initargs=(1,))
-    everyone = threading.Barrier(number)
-    list(pool.map(lambda _: everyone.wait(), range(number)))
-    torch.set_num_threads(everywhere)  # PyTorch takes the last setting for threads to come
-    return pool
-
-
 @dataclass(frozen=True)
 class _Facts:
     """The arguments of :func:`all_candidates_log_prob`, with the noise already drawn and the products' dtype."""
@@ -126,16 +110,15 @@ class _Facts:
 
     def value(self) -> Tensor:
         """``ℓ``, shape ``(b,)``."""
+        total = self._observed()
         if self.categorical:
-            return self._observed() - self._answers() * self._log_normaliser()
-
-        def walk(starts: range) -> Tensor:
-            total = torch.zeros_like(self.intercept)
-            for start, scores, *_ in self._blocks(starts):
-                self._fact_probabilities(scores, start, total)
-            return total
-
-        return self._observed() + sum(self._shares(walk))
+            return total - self._answers() * self._log_normaliser()
+        for start, scores, *_ in self._blocks():
+            self._exclude(scores, start)
+            total -= F.softplus(scores).sum(-1)
+            if self.completeness < 1:
+                total += F.softplus(self._missing(scores, start)).sum(-1)
+        return total
 
     def value_and_gradients(self, weight: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
         """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, log_scale and intercept."""
@@ -143,52 +126,34 @@ class _Facts:
         weighted = q if weight is None else q * weight.unsqueeze(-1)
         right = self._cast(weighted)
         right_squared = None if self.log_scale is None else self._cast(weighted * q)
+        total = self._observed()
+        d_query = torch.zeros_like(q).index_add_(0, rows, self.loc[columns])
         d_loc = torch.empty_like(self.loc)
         d_log_scale = None if self.log_scale is None else torch.empty_like(self.log_scale)
-        total, number = self._observed(), self._answers()
+        d_squared = torch.zeros_like(q)
+        d_intercept = number = self._answers()
         log_normaliser = self._log_normaliser() if self.categorical else None
         if log_normaliser is not None:
             total -= number * log_normaliser
-
-        def walk(starts: range) -> tuple[Tensor, ...]:
-            value, d_intercept, d_query, d_squared = (torch.zeros_like(x) for x in (total, total, q, q))
-            for start, scores, part, variance, deviation, noise in self._blocks(starts):
-                if log_normaliser is None:
-                    p = self._fact_probabilities(scores, start, value)
-                else:
-                    p = scores.sub_(log_normaliser.unsqueeze(-1)).exp_().mul_(number.unsqueeze(-1))
-                d_intercept -= p.sum(-1)
-                if d_log_scale is not None and right_squared is not None:
-                    slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
-                    d_squared += slope @ variance
-                    d_log_scale[start : start + BLOCK] = (slope.mT @ right_squared).mul_(variance).neg_()
-                p = self._cast(p)
-                d_query -= p @ part
-                d_loc[start : start + BLOCK] = (p.mT @ right).neg_()
-            return value, d_intercept, d_query, d_squared
-
-        value, d_intercept, d_query, d_squared = (sum(parts) for parts in zip(*self._shares(walk), strict=True))
-        d_query.index_add_(0, rows, self.loc[columns])
+        for start, scores, part, variance, deviation, noise in self._blocks():
+            if log_normaliser is not None:
+                p = scores.sub_(log_normaliser.unsqueeze(-1)).exp_().mul_(number.unsqueeze(-1))
+            else:
+                p = self._fact_probabilities(scores, start, total)
+            d_intercept = d_intercept - p.sum(-1)
+            if d_log_scale is not None and right_squared is not None:
+                slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
+                d_squared += slope @ variance
+                d_log_scale[start : start + BLOCK] = (slope.mT @ right_squared).mul_(variance).neg_()
+            p = self._cast(p)
+            d_query -= p @ part
+            d_loc[start : start + BLOCK] = (p.mT @ right).neg_()
         d_loc.index_add_(0, columns, weighted[rows])
-        d_intercept += number
         if d_log_scale is not None:
             d_query.addcmul_(q, d_squared, value=-1)
         if weight is not None:
             d_query, d_intercept = d_query * weight.unsqueeze(-1), d_intercept * weight
-        return total + value, [d_query, d_loc, d_log_scale, d_intercept]
-
-    def _shares(self, walk: Callable[[range], T]) -> list[T]:
-        """What a walk gives of each share of the candidates' blocks.
-
-        In half precision on a CPU a block is too small for the threads of one product, and every thread walks blocks of
-        its own.
-        """
-        threads = 1 if self.half is None or self.query.is_cuda else torch.get_num_threads()
-        shares = min(threads, -(-len(self.loc) // BLOCK))
-        if shares <= 1:
-            return [walk(range(0, len(self.loc), BLOCK))]
-        starts = [range(BLOCK * i, len(self.loc), BLOCK * shares) for i in range(shares)]
-        return list(_threads(os.getpid(), shares).map(torch.no_grad()(walk), starts))
+        return total, [d_query, d_loc, d_log_scale, d_intercept]
 
     def _fact_probabilities(self, scores: Tensor, start: int, total: Tensor) -> Tensor:
         """``-∂ℓ/∂s`` of a block's unobserved facts, in place of their scores; adds their likelihood to ``total``."""
@@ -206,14 +171,10 @@ class _Facts:
 
     def _log_normaliser(self) -> Tensor:
         """``log Σ_c exp s_bc``, shape ``(b,)``."""
-
-        def walk(starts: range) -> Tensor:
-            total = torch.full_like(self.intercept, -torch.inf)
-            for _, scores, *_ in self._blocks(starts):
-                total = torch.logaddexp(total, scores.logsumexp(-1))
-            return total
-
-        return torch.stack(self._shares(walk)).logsumexp(0)
+        total = torch.full_like(self.intercept, -torch.inf)
+        for _, scores, *_ in self._blocks():
+            total = torch.logaddexp(total, scores.logsumexp(-1))
+        return total
 
     def _observed(self) -> Tensor:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``."""
@@ -223,19 +184,19 @@ class _Facts:
             scores += torch.where(torch.as_tensor(sure), 0.0, math.log(self.completeness))
         return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
 
-    def _blocks(self, starts: range) -> Iterator[tuple[int, Tensor, Tensor, Any, Any, Any]]:
+    def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, Any, Any, Any]]:
         """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
-        query = self._cast(self.query)
+        query, table = self._cast(self.query), self._cast(self.loc)
         squared = None if self.log_scale is None else self._cast(self.query.square())
-        for start in starts:
-            part = self._cast(self.loc[start : start + BLOCK])
+        for block, start in enumerate(range(0, len(table), BLOCK)):
+            part = table[start : start + BLOCK]
             scores = (query @ part.mT).to(self.query.dtype).add_(self.intercept.unsqueeze(-1))
             if self.log_scale is None or squared is None or self.normal is None or self.signs is None:
                 yield start, scores, part, None, None, None
                 continue
             variance = self._cast((2 * self.log_scale[start : start + BLOCK]).exp_())
             deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
-            noise = self.normal[:, : len(part)] * self.signs[:, start // BLOCK, None]
+            noise = self.normal[:, : len(part)] * self.signs[:, block, None]
             yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
 
     def _exclude(self, scores: Tensor, start: int) -> None:

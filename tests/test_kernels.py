@@ -237,24 +237,3 @@ def test_a_transformed_table_is_not_taken_for_the_drawn_one(tiny: Graph, late: b
     plain, local = gradients.values()
     assert abs(local.mean() - plain.mean()) < 4 * ((plain.var() + local.var()) / 400).sqrt()
     assert local.var() > 0
-
-
-@pytest.mark.parametrize("local", [False, True])
-def test_threads_walk_the_same_blocks(local: bool) -> None:
-    inputs = [None if x is None else x.detach().float().requires_grad_() for x in arguments(local)]
-    wanted, found = [x for x in inputs if x is not None], {}
-    threads = torch.get_num_threads()
-    for number in (1, 2, 9):
-        torch.set_num_threads(number)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.manual_seed(3)
-            value = all_candidates_log_prob(*inputs, OBSERVED)  # type: ignore[arg-type]
-            torch.manual_seed(3)
-            with torch.no_grad():
-                alone = all_candidates_log_prob(*inputs, OBSERVED)  # type: ignore[arg-type]
-        assert torch.get_num_threads() == number
-        torch.set_num_threads(threads)
-        torch.testing.assert_close(alone, value)
-        found[number] = [value, *torch.autograd.grad(value.sum(), wanted)]
-    for number in (2, 9):
-        torch.testing.assert_close(found[number], found[1])
