@@ -8,8 +8,8 @@ Its derivative with respect to a score is ``1[observed] - sigmoid(s_bc)``: known
 over blocks of candidates computes value and gradients together, and a ``(b, E)`` matrix never exists: memory is that
 of the tables. With Gaussian candidates ``N(μ_c, σ_c²)`` the score itself is drawn, from ``N(⟨u, μ_c⟩, ⟨u², σ_c²⟩)``.
 
-Where a query's ``n_b`` answers are drawn from all candidates, ``ℓ_b = Σ_{c observed} s_bc - n_b log Σ_c exp s_bc``, and
-the derivative ``1[observed] - n_b softmax(s_b)_c`` takes a walk for the normaliser first.
+Where a query's ``n_b`` answers are drawn from all candidates, ``ℓ_b = Σ_{c observed} s_bc - n_b log Σ_c exp s_bc``. The
+derivative of that normaliser, ``softmax(s_b)_c``, takes a second walk, with the same noise.
 
 Where a true fact is observed with probability ``κ < 1`` only, an unobserved one's ``-softplus(s)`` becomes
 ``log(1 - κ sigmoid(s)) = softplus(s + log(1 - κ)) - softplus(s)``, and an observed one has ``log κ`` on top.
@@ -18,7 +18,7 @@ Where a true fact is observed with probability ``κ < 1`` only, an unobserved on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 512  # candidates at a time: a (b, BLOCK) block of scores stays in cache
+Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as _score_blocks tells
 
 
 def all_candidates_log_prob(
@@ -63,19 +64,17 @@ def all_candidates_log_prob(
         return _AllCandidates.apply(*facts, normal, signs, half)
 
 
-def answers_log_prob(query: Tensor, table: Tensor, observed: Tensor) -> Tensor:
-    """The log-likelihood of all answers of each query, each drawn from all candidates, shape ``(b,)``.
+def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None = None) -> Tensor:
+    """``log Σ_c exp s_bc`` over all candidates, shape ``(b,)``.
 
-    Args:
-        query: query vectors, shape ``(b, d)``.
-        table: candidates, shape ``(E, d)``.
-        observed: rows of ``query`` and candidate ids of the answers, shape ``(2, p)``.
+    Arguments are as of :func:`all_candidates_log_prob`. It is no sum of terms that hang on one score each, so that all
+    scores drawn here are independent: each walk draws the noise of a block anew, by its seed.
     """
     device = query.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    seed = 0 if log_scale is None else int(torch.randint(1 << 62, ()))
     with torch.autocast(device, enabled=False):
-        facts = query, table, None, torch.zeros_like(query[:, 0]), *observed, None, 1.0, None
-        return _AllCandidates.apply(*facts, None, None, half, True)
+        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half)
 
 
 def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
@@ -106,15 +105,12 @@ class _Facts:
     normal: Tensor | None
     signs: Tensor | None
     half: torch.dtype | None
-    categorical: bool = False
 
     def value(self) -> Tensor:
         """``ℓ``, shape ``(b,)``."""
         total = self._observed()
-        if self.categorical:
-            return total - self._answers() * self._log_normaliser()
         for start, scores, *_ in self._blocks():
-            self._exclude(scores, start)
+            _drop(scores, start, None, self.excluded)
             total -= F.softplus(scores).sum(-1)
             if self.completeness < 1:
                 total += F.softplus(self._missing(scores, start)).sum(-1)
@@ -131,16 +127,17 @@ class _Facts:
         d_loc = torch.empty_like(self.loc)
         d_log_scale = None if self.log_scale is None else torch.empty_like(self.log_scale)
         d_squared = torch.zeros_like(q)
-        d_intercept = number = self._answers()
-        log_normaliser = self._log_normaliser() if self.categorical else None
-        if log_normaliser is not None:
-            total -= number * log_normaliser
+        d_intercept = torch.bincount(rows, minlength=len(q)).to(q.dtype)
         for start, scores, part, variance, deviation, noise in self._blocks():
-            if log_normaliser is not None:
-                p = scores.sub_(log_normaliser.unsqueeze(-1)).exp_().mul_(number.unsqueeze(-1))
+            _drop(scores, start, None, self.excluded)
+            total -= F.softplus(scores).sum(-1)
+            if self.completeness < 1:
+                missing = self._missing(scores, start)
+                total += F.softplus(missing).sum(-1)
+                p = scores.sigmoid_().sub_(missing.sigmoid_())
             else:
-                p = self._fact_probabilities(scores, start, total)
-            d_intercept = d_intercept - p.sum(-1)
+                p = scores.sigmoid_()
+            d_intercept -= p.sum(-1)
             if d_log_scale is not None and right_squared is not None:
                 slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
                 d_squared += slope @ variance
@@ -155,27 +152,6 @@ class _Facts:
             d_query, d_intercept = d_query * weight.unsqueeze(-1), d_intercept * weight
         return total, [d_query, d_loc, d_log_scale, d_intercept]
 
-    def _fact_probabilities(self, scores: Tensor, start: int, total: Tensor) -> Tensor:
-        """``-∂ℓ/∂s`` of a block's unobserved facts, in place of their scores; adds their likelihood to ``total``."""
-        self._exclude(scores, start)
-        total -= F.softplus(scores).sum(-1)
-        if self.completeness == 1:
-            return scores.sigmoid_()
-        missing = self._missing(scores, start)
-        total += F.softplus(missing).sum(-1)
-        return scores.sigmoid_().sub_(missing.sigmoid_())
-
-    def _answers(self) -> Tensor:
-        """How many are observed of each query, shape ``(b,)``."""
-        return torch.bincount(self.rows, minlength=len(self.query)).to(self.query.dtype)
-
-    def _log_normaliser(self) -> Tensor:
-        """``log Σ_c exp s_bc``, shape ``(b,)``."""
-        total = torch.full_like(self.intercept, -torch.inf)
-        for _, scores, *_ in self._blocks():
-            total = torch.logaddexp(total, scores.logsumexp(-1))
-        return total
-
     def _observed(self) -> Tensor:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``."""
         scores = (self.query[self.rows] * self.loc[self.columns]).sum(-1) + self.intercept[self.rows]
@@ -184,23 +160,14 @@ class _Facts:
             scores += torch.where(torch.as_tensor(sure), 0.0, math.log(self.completeness))
         return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
 
-    def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, Any, Any, Any]]:
-        """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
-        query, table = self._cast(self.query), self._cast(self.loc)
-        squared = None if self.log_scale is None else self._cast(self.query.square())
-        for block, start in enumerate(range(0, len(table), BLOCK)):
-            part = table[start : start + BLOCK]
-            scores = (query @ part.mT).to(self.query.dtype).add_(self.intercept.unsqueeze(-1))
-            if self.log_scale is None or squared is None or self.normal is None or self.signs is None:
-                yield start, scores, part, None, None, None
-                continue
-            variance = self._cast((2 * self.log_scale[start : start + BLOCK]).exp_())
-            deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
-            noise = self.normal[:, : len(part)] * self.signs[:, block, None]
-            yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
+    def _blocks(self) -> Iterator[Block]:
+        def noise(start: int, part: Tensor) -> Tensor:
+            assert self.normal is not None and self.signs is not None
+            return self.normal[:, : len(part)] * self.signs[:, start // BLOCK, None]
 
-    def _exclude(self, scores: Tensor, start: int) -> None:
-        _drop(scores, start, None, self.excluded)
+        for block in _score_blocks(self.query, self.loc, self.log_scale, noise, self.half):
+            block[1].add_(self.intercept.unsqueeze(-1))
+            yield block
 
     def _missing(self, scores: Tensor, start: int) -> Tensor:
         """``s + log(1 - κ)`` of a block's facts, minus infinity where a fact is not missing."""
@@ -210,7 +177,33 @@ class _Facts:
         return missing
 
     def _cast(self, x: Tensor) -> Tensor:
-        return x if self.half is None else x.to(self.half)
+        return _cast(x, self.half)
+
+
+def _score_blocks(
+    query: Tensor,
+    loc: Tensor,
+    log_scale: Tensor | None,
+    noise_of: Callable[[int, Tensor], Tensor],
+    half: torch.dtype | None,
+) -> Iterator[Block]:
+    """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
+    left, table = _cast(query, half), _cast(loc, half)
+    squared = None if log_scale is None else _cast(query.square(), half)
+    for start in range(0, len(table), BLOCK):
+        part = table[start : start + BLOCK]
+        scores = (left @ part.mT).to(query.dtype)
+        if log_scale is None or squared is None:
+            yield start, scores, part, None, None, None
+            continue
+        variance = _cast((2 * log_scale[start : start + BLOCK]).exp_(), half)
+        deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
+        noise = noise_of(start, part)
+        yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
+
+
+def _cast(x: Tensor, half: torch.dtype | None) -> Tensor:
+    return x if half is None else x.to(half)
 
 
 def _drop(scores: Tensor, start: int, rows: Tensor | None, columns: Tensor | None) -> None:
@@ -240,7 +233,56 @@ class _AllCandidates(torch.autograd.Function):
             gradients = [None if g is None else g.mul_(upstream[0]) for g in gradients]
         else:
             _, gradients = ctx.facts.value_and_gradients(upstream)
-        return (*gradients, *[None] * (len(ctx.needs_input_grad) - 4))
+        return (*gradients, *[None] * 8)
+
+
+class _LogNormaliser(torch.autograd.Function):
+    """A walk over the candidates in ``forward``, and one in ``backward``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        loc: Tensor,
+        log_scale: Tensor | None,
+        excluded: Tensor | None,
+        seed: int,
+        half: torch.dtype | None,
+    ) -> Tensor:
+        def noise(start: int, part: Tensor) -> Tensor:
+            generator = torch.Generator(query.device).manual_seed(seed + start)
+            return torch.randn(len(query), len(part), generator=generator, dtype=query.dtype, device=query.device)
+
+        def walk() -> Iterator[Block]:
+            for block in _score_blocks(query, loc, log_scale, noise, half):
+                _drop(block[1], block[0], None, excluded)
+                yield block
+
+        total = torch.full_like(query[:, 0], -torch.inf)
+        for _, scores, *_ in walk():
+            total = torch.logaddexp(total, scores.logsumexp(-1))
+        ctx.save_for_backward(query, loc, log_scale, total)
+        ctx.walk, ctx.half = walk, half
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        query, loc, log_scale, total = ctx.saved_tensors
+        d_query, d_squared, d_loc = torch.zeros_like(query), torch.zeros_like(query), torch.empty_like(loc)
+        d_log_scale = None if log_scale is None else torch.empty_like(log_scale)
+        right = _cast(query, ctx.half)
+        right_squared = _cast(query.square(), ctx.half)
+        for start, scores, part, variance, deviation, noise in ctx.walk():
+            p = scores.sub_(total.unsqueeze(-1)).exp_().mul_(upstream.unsqueeze(-1))
+            if d_log_scale is not None:
+                slope = _cast(noise.mul_(p).div_(deviation), ctx.half)  # 2 dℓ/d variance
+                d_squared += slope @ variance
+                d_log_scale[start : start + BLOCK] = (slope.mT @ right_squared).mul_(variance)
+            p = _cast(p, ctx.half)
+            d_query += p @ part
+            d_loc[start : start + BLOCK] = p.mT @ right
+        return d_query.addcmul_(query, d_squared), d_loc, d_log_scale, None, None, None
 
 
 def gaussian_draw(loc: Tensor, log_scale: Tensor) -> Tensor:

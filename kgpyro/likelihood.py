@@ -16,7 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from kgpyro.families import is_gaussian, log_scale_of
-from kgpyro.kernels import all_candidates_log_prob, answers_log_prob, gaussian_draw, gaussian_draw_and_kl
+from kgpyro.kernels import all_candidates_log_prob, gaussian_draw, gaussian_draw_and_kl, log_normaliser
 from kgpyro.scoring import Score
 
 ESTIMATORS = ("local", "shared", "plain")
@@ -45,7 +45,6 @@ class AllCandidates(TorchDistribution):
 
     support: constraints.Constraint = constraints.independent(constraints.boolean, 1)
     has_rsample = False
-    independent = True  # whether a fact's likelihood hangs on its own score alone, as local noise takes it
 
     def __init__(
         self,
@@ -161,12 +160,11 @@ class Answers(AllCandidates):
     tensor, dense or sparse; its log-probability is that of the answers in their order, one term each.
 
     Args:
-        score, anchor, relation, table, reverse: as of :class:`AllCandidates`.
+        score, anchor, relation, table, reverse, symbols: as of :class:`AllCandidates`.
         number: of answers of each query, shape ``(b,)``; what :meth:`sample` draws.
     """
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
-    independent = False
 
     def __init__(
         self,
@@ -176,15 +174,25 @@ class Answers(AllCandidates):
         table: Tensor,
         number: Tensor,
         reverse: Tensor | None = None,
+        symbols: tuple[Tensor, Tensor] | None = None,
     ):
-        super().__init__(score, anchor, relation, table, torch.zeros_like(anchor[:, 0]), reverse)
+        super().__init__(score, anchor, relation, table, torch.zeros_like(anchor[:, 0]), reverse, symbols)
         self.number = number
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._kernel:
-            query = self.score.queries(self.anchor, self.relation, self.reverse)
-            return answers_log_prob(query, self.table, (value if value.is_sparse else value.to_sparse())._indices())
-        return (value.to_dense() * self.logits.log_softmax(-1)).sum(-1)
+        if not self._kernel:
+            return (value.to_dense() * self.logits.log_softmax(-1)).sum(-1)
+        query = self.score.queries(self.anchor, self.relation, self.reverse)
+        rows, columns = (value if value.is_sparse else value.to_sparse())._indices()
+        table, log_scale, own = self.table, None, self._own
+        if self._candidates is not None:  # the observed scores are taken at their means, as they enter linearly
+            table, log_scale = self._candidates.loc, log_scale_of(self._candidates)
+        scores, normaliser = (query[rows] * table[columns]).sum(-1), log_normaliser(query, table, log_scale, own)
+        if own is not None:
+            loops = self.score.compare(query, self.anchor)
+            scores = torch.where(columns == own[rows], loops[rows], scores)
+            normaliser = torch.logaddexp(normaliser, loops)
+        return torch.zeros_like(normaliser).index_add(0, rows, scores - normaliser[rows])
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
@@ -243,7 +251,7 @@ class Integrate(Messenger):
       site, each fact's score is drawn instead of the candidates' latents; and where anchors or relations are rows of
       such a value, each query draws its own.
 
-    What a score, a guide or a likelihood does not admit falls back to the estimator before it.
+    What a score or a guide does not admit falls back to the estimator before it.
 
     Args:
         guide_trace: a run of the guide.
@@ -280,7 +288,7 @@ class Integrate(Messenger):
     def _likelihood(self, fn: AllCandidates) -> AllCandidates:
         fn = fn.with_kernel()
         candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
-        if self.estimator == "local" and candidates is not None and fn.score.linear and fn.independent:
+        if self.estimator == "local" and candidates is not None and fn.score.linear:
             own = None
             if fn.symbols is not None:
                 entities = self._drawn_rows(fn.anchor, fn.symbols[0])

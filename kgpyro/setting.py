@@ -131,7 +131,8 @@ class Setting(nn.Module):
         Arguments are as of :meth:`bernoulli`, with all entities as ``tail``. Batch shape ``(b,)``, event ``(E,)``.
         """
         number = batch.y.sum(-1).to_dense()
-        return Answers(self.score, head, relation, tail, number, batch.reverse)
+        symbols = batch.anchor, batch.relation
+        return Answers(self.score, head, relation, tail, number, batch.reverse, symbols)
 
     def bernoulli(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
         """``Bernoulli(κ sigmoid(φ(h_s, h_p, h_o) + b_p))`` of a batch's facts, ``κ`` the completeness.
