@@ -111,6 +111,7 @@ class PriorExplorer(widgets.VBox):
         self.fits: dict[str, Posterior] = {}
         self.table = pd.DataFrame()
         self.predictive: PriorPredictive | None = None
+        self._figure: Any = None
         self._running: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task | None = None
         self._ready = False
@@ -187,14 +188,15 @@ class PriorExplorer(widgets.VBox):
         draws = min(5, max(2, LATENTS // (self.graph.num_entities * self.dim.value)))
         try:
             self.predictive = prior_predictive(self.graph, draws=draws, facts=200, queries=50, **options)
-            figure = self.predictive.figure()
+            new, self._figure = self._figure is None, self.predictive.figure(self._figure)
         except InputError as error:
             self.predictive = None
             self._say(str(error))
             return
-        figure.set_layout_engine(None)  # it is drawn twice otherwise
-        figure.subplots_adjust(left=0.09, right=0.98, bottom=0.09, top=0.88, hspace=0.5, wspace=0.25)
-        self.image.value = png_of(figure, dpi=80)
+        if new:
+            self._figure.set_layout_engine(None)  # it is drawn twice otherwise
+            self._figure.subplots_adjust(left=0.09, right=0.98, bottom=0.09, top=0.88, hspace=0.5, wspace=0.25)
+        self.image.value = png_of(self._figure, dpi=80)
         self.claims.value = self.predictive._repr_html_()
         self._say("\n".join(self.predictive.warnings))
 

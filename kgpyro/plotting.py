@@ -28,9 +28,12 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def png_of(figure: Any, dpi: int = 100) -> bytes:
-    """A figure as a PNG file."""
+    """A figure as a PNG file, by settings that take two thirds of the time: larger files, and letters as designed."""
+    from matplotlib import rc_context
+
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, pil_kwargs={"compress_level": 1})  # a quarter of the time to write
+    with rc_context({"text.hinting": "none"}):
+        figure.savefig(file, format="png", dpi=dpi, pil_kwargs={"compress_level": 1})
     return file.getvalue()
 
 

@@ -147,3 +147,13 @@ def test_fits_of_different_graphs(fits: dict[str, list[Posterior]], tiny: Graph)
     other = kgpyro.fit(tiny, model=next(iter(MODELS)), dim=4, epochs=1, progress=False)
     with pytest.raises(InputError, match="different graphs: nations, tiny"):
         compare(fits | {"other": other})
+
+
+def test_a_figure_drawn_anew(tiny: Graph) -> None:
+    """Where another prior's figure was, nothing of that is left."""
+    wide, narrow = (prior_predictive(tiny, f"normal(scale={scale})", draws=2, dim=4) for scale in (9, 0.1))
+    figure = wide.figure()
+    before = figure._repr_png_()
+    again = narrow.figure(figure)
+    assert again is figure
+    assert again._repr_png_() == narrow.figure()._repr_png_() != before

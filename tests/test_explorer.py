@@ -39,7 +39,7 @@ def test_the_figure_follows_the_controls(explorer: PriorExplorer) -> None:
 def test_it_shows_what_the_function_says(explorer: PriorExplorer, tiny: Graph) -> None:
     explorer.separate.value = True
     explorer.relation_prior.family.value = "half_normal"
-    shown = {"relation_prior": "half_normal", "dim": 4, "draws": 10, "facts": 200, "queries": 50}
+    shown = {"relation_prior": "half_normal", "dim": 4, "draws": 5, "facts": 200, "queries": 50}
     expected = kgpyro.prior_predictive(tiny, "normal", "ComplEx", **shown)
     assert explorer.predictive.summary.equals(expected.summary)
     assert bool((explorer.predictive.coordinates["relation"] >= 0).all())
