@@ -129,7 +129,7 @@ def test_local_estimator_has_the_mean_of_plain_pyro(tiny: Graph, model: str, inv
             kind.loc.normal_()  # type: ignore[union-attr, operator]
     likelihood = {}
     for name in ("plain", "local"):
-        drawn = [float(parts.terms(estimator=name).log_likelihood) for _ in range(1000)]
+        drawn = [float(parts.terms(estimator=name).log_likelihood) for _ in range(500)]
         likelihood[name] = torch.tensor(drawn)
     plain, local = likelihood.values()
     assert abs(local.mean() - plain.mean()) < 4 * ((plain.var() + local.var()) / len(plain)).sqrt()

@@ -135,13 +135,13 @@ def test_local_estimator_has_the_smaller_gradient_variance(tiny: Graph, model: s
     mean = {}
     for estimator in ("shared", "local"):
         drawn = []
-        for _ in range(600):
+        for _ in range(300):
             loss = WeightedELBO(estimator=estimator).differentiable_loss(parts.model, parts.guide, parts.kg, batch)
             drawn.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
         stacked = torch.stack(drawn)
         variance[estimator], mean[estimator] = stacked.var(0), stacked.mean(0)
     assert variance["local"].sum() < 0.8 * variance["shared"].sum()
-    error = ((variance["local"] + variance["shared"]) / 600).sqrt()
+    error = ((variance["local"] + variance["shared"]) / 300).sqrt()
     z = (mean["local"] - mean["shared"]) / error.clamp_min(1e-9)
     assert z.abs().max() < 5
     assert z.square().mean() < 1.5
@@ -184,10 +184,10 @@ def test_postponed_draws_do_not_change_the_bound(tiny: Graph, model: str, needed
     for late in (True, False):
         elbo = WeightedELBO(estimator=estimator)
         elbo._draws = elbo._draws if late else DRAWS[-1:]
-        drawn = torch.tensor([likelihood_of(elbo, parts, batch) for _ in range(1500)])
+        drawn = torch.tensor([likelihood_of(elbo, parts, batch) for _ in range(600)])
         assert not late or elbo._draws[0] == (needed if estimator == "local" else "in the model")
         mean.append(drawn.mean())
-        error.append(drawn.var() / 1500)
+        error.append(drawn.var() / 600)
     assert abs(mean[0] - mean[1]) < 4 * (error[0] + error[1]).sqrt()
 
 
