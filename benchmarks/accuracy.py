@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py benchmarks/configs/*.yaml --seeds 0 1 2
     python benchmarks/accuracy.py --table
     python benchmarks/accuracy.py benchmarks/configs/priors/*.yaml --table priors
+    python benchmarks/accuracy.py --relations lim-wn18rr
 
 Each run is one JSON line in ``benchmarks/results/accuracy.jsonl``; what stands there already (same configuration file,
 same contents, same seed) is not run again, so an interrupted call can simply be repeated.
@@ -29,6 +30,7 @@ import kgpyro
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "accuracy.jsonl"
+FEW = 20  # relations up to which each one's metrics are kept
 
 
 def read_lines() -> list[dict[str, Any]]:
@@ -70,7 +72,12 @@ def run(config: Path, seed: int) -> dict[str, Any]:
         "device": str(posterior.device),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "metrics": posterior.metrics,
-    }
+    } | ({"relations": _relations(posterior)} if posterior.graph.num_relations <= FEW else {})
+
+
+def _relations(posterior: kgpyro.Posterior) -> list[dict[str, Any]]:
+    table = posterior.evaluate(per_relation=True)[["triples", "mrr", "hits@1", "hits@10"]]
+    return table.reset_index().to_dict("records")
 
 
 def table(folder: str) -> str:
@@ -104,6 +111,22 @@ def table(folder: str) -> str:
     return "\n".join(out[:2] + sorted(out[2:], key=str.lower))
 
 
+def relations_table(config: str) -> str:
+    """A configuration's test metrics of each relation, subjects and objects apart, as means over seeds."""
+    current = digest(HERE / "configs" / f"{config}.yaml")
+    lines = [line for line in read_lines() if line["config_sha"] == current and "relations" in line]
+    frame = pd.DataFrame([row for line in lines for row in line["relations"]])
+    out = [
+        "| relation | triples | subject: MRR | Hits@1 | Hits@10 | object: MRR | Hits@1 | Hits@10 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for relation, part in sorted(frame.groupby("relation"), key=lambda found: -found[1]["triples"].iloc[0]):
+        means = part.groupby("side")[["mrr", "hits@1", "hits@10"]].mean()
+        cells = " | ".join(f"{value:.3f}" for side in ("head", "tail") for value in means.loc[side])
+        out.append(f"| {relation} | {part['triples'].iloc[0]} | {cells} |")
+    return "\n".join(out)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=Path, help="YAML files with the options of kgpyro.fit")
@@ -111,6 +134,7 @@ def main() -> int:
     parser.add_argument(
         "--table", nargs="?", const=".", help="print the results of all current configurations, or of a folder of them"
     )
+    parser.add_argument("--relations", metavar="NAME", help="print a configuration's results, relation by relation")
     arguments = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
     done = {(line["config"], line["config_sha"], line["seed"]) for line in read_lines()}
@@ -127,6 +151,8 @@ def main() -> int:
                 )
     if arguments.table:
         print(table(arguments.table))
+    if arguments.relations:
+        print(relations_table(arguments.relations))
     return 0
 
 
