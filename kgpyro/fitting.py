@@ -47,6 +47,7 @@ from kgpyro.runs import (
 from kgpyro.scores import seeded
 from kgpyro.scoring import SCORES, Score, resolve_score
 from kgpyro.training import (
+    LR_SCHEDULES,
     OPTIMIZERS,
     SCHEDULES,
     SPARSE_OPTIMIZERS,
@@ -87,6 +88,7 @@ def fit(
     likelihood: Literal["bernoulli", "categorical"] = "bernoulli",
     completeness: float = 1.0,
     lr: float = 0.1,
+    lr_schedule: Literal["constant", "linear"] = "constant",
     optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
     seed: int = 0,
     device: str = "auto",
@@ -143,6 +145,8 @@ def fit(
         completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
             lacks is false, below 1 a fact may be true and missing (Elkan & Noto 2008).
         lr: learning rate.
+        lr_schedule: constant, or linear (from --lr down to 0 over the fit; for Adam, whose steps do not shrink by
+            themselves).
         optimizer: adagrad, adam, adamw, rmsprop or sgd.
         seed: of initial values, batches and draws.
         device: auto, cpu, gpu, or mps.
@@ -241,6 +245,7 @@ def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str,
     _check_numbers(options)
     _check_choices(
         kl_schedule=(options["kl_schedule"], SCHEDULES),
+        lr_schedule=(options["lr_schedule"], LR_SCHEDULES),
         optimizer=(options["optimizer"], tuple(OPTIMIZERS)),
         estimator=(options["estimator"], ESTIMATORS),
         likelihood=(options["likelihood"], LIKELIHOODS),
@@ -317,7 +322,7 @@ def _fit(
     steps = math.ceil(len(queries) / config["batch_size"])
     schedule = KLSchedule(config["kl_schedule"], config["kl_weight"], config["warmup"], steps, config["epochs"])
     elbo = WeightedELBO(config["kl_weight"], config["estimator"])
-    how = config["optimizer"], config["lr"], config["batch_size"], config["seed"]
+    how = config["optimizer"], config["lr"], config["batch_size"], config["seed"], config["lr_schedule"]
     module = Training(kg, model, guide, elbo, batches, schedule, *how)
     bar = Progress(validate, steps * config["epochs"], config["early_stopping"], config["validate_every"], progress)
     callbacks: list[pl.Callback] = [bar]

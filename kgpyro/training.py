@@ -41,6 +41,7 @@ OPTIMIZERS = {
 SPARSE_OPTIMIZERS = ("adagrad", "sgd")  # those whose state follows sparse gradients row by row
 FAILURES = 10  # steps in a row without a finite loss and gradient that end a fit
 SCHEDULES = ("constant", "warmup", "compression")
+LR_SCHEDULES = ("constant", "linear")
 
 
 class Diverged(InputError):
@@ -58,7 +59,7 @@ class KLSchedule:
 
     def __init__(self, kind: str, weight: float, warmup: float, steps_per_epoch: int, epochs: int):
         self.kind, self.weight = kind, weight
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.steps = steps_per_epoch, steps_per_epoch * epochs
         self.warmup_steps = math.ceil(warmup * steps_per_epoch * epochs) if kind == "warmup" else 0
 
     def __call__(self, step: int) -> float:
@@ -133,9 +134,11 @@ class Training(pl.LightningModule):
         lr: float,
         batch_size: int = 256,
         seed: int = 0,
+        lr_schedule: str = "constant",
     ):
         super().__init__()
         keep_freed_memory()
+        self.lr_schedule = lr_schedule
         self.kg, self.batches, self.schedule = kg, batches, schedule
         self.elbo = elbo
         self.bound = elbo(model, guide)
@@ -171,6 +174,9 @@ class Training(pl.LightningModule):
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
         self.elbo.kl_weight, self.index = self.schedule(self.step), index
+        if self.lr_schedule == "linear":  # of the step alone, so that a checkpoint need not know it
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self.lr * (1 - self.step / self.schedule.steps)
         loss = self.bound(self.kg, batch) / self.batches.num_observed
         self.step += 1
         last = self.elbo.last

@@ -39,7 +39,7 @@ KINDS: list[dict[str, Any]] = [
     {"model": "lfm", "precision": "bf16", "kl_schedule": "compression"},
     {"prior": "normal(scale=half_cauchy(1))", "optimizer": "sgd"},
     {"guide": "mlp(width=4, hidden=8)", "estimator": "shared"},
-    {"prior": "gamma(rate=learn)", "optimizer": "adam"},
+    {"prior": "gamma(rate=learn)", "optimizer": "adam", "lr_schedule": "linear"},
 ]
 
 

@@ -169,6 +169,7 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"likelihood": "categorical", "completeness": 0.5}, "leave out --negatives and --completeness"),
         ({"likelihood": "categorical", "model": "own_code:shared_scale"}, "a likelihood of its own"),
         ({"completeness": 0.0}, "--completeness is a probability above 0"),
+        ({"lr_schedule": "cosine"}, "unknown --lr-schedule 'cosine'; choose from constant, linear"),
         ({"optimizer": "sdg"}, "unknown --optimizer 'sdg'; choose from adagrad"),
         ({"estimator": "exact"}, "unknown --estimator"),
         ({"precision": "8"}, "unknown --precision"),
@@ -192,6 +193,20 @@ def test_a_local_object_cannot_be_saved(tiny: Graph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its prior is a Python object"):
         posterior.save(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_learning_rate_falls_to_zero(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, update = [], torch.optim.SGD.step
+
+    def step(optimizer: torch.optim.SGD, closure: Any = None) -> Any:
+        found = update(optimizer, closure)
+        seen.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    for schedule in ("constant", "linear"):
+        quick_fit(tiny, optimizer="sgd", lr=0.1, epochs=5, batch_size=100, lr_schedule=schedule)
+    assert seen == pytest.approx([0.1] * 5 + [0.1, 0.08, 0.06, 0.04, 0.02])
 
 
 def test_a_diverging_fit_is_stopped(tiny: Graph) -> None:
