@@ -5,7 +5,8 @@
     y_τ ~ Bernoulli(κ sigmoid(φ(h_s, h_p, h_o) + b_p))   for every fact τ = (s, p, o)
 
 Cowen-Rivers & Minervini 2018, section 3, with ``κ = 1``. Below 1 a true fact may be missing from the graph
-(``--completeness``). Each latent's KL divergence is paid once, whatever the number of its facts.
+(``--completeness``). With ``--likelihood categorical`` each observed answer of a query ``(s, p)`` is drawn from
+softmax_o φ(h_s, h_p, h_o) instead. Each latent's KL divergence is paid once, whatever the number of its facts.
 """
 
 import pyro
