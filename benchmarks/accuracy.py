@@ -98,7 +98,8 @@ def table(folder: str) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (graph, model, config), part in frame.groupby(["graph", "kind", "config"]):
-        cells = [f"{part[m].mean():.3f} ± {part[m].std():.3f}" for m in ("mrr", "hits@1", "hits@10")]
+        means = [(f"{part[m].mean():.3f}", f" ± {part[m].std():.3f}") for m in ("mrr", "hits@1", "hits@10")]
+        cells = [mean + spread if len(part) > 1 else mean for mean, spread in means]
         link = f"[{config.removesuffix('.yaml')}](benchmarks/configs/{config})"
         elbo = "–" if model.startswith("point") else f"{part['elbo_per_fact'].mean():.2f}"
         end = f"{elbo} | {part['seconds'].median():.0f}"
