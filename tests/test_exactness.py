@@ -219,4 +219,4 @@ def test_local_noise_has_the_same_expectation(
     difference = draws["local"].mean() - draws["plain"].mean()
     error = (draws["local"].var() / 600 + draws["plain"].var() / 600).sqrt()
     assert abs(difference) < 4 * error
-    assert completeness < 1 or draws["local"].var() < draws["plain"].var()
+    assert completeness < 1 or model == "lfm" or draws["local"].var() < draws["plain"].var()
