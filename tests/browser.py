@@ -74,7 +74,7 @@ def test_play_with_priors(lab: str, page: Page) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     explorer = page.locator(".kgpyro-explorer").first
-    explorer.wait_for(timeout=4 * MINUTE)
+    explorer.wait_for(timeout=10 * MINUTE)  # a kernel that starts on a cold disk
     table = explorer.locator(".kgpyro tbody tr", has_text="ComplEx, dim 100")
     table.first.wait_for(timeout=4 * MINUTE)  # the fit that the notebook makes
     explorer.scroll_into_view_if_needed()
