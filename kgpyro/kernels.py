@@ -57,7 +57,7 @@ def all_candidates_log_prob(
         never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
     """
     device = query.device.type
-    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    half = _products_dtype(device)
     with torch.autocast(device, enabled=False):
         normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
         facts = query, loc, log_scale, intercept, *observed, excluded, completeness, never_missing
@@ -71,10 +71,15 @@ def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, exclude
     scores drawn here are independent: each walk draws the noise of a block anew, by its seed.
     """
     device = query.device.type
-    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    half = _products_dtype(device)
     seed = 0 if log_scale is None else int(torch.randint(1 << 62, ()))
     with torch.autocast(device, enabled=False):
         return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half)
+
+
+def _products_dtype(device: str) -> torch.dtype | None:
+    """Autocast's, or None outside of it."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
