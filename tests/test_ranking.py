@@ -12,7 +12,7 @@ from torch import Tensor
 from kgpyro import ranking
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph, load_graph
-from kgpyro.ranking import all_metrics, metrics_table, per_relation_table, rank_metrics, rank_triples
+from kgpyro.ranking import TIES, all_metrics, metrics_table, per_relation_table, rank_metrics, rank_triples
 
 NAMES = {
     "mrr": "inverse_harmonic_mean_rank",
@@ -91,15 +91,50 @@ def test_entities_unseen_in_training_are_candidates(tiny: Graph) -> None:
     assert set(ranks["raw_pessimistic"]) == {5}
 
 
-def test_tables(tiny: Graph) -> None:
-    ranks = ranked(tiny, many_ties(5, 4))
-    table = metrics_table(ranks)
-    assert table.index.tolist() == [(s, e) for s in ("filtered", "raw") for e in ("both", "head", "tail")]
-    assert table.loc[("filtered", "both"), "mrr"] == all_metrics(ranks)["realistic"]["mrr"]
-    by_relation = per_relation_table(ranks, tiny)
-    assert by_relation["triples"].sum() == 2 * len(tiny.test)
-    overall = (by_relation["mrr"] * by_relation["triples"]).sum() / by_relation["triples"].sum()
-    assert overall == pytest.approx(all_metrics(ranks)["realistic"]["mrr"])
+def test_tables() -> None:
+    graph = synthetic()
+    ranks = ranked(graph, many_ties(graph.num_entities, 2 * graph.num_relations))
+    metrics, table = all_metrics(ranks), metrics_table(ranks)
+    sides = {"both": ranks, "head": ranks[ranks["side"] == "head"], "tail": ranks[ranks["side"] == "tail"]}
+    assert table.index.tolist() == [(s, e) for s in ("filtered", "raw") for e in sides]
+    assert table.index.names == ["setting", "side"]
+    for side, part in sides.items():
+        assert len(part) == len(graph.test) * (2 if side == "both" else 1)
+        for setting in ("filtered", "raw"):
+            assert table.loc[(setting, side)].to_dict() == rank_metrics(part, "realistic", raw=setting == "raw")
+        for ties in TIES:
+            found = metrics if side == "both" else metrics[side]
+            assert found[ties] == rank_metrics(part, ties, raw=False)
+            assert metrics["raw"][ties] == rank_metrics(ranks, ties, raw=True)
+    assert len(set(table["mrr"])) == 6  # every cell is of facts and a setting of its own
+
+
+def test_table_by_relation() -> None:
+    graph = synthetic()
+    ranks = ranked(graph, many_ties(graph.num_entities, 2 * graph.num_relations))
+    table = per_relation_table(ranks, graph)
+    assert table.index.names == ["relation", "side"]
+    assert table["triples"].dtype == int
+    counts = torch.bincount(graph.test[:, 1]).tolist()
+    assert table["triples"].tolist() == sorted(counts * 2, reverse=True)
+    assert len(set(counts)) == 3
+    for (relation, side), row in table.iterrows():
+        part = ranks[(ranks["relation"] == graph.relations.index(relation)) & (ranks["side"] == side)]
+        assert row.to_dict() == {"triples": len(part)} | rank_metrics(part)
+
+
+def test_relations_of_equal_size_stand_in_the_order_of_the_graph() -> None:
+    names = [(f"a{i}", f"r{i:02}", f"b{i}") for i in range(20)]
+    graph = Graph.from_triples("equal", names, names, names)
+    ranks = ranked(graph, torch.zeros(40, 40, 40))
+    assert [relation for relation, _ in per_relation_table(ranks, graph).index[::2]] == list(graph.relations)
+
+
+def test_one_candidate_alone_has_no_adjusted_rank() -> None:
+    ranks = ranked(Graph.from_triples("loop", [("a", "r", "a")], [], [("a", "r", "a")]), torch.zeros(2, 1, 1))
+    assert ranks.drop(columns=["side", "relation"]).eq(1).all(axis=None)
+    assert np.isnan(rank_metrics(ranks)["amri"])
+    assert rank_metrics(ranks)["mrr"] == 1
 
 
 def test_scores_that_are_nan(tiny: Graph) -> None:
