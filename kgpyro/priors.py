@@ -16,6 +16,7 @@ import ast
 import contextlib
 import copy
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ class Prior:
         values: dict[str, object] = {"support": _support_name(family), "posterior": _posterior_name(family)}
         with contextlib.suppress(NotImplementedError):
             mean, deviation = float(standard.mean.mean()), float(standard.variance.mean().sqrt())
-            values["of a coordinate"] = f"mean {mean:.3g}, standard deviation {deviation:.3g}"
+            if math.isfinite(mean + deviation):
+                values["of a coordinate"] = f"mean {mean:.3g}, standard deviation {deviation:.3g}"
         what = {"all": "one for all", "dim": "one per dimension", "symbol": "one per symbol"}
         for name, unknown in self.unknown.items():
             how = f"prior {unknown.prior.text}" if unknown.prior else f"learned, from {unknown.start:g}"
@@ -257,6 +259,8 @@ def _snake(name: str) -> str:
 def _parse(text: str) -> Prior:
     try:
         return _prior_of(ast.parse(text.strip(), mode="eval").body)
+    except InputError:
+        raise
     except (SyntaxError, ValueError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise InputError(
@@ -466,10 +470,10 @@ def _text_of(prior: TorchDistributionMixin) -> str | None:
     if cls is HypersphericalUniform:
         return name
     keys = [k for k in _accepted(cls) if k in _constraints(cls) or k in _parameters(cls)]
-    parameters: list[Any] = [getattr(prior, key, None) for key in keys]
-    if any(v is None or torch.as_tensor(v).numel() != 1 for v in parameters):
+    parameters = _without_alternatives({key: getattr(prior, key, None) for key in keys}, chosen=_defaults(cls))
+    if any(v is None or torch.as_tensor(v).numel() != 1 for v in parameters.values()):
         return None
-    return f"{name}({', '.join(f'{k}={float(v)!r}' for k, v in zip(keys, parameters, strict=True))})"
+    return f"{name}({', '.join(f'{key}={float(v)!r}' for key, v in parameters.items())})"
 
 
 def _like(value: Any, like: Tensor) -> Any:
@@ -514,7 +518,8 @@ def parameters_of(name: str) -> dict[str, Parameter]:
 
 def _standard(cls: Any) -> dict[str, Any]:
     """The parameters that a call of the family may leave out, with what they are then."""
-    defaults = {k: v for k, v in (DEFAULTS | _defaults(cls)).items() if k in _accepted(cls)}
+    defaults = DEFAULTS | _defaults(cls)
+    defaults = {k: defaults[k] for k in _accepted(cls) if k in defaults}
     return _without_alternatives(defaults, chosen=_defaults(cls))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
@@ -13,6 +14,7 @@ from torch.distributions import biject_to, kl_divergence
 from torch.distributions.transforms import ExpTransform
 
 import kgpyro
+from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.families import (
     Family,
@@ -24,7 +26,7 @@ from kgpyro.families import (
     posterior_variance,
 )
 from kgpyro.graph import Graph
-from kgpyro.priors import Prior, prior_names, resolve_prior
+from kgpyro.priors import Parameter, Prior, PriorLike, parameters_of, prior_names, prior_table, resolve_prior
 
 SIZE = 5
 
@@ -52,6 +54,14 @@ def test_every_name_gives_a_prior_and_a_family(name: str) -> None:
     assert p.support.check(drawn).all()
     assert p.log_prob(drawn).isfinite().all()
     assert p.log_prob(p.sample()).isfinite().all()
+
+
+def test_the_table_of_all_names() -> None:
+    """Against ``prior_table.md``, checked by eye when it was written."""
+    known = (Path(__file__).parent / "prior_table.md").read_text(encoding="utf-8").splitlines()
+    assert prior_table().splitlines() == known
+    names = prior_names.__wrapped__()  # found anew
+    assert [row.split(" ")[1] for row in known[2:]] == list(names)
 
 
 def test_the_required_families_are_there() -> None:
@@ -191,6 +201,140 @@ def test_unusable_names(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Stretched(dist.Normal):
+    def __init__(self, loc: float, stretch: float, twist: float):
+        super().__init__(loc, stretch)
+
+
+class Paired(dist.MultivariateNormal):
+    def __init__(self, loc: float = 0.0):
+        super().__init__(torch.zeros(2), torch.eye(2))
+
+
+class Stepped(dist.Normal):
+    support = constraints.integer_interval(0, 1)
+
+
+class Rough(dist.Normal):
+    def __init__(self, loc: float, scale: float):
+        super().__init__(loc, scale)
+        self.has_rsample = False
+
+
+class Nowhere(dist.Normal):
+    support = constraints.dependent
+
+
+class Loose(dist.Normal):
+    def __init__(self, *parameters: float):
+        super().__init__(*parameters)
+
+
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [
+        (Stretched, "Stretched needs stretch, twist: give it in Python."),
+        (Paired, "Paired has events that are no vectors."),
+        (Stepped, "Stepped is discrete or not reparameterisable."),
+        (Rough, "Rough is discrete or not reparameterisable."),
+        (Nowhere, "Nowhere cannot be built from a name: .is_discrete"),
+        (Loose, "Loose cannot be built from a name: no plain parameters."),
+        (dist.Poisson, "Poisson is not reparameterisable (it has no rsample)."),
+    ],
+)
+def test_why_a_family_has_no_name(cls: type, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, cls.__name__, cls, raising=False)
+    assert cls.__name__.lower() not in prior_names.__wrapped__()
+    with pytest.raises(InputError) as caught:
+        resolve_prior(cls.__name__)
+    assert str(caught.value).startswith(f"unknown prior '{cls.__name__}'. {why}")
+
+
+def test_parameters_in_the_order_of_the_call() -> None:
+    real, positive, unit = constraints.real, constraints.positive, constraints.unit_interval
+    assert parameters_of("gamma") == {
+        "concentration": Parameter(2.0, positive, True),
+        "rate": Parameter(1.0, positive, True),
+    }
+    assert list(parameters_of("gamma")) == ["concentration", "rate"]
+    assert list(parameters_of("student_t")) == ["df", "loc", "scale"]
+    assert parameters_of("Normal") == {"loc": Parameter(0.0, real, True), "scale": Parameter(1.0, positive, True)}
+    assert parameters_of("uniform") == {"low": Parameter(-1.0, None, False), "high": Parameter(1.0, None, False)}
+    assert parameters_of("relaxed_bernoulli") == {
+        "temperature": Parameter(1.0, None, False),
+        "probs": Parameter(0.5, unit, True),
+    }
+    assert parameters_of("multivariate_normal")["scale_tril"] == Parameter(1.0, positive, True)
+    assert parameters_of("mixture_of_diag_normals").keys() == {"coord_scale"}
+    assert parameters_of("hyperspherical_uniform") == {}
+    with pytest.raises(InputError, match="unknown prior 'nromal'"):
+        parameters_of("nromal")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "start"),
+    [
+        ("normal(scale=learn)", "scale", 1.0),
+        ("normal(scale=learn_per_dim(0.25))", "scale", 0.25),
+        ("gamma(concentration=learn)", "concentration", 2.0),
+        ("student_t(df=learn)", "df", 4.0),
+        ("continuous_bernoulli(probs=learn)", "probs", 0.5),
+        ("continuous_bernoulli(logits=learn)", "logits", 0.0),
+        ("multivariate_normal(covariance_matrix=learn)", "covariance_matrix", 1.0),
+        ("gamma(concentration=half_cauchy)", "concentration", 2.0),
+    ],
+)
+def test_where_an_unknown_parameter_starts(text: str, key: str, start: float) -> None:
+    prior = resolve_prior(text)
+    assert prior.text == text
+    assert prior.unknown[key].start == start
+    like = resolve_prior(f"{text.split('(')[0]}({key}={start})").distribution(SIZE)
+    value = like.sample()
+    torch.testing.assert_close(prior.distribution(SIZE).log_prob(value), like.log_prob(value))
+
+
+def test_positive_is_what_bounds_its_support_at_zero_or_above() -> None:
+    for within in ("pareto", "uniform(low=0, high=2)", "gamma", "beta", "uniform(low=0.5, high=2)"):
+        assert resolve_prior(f"normal(scale={within})").unknown["scale"].prior is not None
+    for outside in ("uniform", "uniform(low=-0.1, high=1)", "normal", "dirichlet"):
+        with pytest.raises(InputError, match=rf"scale is positive, but {outside.split('(')[0]}.* is not; half_cauchy"):
+            resolve_prior(f"normal(scale={outside})")
+
+
+def test_a_prior_of_a_parameter() -> None:
+    like = torch.zeros((), dtype=torch.float64)
+    prior = resolve_prior("gamma(concentration=3, rate=half_cauchy)")
+    value = prior.value((4, 1), like, {"rate": torch.tensor(5.0, dtype=torch.float64)})
+    assert (value.batch_shape, value.event_shape) == ((), (4, 1))
+    drawn = value.sample()
+    assert drawn.dtype == torch.float64
+    expected = dist.Gamma(torch.tensor(3.0, dtype=torch.float64), 5.0).log_prob(drawn).sum()
+    torch.testing.assert_close(value.log_prob(drawn), expected)
+    with pytest.raises(InputError) as caught:
+        resolve_prior("dirichlet").value((4, 1), like, {})
+    assert str(caught.value) == "prior Prior(dirichlet) of a parameter must be univariate."
+
+
+@pytest.mark.parametrize(
+    ("prior", "text"),
+    [
+        (dist.Laplace(0.0, 0.5), "laplace(loc=0.0, scale=0.5)"),
+        (dist.Gamma(2.0, 3.0), "gamma(concentration=2.0, rate=3.0)"),
+        (dist.Normal(torch.zeros(3), 1.0), None),
+        (MyPrior(), None),
+        (dist.Normal(0.0, 1.0).expand((3,)).to_event(1), None),
+        (HypersphericalUniform(4), "hyperspherical_uniform"),
+        (dist.ContinuousBernoulli(0.25), "continuous_bernoulli(probs=0.25)"),
+        (dist.RelaxedBernoulli(0.5, logits=torch.tensor(0.0)), "relaxed_bernoulli(temperature=0.5, probs=0.5)"),
+        (dist.MultivariateNormal(torch.zeros(1), torch.eye(1)), "multivariate_normal(loc=0.0, scale_tril=1.0)"),
+    ],
+)
+def test_the_text_of_an_object(prior: TorchDistribution, text: str | None) -> None:
+    assert resolve_prior(prior).text == text
+    if text is not None:
+        assert resolve_prior(text).text == text
+
+
 @pytest.mark.parametrize(
     ("prior", "words"),
     [
@@ -267,6 +411,45 @@ def test_interval_family_covers_the_interval() -> None:
     torch.testing.assert_close(
         q.base_dist.transforms[0](torch.zeros(1)), biject_to(constraints.interval(2.0, 5.0))(torch.zeros(1))
     )
+
+
+@pytest.mark.parametrize(
+    ("prior", "shown"),
+    [
+        (
+            "gamma",
+            {"support": "positive", "posterior": "LogNormal", "of a coordinate": "mean 2, standard deviation 1.41"},
+        ),
+        ("cauchy(loc=3)", {"support": "real", "posterior": "Normal"}),
+        ("pareto", {"support": "above 1", "posterior": "Normal, pushed onto it"}),
+        (
+            "normal(loc=learn_per_dim, scale=learn(0.3))",
+            {
+                "support": "real",
+                "posterior": "Normal",
+                "of a coordinate": "mean 0, standard deviation 0.3",
+                "loc": "learned, from 0, one per dimension",
+                "scale": "learned, from 0.3, one for all",
+            },
+        ),
+        (
+            "normal(scale=per_symbol(half_cauchy))",
+            {
+                "support": "real",
+                "posterior": "Normal",
+                "of a coordinate": "mean 0, standard deviation 1",
+                "scale": "prior half_cauchy, one per symbol",
+            },
+        ),
+        (
+            my_prior_of_size,
+            {"support": "real", "posterior": "Normal", "of a coordinate": "mean 0, standard deviation 1"},
+        ),
+    ],
+)
+def test_in_a_notebook(prior: PriorLike, shown: dict[str, str]) -> None:
+    found = resolve_prior(prior)
+    assert found._repr_html_() == as_html(f"Prior {found.text or 'a Python object'}", shown)
 
 
 def test_repr() -> None:
