@@ -134,6 +134,83 @@ def test_numbers_in_multivariate_calls(text: str, shape: str, check: torch.Tenso
     torch.testing.assert_close(found[:, 0] if shape == "locs" else found, check)
 
 
+def rows(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "expected"),
+    [
+        (
+            "relaxed_one_hot_categorical(probs=[1, 2, 3, 4, 10])",
+            {},
+            dist.RelaxedOneHotCategorical(torch.tensor(1.0), torch.tensor([0.05, 0.1, 0.15, 0.2, 0.5])),
+        ),
+        (
+            "dirichlet(concentration=learn_per_symbol)",
+            {"concentration": rows(0.5, 2.0)},
+            dist.Dirichlet(torch.stack([torch.full((5,), 0.5), torch.full((5,), 2.0)])),
+        ),
+        (
+            "dirichlet(concentration=learn_per_dim)",
+            {"concentration": torch.arange(1.0, 6.0)},
+            dist.Dirichlet(torch.arange(1.0, 6.0)),
+        ),
+        (
+            "multivariate_normal(scale_tril=learn_per_symbol)",
+            {"scale_tril": rows(0.5, 2.0)},
+            dist.MultivariateNormal(torch.zeros(5), scale_tril=torch.stack([0.5 * torch.eye(5), 2 * torch.eye(5)])),
+        ),
+        (
+            "multivariate_normal(scale_tril=learn_per_dim)",
+            {"scale_tril": torch.arange(1.0, 6.0)},
+            dist.MultivariateNormal(torch.zeros(5), scale_tril=torch.arange(1.0, 6.0).diag()),
+        ),
+        (
+            "multivariate_normal(scale_tril=[[1,0,0,0,0],[2,1,0,0,0],[0,0,1,0,0],[0,0,0,3,0],[0,0,0,0,1]])",
+            {},
+            dist.MultivariateNormal(
+                torch.zeros(5),
+                scale_tril=torch.tensor([1.0, 1, 1, 3, 1]).diag() + 2.0 * (torch.arange(25) == 5).reshape(5, 5),
+            ),
+        ),
+        (
+            "mixture_of_diag_normals(locs=[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], coord_scale=[[1,2,3,4,5], [5,4,3,2,1]])",
+            {},
+            dist.MixtureOfDiagNormals(
+                torch.arange(10.0).reshape(2, 5),
+                torch.stack([torch.arange(1.0, 6.0), torch.arange(1.0, 6.0).flip(0)]),
+                torch.zeros(2),
+            ),
+        ),
+        (
+            "mixture_of_diag_normals_shared_covariance(locs=[-1, 2], coord_scale=3)",
+            {},
+            dist.MixtureOfDiagNormalsSharedCovariance(
+                torch.tensor([[-1.0], [2.0]]).expand(2, 5), torch.full((5,), 3.0), torch.zeros(2)
+            ),
+        ),
+        (
+            "mixture_of_diag_normals(locs=[2], component_logits=[0])",
+            {},
+            dist.MixtureOfDiagNormals(torch.full((1, 5), 2.0), torch.full((1, 5), 0.5), torch.zeros(1)),
+        ),
+        (
+            "student_t(df=learn_per_dim, scale=learn_per_symbol)",
+            {"df": torch.arange(1.0, 6.0), "scale": rows(0.5, 2.0)},
+            dist.StudentT(torch.arange(1.0, 6.0), 0.0, rows(0.5, 2.0)).to_event(1),
+        ),
+    ],
+)
+def test_parameters_take_their_families_shape(
+    text: str, values: dict[str, torch.Tensor], expected: TorchDistribution
+) -> None:
+    found = resolve_prior(text).distribution(SIZE, values=values)
+    assert (found.batch_shape, found.event_shape) == (expected.batch_shape, expected.event_shape)
+    drawn = expected.sample()
+    torch.testing.assert_close(found.log_prob(drawn), expected.log_prob(drawn))
+
+
 def test_the_projected_normals_density() -> None:
     """It integrates to one, and where pyro knows it, it is pyro's."""
     torch.set_default_dtype(torch.float64)
@@ -164,6 +241,13 @@ def test_a_prior_follows_device_and_dtype() -> None:
     like = torch.zeros((), dtype=torch.float64)
     for name in ("normal", "log_normal", "gumbel", "uniform", "hyperspherical_uniform", "half_cauchy"):
         assert resolve_prior(name).distribution(SIZE, like).sample().dtype == torch.float64, name
+    for built in (slab_and_spike, log_laplace):
+        p = resolve_prior(built).distribution(SIZE, like)
+        assert p.sample().dtype == torch.float64
+        torch.testing.assert_close(
+            p.log_prob(torch.ones(SIZE, dtype=like.dtype)).float(), built(SIZE).log_prob(torch.ones(SIZE))
+        )
+    assert resolve_prior(slab_and_spike).distribution(SIZE, like).base_dist.mask.dtype == torch.bool
 
 
 @pytest.mark.parametrize(
@@ -171,14 +255,17 @@ def test_a_prior_follows_device_and_dtype() -> None:
     [
         ("nromal", "unknown prior 'nromal'. Choose from asymmetric_laplace"),
         ("laplace(", "does not parse"),
+        ("normal(**{})", "does not parse (it is no call of a family by name); write a name or a call"),
+        ("normal()(2)", "does not parse (it is no call of a family by name); write a name or a call"),
         ("laplace(0, 1, 2)", "Laplace has only loc, scale"),
         ("laplace(scale=two)", "unknown prior 'two'"),
         ("laplace(scale=1 + 1)", "1 + 1 is no number"),
-        ("normal(scale=learn(-1))", "scale cannot start at -1"),
+        ("normal(scale=learn(-1))", "prior normal(scale=learn(-1)): scale cannot start at -1."),
+        ("normal(loc=half_cauchy, scale=-1)", "prior normal(loc=half_cauchy, scale=-1): "),
         ("normal(scale=laplace)", "scale is positive, but laplace is not"),
         ("normal(scale=per_dim())", "per_dim takes one prior"),
         ("normal(scale=half_cauchy(per_symbol(gamma)))", "is per symbol, but scale is not"),
-        ("pareto(scale=learn)", "the support of Pareto depends on scale"),
+        ("pareto(scale=learn)", "prior pareto(scale=learn): the support of Pareto depends on scale"),
         ("uniform(low=learn)", "low of Uniform cannot be learned"),
         ("laplace(sigma=2)", "no parameter 'sigma'; Laplace has loc, scale"),
         ("normal(scale=-1)", "scale"),
@@ -288,6 +375,9 @@ def test_where_an_unknown_parameter_starts(text: str, key: str, start: float) ->
     prior = resolve_prior(text)
     assert prior.text == text
     assert prior.unknown[key].start == start
+    assert prior.unknown[key].constraint is {"probs": constraints.unit_interval, "logits": constraints.real}.get(
+        key, constraints.positive
+    )
     like = resolve_prior(f"{text.split('(')[0]}({key}={start})").distribution(SIZE)
     value = like.sample()
     torch.testing.assert_close(prior.distribution(SIZE).log_prob(value), like.log_prob(value))
@@ -335,12 +425,25 @@ def test_the_text_of_an_object(prior: TorchDistribution, text: str | None) -> No
         assert resolve_prior(text).text == text
 
 
+def counted(size: int) -> TorchDistribution:
+    return dist.Poisson(torch.ones(size))
+
+
+def test_one_number_as_a_batch_stands_for_all_coordinates() -> None:
+    p = resolve_prior(dist.Normal(torch.tensor([2.0]), 3.0)).distribution(SIZE)
+    assert (p.batch_shape, p.event_shape) == ((), (SIZE,))
+    assert p.mean.tolist() == [2.0] * SIZE
+
+
 @pytest.mark.parametrize(
     ("prior", "words"),
     [
-        (dist.Poisson(2.0), "is discrete"),
-        (dist.VonMises(0.0, 1.0), "not reparameterisable"),
-        (dist.Normal(torch.zeros(3), 1.0), "batch shape"),
+        (dist.Poisson(2.0), r"^prior Poisson is discrete; latents need a continuous prior, such as normal\.$"),
+        (dist.VonMises(0.0, 1.0), r"^prior VonMises is not reparameterisable \(it has no rsample\), so its guide"),
+        (dist.Normal(torch.zeros(3), 1.0), r"has batch shape \(3,\); need \(\) or \(5,\)\.$"),
+        (dist.Normal(torch.zeros(2), 1.0), r"has batch shape \(2,\); need \(\) or \(5,\)\.$"),
+        (lambda size: 1.5, r"^prior float gives float, not a Pyro distribution\.$"),
+        (f"{__name__}:counted", rf"^prior {__name__}:counted is discrete"),
         (dist.LKJCholesky(3), "no posterior family fits|not reparameterisable|events of shape"),
     ],
 )
