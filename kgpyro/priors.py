@@ -242,11 +242,10 @@ def _why_not(cls: Any) -> str | None:
 
 def _parameters(cls: Any) -> list[str]:
     """Names of the constructor's parameters that have no default."""
-    signature = inspect.signature(cls)
-    positional = [p for name, p in signature.parameters.items() if name != "self"]
-    if any(p.kind is p.VAR_POSITIONAL for p in positional):
+    found = inspect.signature(cls).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in found):
         raise TypeError("no plain parameters")
-    return [p.name for p in positional if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return [p.name for p in found if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
 
 def _snake(name: str) -> str:

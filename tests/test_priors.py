@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -226,6 +227,13 @@ def test_the_projected_normals_density() -> None:
     torch.testing.assert_close(ProjectedNormal(c).log_prob(value), dist.ProjectedNormal(c).log_prob(value))
 
 
+def test_a_projected_normal_of_pyros_is_given_its_density_in_any_dimension() -> None:
+    c = torch.randn(SIZE)
+    value = HypersphericalUniform(SIZE).sample()
+    found = resolve_prior(dist.ProjectedNormal(c)).distribution(SIZE).log_prob(value)
+    torch.testing.assert_close(found, ProjectedNormal(c).log_prob(value))
+
+
 @pytest.mark.parametrize(
     "prior", [dist.Laplace(0.0, 0.5), dist.Gamma(2.0, 3.0), dist.StudentT(3.0, 1.0, 2.0), HypersphericalUniform(4)]
 )
@@ -254,7 +262,7 @@ def test_a_prior_follows_device_and_dtype() -> None:
     ("text", "words"),
     [
         ("nromal", "unknown prior 'nromal'. Choose from asymmetric_laplace"),
-        ("laplace(", "does not parse"),
+        ("laplace(", "does not parse ('(' was never closed); write"),
         ("normal(**{})", "does not parse (it is no call of a family by name); write a name or a call"),
         ("normal()(2)", "does not parse (it is no call of a family by name); write a name or a call"),
         ("laplace(0, 1, 2)", "Laplace has only loc, scale"),
@@ -427,6 +435,14 @@ def test_the_text_of_an_object(prior: TorchDistribution, text: str | None) -> No
 
 def counted(size: int) -> TorchDistribution:
     return dist.Poisson(torch.ones(size))
+
+
+def test_numbers_are_checked_even_where_pyro_checks_nothing() -> None:
+    with pyro.validation_enabled(False):
+        with pytest.raises(InputError, match=r"^prior normal\(scale=-1\): Expected parameter scale .* of distribution"):
+            resolve_prior("normal(scale=-1)")
+        prior = resolve_prior("normal(scale=learn)")
+        assert prior.distribution(SIZE, values={"scale": torch.tensor(-1.0)}).base_dist.scale[0] == -1  # at each step
 
 
 def test_one_number_as_a_batch_stands_for_all_coordinates() -> None:
