@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: fit test test-browser coverage check wheel clean
+.PHONY: fit test test-browser coverage mutation check wheel clean
 
 fit: $(VENV)/installed
 	$(BIN)/python -m kgpyro.fit --model lfm --prior normal
@@ -21,6 +21,11 @@ check: $(VENV)/installed
 # branches and lines that the tests go through, at least 92 %
 coverage: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing
+
+# small errors in the likelihoods, batches, ranking and priors that the tests do not find; half an hour
+mutation: $(VENV)/installed
+	$(INSTALL) mutmut==3.8.1
+	$(BIN)/python tests/mutation.py
 
 # notebook 02 in JupyterLab and headless Chromium, which must be installed; screenshots go to artefacts/
 test-browser: $(VENV)/installed

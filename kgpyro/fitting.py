@@ -87,6 +87,7 @@ def fit(
     inverse: bool = True,
     likelihood: Literal["bernoulli", "categorical"] = "bernoulli",
     completeness: float = 1.0,
+    closed_world: Literal["local", "full"] = "local",
     lr: float = 0.1,
     lr_schedule: Literal["constant", "linear"] = "constant",
     optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
@@ -144,6 +145,8 @@ def fit(
             is drawn from all entities, which says who answers and not whether a fact is true).
         completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
             lacks is false, below 1 a fact may be true and missing (Elkan & Noto 2008).
+        closed_world: local (the facts are those of queries that training answers), or full (of every entity and
+            relation, so that where training answers nothing all is false); for small, dense graphs.
         lr: learning rate.
         lr_schedule: constant, or linear (from --lr down to 0 over the fit; for Adam, whose steps do not shrink by
             themselves).
@@ -249,6 +252,7 @@ def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str,
         optimizer=(options["optimizer"], tuple(OPTIMIZERS)),
         estimator=(options["estimator"], ESTIMATORS),
         likelihood=(options["likelihood"], LIKELIHOODS),
+        closed_world=(options["closed_world"], ("local", "full")),
         precision=(options["precision"], ("32", "64", "bf16", "16")),
     )
     config = {"dataset": graph.source or graph.name, **options}
@@ -261,9 +265,10 @@ def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str,
     categorical = options["likelihood"] == "categorical"
     if options["negatives"] is None:
         config["negatives"] = "all" if categorical or graph.num_entities <= EXACT_UP_TO else 100
-    if categorical and (config["negatives"] != "all" or options["completeness"] < 1):
+    if categorical and (config["negatives"], options["completeness"], options["closed_world"]) != ("all", 1, "local"):
         raise InputError(
-            "--likelihood categorical draws answers from all entities; leave out --negatives and --completeness."
+            "--likelihood categorical draws each query's answers from all entities; leave out --negatives and "
+            "--completeness and --closed-world."
         )
     if config["early_stopping"] and not len(graph.valid):
         raise InputError(f"--early-stopping watches validation triples, and graph {graph.name!r} has none.")
@@ -291,7 +296,7 @@ def _fit(
     if features is not None:
         graph, values = whole.training_part(), load_features(features, whole)
     dtype = torch.float64 if config["precision"] == "64" else torch.float32
-    queries = graph.training_queries
+    queries = graph.queries_of(config["closed_world"])
     sampled = None if config["negatives"] == "all" else int(config["negatives"])
     batches = Batches(queries, graph.num_entities, config["inverse"], sampled, config["negative_weight"], dtype)
     kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype)).to(dtype)
@@ -401,6 +406,8 @@ def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
             f"negative sampling, {config['negatives']} candidates per query with weight {config['negative_weight']:g}: "
             f"NOT the ELBO over all facts"
         )
+    if config.get("closed_world") == "full":
+        facts += " of all queries, answered or not (full closed world)"
     if config["completeness"] < 1:
         facts += f", of which the graph is taken to hold {config['completeness']:g} of the true ones"
     weight = config["kl_weight"]

@@ -34,6 +34,7 @@ SPLITS = ("train", "valid", "test")
 COLUMNS = ("head", "relation", "tail")
 SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 BLOCK = 1 << 22  # bytes of a file that are read at once, and the longest line
+MOST_QUERIES = 10_000_000  # in a full closed world
 SHORT = Repr()
 SHORT.maxstring = 100  # characters of a name in messages
 
@@ -138,6 +139,20 @@ class Graph:
     def training_queries(self) -> Queries:
         """Both queries of every training triple, with all their training answers."""
         return Queries.of(self.train, self.num_relations)
+
+    def queries_of(self, closed_world: str) -> Queries:
+        """What a fit sums over: the :attr:`training_queries` (``local``), or all of every entity and relation (``full``).
+
+        Raises InputError where the latter are too many.
+        """
+        if closed_world == "local":
+            return self.training_queries
+        if (number := 2 * self.num_relations * self.num_entities) > MOST_QUERIES:
+            raise InputError(
+                f"--closed-world full asks all {number:,} queries of graph {self.name!r}, and {MOST_QUERIES:,} are the "
+                "most; leave it out."
+            )
+        return self.training_queries.with_unanswered(self.num_entities)
 
     @cached_property
     def known_queries(self) -> Queries:
@@ -362,6 +377,14 @@ class Queries:
         queries, counts = torch.unique_consecutive(keys // base, return_counts=True)
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return cls(queries % base, queries // base, indptr, keys % base, num_relations)
+
+    def with_unanswered(self, num_entities: int) -> Queries:
+        """These, and all other queries of the entities and relations, without answers."""
+        counts = self.counts.new_zeros(2 * self.num_relations * num_entities)
+        counts[self.relation * num_entities + self.anchor] = self.counts
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        every = torch.arange(len(counts))
+        return Queries(every % num_entities, every // num_entities, indptr, self.answers, self.num_relations)
 
     def __len__(self) -> int:
         return len(self.anchor)

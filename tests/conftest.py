@@ -58,15 +58,16 @@ class Parts:
         features: torch.Tensor | None = None,
         completeness: float = 1.0,
         categorical: bool = False,
+        closed_world: str = "local",
         **negatives: float | None,
     ):
-        self.graph = graph
+        self.graph, self.closed_world = graph, closed_world
         rows = graph.num_relations * (2 if inverse else 1)
         both = resolve_prior(prior)
         self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both)
         self.kg.to(torch.get_default_dtype())
         self.kg.features, self.kg.completeness, self.kg.categorical = features, completeness, categorical
-        self.batches = Batches(graph.training_queries, graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
+        self.batches = Batches(graph.queries_of(closed_world), graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
         self.model: Callable = resolve(model, MODELS, "model")
         self.sites = latent_sites(self.model, self.kg, self.batches)
         self.guide: Guide = resolve(guide, GUIDES, "guide")(self.kg, self.sites)

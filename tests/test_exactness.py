@@ -65,6 +65,10 @@ def all_facts(parts: Parts) -> list[tuple[int, int, int, bool]]:
     for head, relation, tail in graph.train.tolist():
         answers.setdefault((relation, head, "tail"), set()).add(tail)
         answers.setdefault((relation + shift, tail, "head"), set()).add(head)
+    if parts.closed_world == "full":
+        for relation, anchor in itertools.product(range(graph.num_relations), range(graph.num_entities)):
+            answers.setdefault((relation, anchor, "tail"), set())
+            answers.setdefault((relation + shift, anchor, "head"), set())
     return [(r, a, c, c in known) for (r, a, _), known in answers.items() for c in range(graph.num_entities)]
 
 
@@ -110,6 +114,20 @@ def test_sampled_likelihood_is_unbiased(
         draws = all_draws(parts, index, number)
         values = [fixed.log_likelihood(parts.batches.with_negatives(index, **draw)) for draw in draws]
         total += share(parts, index) * sum(values) / len(values)
+    assert total == pytest.approx(fixed.enumerated(), abs=TOLERANCE)
+
+
+@EVERY
+@pytest.mark.parametrize("negatives", [None, 1])
+def test_a_full_closed_world_is_of_every_query(tiny: Graph, model: str, inverse: bool, negatives: int | None) -> None:
+    parts = Parts(tiny, model, inverse=inverse, negatives=negatives, closed_world="full")
+    fixed, total = Fixed(parts), 0.0
+    assert len(parts.batches) == 2 * tiny.num_relations * tiny.num_entities > len(tiny.training_queries)
+    assert parts.batches.num_observed == 2 * len(tiny.train)
+    for index in splits(len(parts.batches), 3 if negatives is None else 1):
+        draws = [{}] if negatives is None else all_draws(parts, index, negatives)
+        facts = [parts.batches.with_negatives(index, **draw) if draw else parts.batches(index) for draw in draws]
+        total += share(parts, index) * sum(fixed.log_likelihood(batch) for batch in facts) / len(facts)
     assert total == pytest.approx(fixed.enumerated(), abs=TOLERANCE)
 
 

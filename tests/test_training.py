@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import kgpyro
+from kgpyro import graph
 from kgpyro.errors import InputError
 from kgpyro.graph import Graph
 from kgpyro.training import KLSchedule
@@ -78,6 +79,18 @@ def test_the_objective_is_named(tiny: Graph) -> None:
     assert sampled.startswith("ELBO with KL weight 0.5, Bernoulli-sampled")
     plain = quick_fit(tiny, negatives=2, negative_weight=1.0).metrics["objective"]
     assert "NOT the ELBO" in plain
+
+
+def test_a_full_closed_world(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = quick_fit(tiny, model="lim", closed_world="full")
+    assert "over all candidates of all queries, answered or not (full closed world)" in posterior.metrics["objective"]
+    assert (
+        kgpyro.psis_khat(posterior, draws=100).log_ratios.mean()
+        < kgpyro.psis_khat(quick_fit(tiny, model="lim"), draws=100).log_ratios.mean()
+    )
+    monkeypatch.setattr(graph, "MOST_QUERIES", 19)
+    with pytest.raises(InputError, match=r"^--closed-world full asks all 20 queries of graph 'tiny', and 19 are the"):
+        quick_fit(tiny, closed_world="full")
 
 
 def test_early_stopping_keeps_the_best_state(tiny: Graph) -> None:
@@ -167,6 +180,8 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"likelihood": "poisson"}, "unknown --likelihood 'poisson'; choose from bernoulli, categorical"),
         ({"likelihood": "categorical", "negatives": 3}, "leave out --negatives"),
         ({"likelihood": "categorical", "completeness": 0.5}, "leave out --negatives and --completeness"),
+        ({"likelihood": "categorical", "closed_world": "full"}, "and --closed-world"),
+        ({"closed_world": "open"}, "unknown --closed-world 'open'; choose from local, full"),
         ({"likelihood": "categorical", "model": "own_code:shared_scale"}, "a likelihood of its own"),
         ({"completeness": 0.0}, "--completeness is a probability above 0"),
         ({"lr_schedule": "cosine"}, "unknown --lr-schedule 'cosine'; choose from constant, linear"),
