@@ -141,7 +141,7 @@ class Graph:
         return Queries.of(self.train, self.num_relations)
 
     def queries_of(self, closed_world: str) -> Queries:
-        """What a fit sums over: the :attr:`training_queries` (``local``), or all of every entity and relation (``full``).
+        """What a fit sums over: the :attr:`training_queries` (``local``), or those of every symbol (``full``).
 
         Raises InputError where the latter are too many.
         """
