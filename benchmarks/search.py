@@ -4,8 +4,8 @@
     python benchmarks/search.py --table
 
 Optuna (Akiba et al. 2019) maximises the validation MRR of the LIM over learning rate, batch, dimension, prior, KL
-weight, likelihood (Bernoulli over all or over sampled candidates, categorical) and completeness. Every trial also has
-its untempered ELBO per fact and its test MRR, which nothing is chosen by.
+weight, likelihood (Bernoulli over all or over sampled candidates, or in a full closed world; categorical) and
+completeness. Every trial also has its untempered ELBO per fact and its test MRR, which nothing is chosen by.
 Trials are kept in ``benchmarks/results/search.jsonl`` as they end; an interrupted search goes on with those missing.
 """
 
@@ -31,7 +31,7 @@ SPACE: dict[str, optuna.distributions.BaseDistribution] = {
     "scale": optuna.distributions.FloatDistribution(0.2, 2.0, log=True),
     "learned": optuna.distributions.CategoricalDistribution([False, True]),
     "kl_weight": optuna.distributions.FloatDistribution(0.25, 1.0, log=True),
-    "likelihood": optuna.distributions.CategoricalDistribution(["bernoulli", "sampled", "categorical"]),
+    "likelihood": optuna.distributions.CategoricalDistribution(["bernoulli", "sampled", "full", "categorical"]),
     "completeness": optuna.distributions.CategoricalDistribution([1.0, 0.9, 0.8]),
 }
 NEGATIVES = 30  # where candidates are sampled
@@ -46,7 +46,8 @@ def options_of(found: dict[str, Any]) -> dict[str, Any]:
     if likelihood == "categorical":
         found["likelihood"] = likelihood
     else:
-        found |= {"completeness": completeness} | ({"negatives": NEGATIVES} if likelihood == "sampled" else {})
+        extra = {"sampled": {"negatives": NEGATIVES}, "full": {"closed_world": "full"}}
+        found |= {"completeness": completeness} | extra.get(likelihood, {})
     return {"model": "lim", "prior": prior, "epochs": 60, **found}
 
 
@@ -77,22 +78,28 @@ def read() -> list[dict[str, Any]]:
 def table() -> str:
     """By graph: what validation MRR and ELBO choose, what the choices are worth, and how far they rank trials alike.
 
-    Bounds on different data do not compare, so the ELBO chooses among the Bernoulli and among the categorical trials.
+    Bounds on different data do not compare, so the ELBO chooses among the trials of a local closed world, of a full one,
+    and among the categorical ones.
     """
     out = [
-        "| graph | likelihood, trials | chosen by | options | ELBO per fact | valid MRR | test MRR | correlation |",
+        "| graph | likelihood: trials | chosen by | options | ELBO per fact | valid MRR | test MRR | correlation |",
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for graph, trials in pd.DataFrame(read()).groupby("graph"):
-        categorical = trials["options"].map(lambda options: options.get("likelihood") == "categorical")
-        for kind, part in (("Bernoulli", trials[~categorical]), ("categorical", trials[categorical])):
+        data = trials["options"].map(lambda options: options.get("likelihood") or options.get("closed_world", "local"))
+        for kind, part in trials.groupby(data):
+            kind = kind if kind == "categorical" else f"Bernoulli, {kind} closed world"
             alike = part["elbo"].corr(part["valid_mrr"], method="spearman")
             for by, column in (("validation MRR", "valid_mrr"), ("ELBO", "elbo")):
                 best = part.loc[part[column].idxmax()]
-                chosen = {k: v for k, v in best["options"].items() if k not in ("model", "epochs", "likelihood")}
+                chosen = {
+                    k: v
+                    for k, v in best["options"].items()
+                    if k not in ("model", "epochs", "likelihood", "closed_world")
+                }
                 text = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items())
                 numbers = f"{best['elbo']:.2f} | {best['valid_mrr']:.3f} | {best['test_mrr']:.3f} | {alike:.2f}"
-                out.append(f"| {graph} | {kind}, {len(part)} | {by} | {text} | {numbers} |")
+                out.append(f"| {graph} | {kind}: {len(part)} | {by} | {text} | {numbers} |")
     return "\n".join(out)
 
 
