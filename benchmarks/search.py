@@ -78,8 +78,8 @@ def read() -> list[dict[str, Any]]:
 def table() -> str:
     """By graph: what validation MRR and ELBO choose, what the choices are worth, and how far they rank trials alike.
 
-    Bounds on different data do not compare, so the ELBO chooses among the trials of a local closed world, of a full one,
-    and among the categorical ones.
+    Bounds on different data do not compare, so the ELBO chooses among the trials of a local closed world, of a full
+    one, and among the categorical ones.
     """
     out = [
         "| graph | likelihood: trials | chosen by | options | ELBO per fact | valid MRR | test MRR | correlation |",

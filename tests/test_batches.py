@@ -134,6 +134,7 @@ def test_a_query_that_every_entity_answers_draws_none(full: Graph) -> None:
     row, drawn = batches.draw_negatives(torch.tensor([nearly, whole]), 2)
     assert row.tolist() == [0, 0]
     assert set(drawn.tolist()) == set(range(3)) - set(answers(batches, nearly))
+    assert batches(torch.tensor([nearly, nearly, whole])).facts_per_query.tolist() == [3, 3, 3]
     batch = batches(torch.tensor([nearly, whole]))
     assert batch.weight is not None and batch.weight.tolist() == [1, 1, 1, 1, 1, 0.5, 0.5]
     assert batch.facts_per_query.tolist() == [3, 3]
@@ -154,6 +155,7 @@ def test_numbers_have_the_dtype_that_was_asked_for(tiny: Graph, negatives: int |
             assert numbers is None or numbers.dtype == (dtype or torch.float32)
         if weight is not None and batch.weight is not None:
             assert set(batch.weight[batch.y == 0].tolist()) == {3.0}
+            assert batch.facts_per_query.tolist() == [n + 6 for n in tiny.training_queries.counts[:2].tolist()]
 
 
 def test_on_another_device(tiny: Graph) -> None:
