@@ -377,6 +377,8 @@ def test_parameters_in_the_order_of_the_call() -> None:
         ("continuous_bernoulli(logits=learn)", "logits", 0.0),
         ("multivariate_normal(covariance_matrix=learn)", "covariance_matrix", 1.0),
         ("gamma(concentration=half_cauchy)", "concentration", 2.0),
+        ("normal(scale=per_symbol(half_cauchy(scale=half_cauchy(scale=0.1))))", "scale", 1.0),
+        ("normal(scale=per_dim(gamma))", "scale", 1.0),
     ],
 )
 def test_where_an_unknown_parameter_starts(text: str, key: str, start: float) -> None:
@@ -408,6 +410,7 @@ def test_a_prior_of_a_parameter() -> None:
     assert drawn.dtype == torch.float64
     expected = dist.Gamma(torch.tensor(3.0, dtype=torch.float64), 5.0).log_prob(drawn).sum()
     torch.testing.assert_close(value.log_prob(drawn), expected)
+    assert resolve_prior("half_cauchy(2)").value((), like, {}).sample().dtype == torch.float64
     with pytest.raises(InputError) as caught:
         resolve_prior("dirichlet").value((4, 1), like, {})
     assert str(caught.value) == "prior Prior(dirichlet) of a parameter must be univariate."
