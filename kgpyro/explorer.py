@@ -75,9 +75,9 @@ class PriorControls(widgets.VBox):
         self.numbers, self.how, rows = {}, {}, []
         for key, parameter in parameters_of(self.family.value).items():
             self.numbers[key] = number = _slider(key, parameter.default, parameter.constraint)
-            choices = [FIXED, *GRANULARITIES] if parameter.learnable else [FIXED]
+            choices = [FIXED, *GRANULARITIES] if parameter.constraint is not None else [FIXED]
             self.how[key] = how = widgets.Dropdown(options=choices, layout=widgets.Layout(width="9em"))
-            rows.append(widgets.HBox([number, how] if parameter.learnable else [number]))
+            rows.append(widgets.HBox([number, how] if parameter.constraint is not None else [number]))
             for control in (number, how):
                 control.observe(lambda _: self._changed(), "value")
         self.children = [self.family, *rows]

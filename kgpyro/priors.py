@@ -438,9 +438,7 @@ def _shaped(cls: Any, key: str, value: Tensor, size: int, components: int) -> Te
             else value
         )
     vector = isinstance(constraint, constraints.independent) or constraint is constraints.simplex
-    if vector and (value.dim() == 0 or value.shape[-1] == 1):
-        value = value.expand(*value.shape[:-1], size)
-    return value / value.sum(-1, keepdim=True) if constraint is constraints.simplex else value
+    return value.expand(*value.shape[:-1], size) if vector and (value.dim() == 0 or value.shape[-1] == 1) else value
 
 
 def _check_usable(base: TorchDistributionMixin, text: str | None) -> None:
@@ -496,23 +494,18 @@ class Parameter:
 
     Attributes:
         default: of the standard member of the family.
-        constraint: of its value; None where it hangs on other parameters.
-        learnable: whether it can be learned or have a prior of its own.
+        constraint: of its value; None where it hangs on other parameters: it can be neither learned nor have a prior.
     """
 
     default: float
     constraint: constraints.Constraint | None
-    learnable: bool
 
 
 def parameters_of(name: str) -> dict[str, Parameter]:
     """The parameters of a named prior, in the order of its call. Raises InputError for an unknown name."""
     _, cls = _family_named(name)
     defaults = {k: v for k, v in _standard(cls).items() if isinstance(v, (int, float))}
-    return {
-        key: Parameter(float(value), _scalar_constraint(cls, key), _elementwise(cls, key) is not None)
-        for key, value in defaults.items()
-    }
+    return {key: Parameter(float(value), _elementwise(cls, key)) for key, value in defaults.items()}
 
 
 def _standard(cls: Any) -> dict[str, Any]:
@@ -520,11 +513,6 @@ def _standard(cls: Any) -> dict[str, Any]:
     defaults = DEFAULTS | _defaults(cls)
     defaults = {k: defaults[k] for k in _accepted(cls) if k in defaults}
     return _without_alternatives(defaults, chosen=_defaults(cls))
-
-
-def _scalar_constraint(cls: Any, key: str) -> constraints.Constraint | None:
-    found = _elementwise(cls, key) or _constraints(cls).get(key)
-    return found if found in (constraints.real, constraints.positive, constraints.unit_interval) else None
 
 
 # ---- the table of all names -----------------------------------------------------------------------------------------

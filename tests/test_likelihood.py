@@ -85,6 +85,7 @@ def test_every_way_to_the_same_probability(kind: type[AllCandidates], score: str
 def test_without_symbols_nothing_is_known_to_be_complete() -> None:
     facts = some(AllCandidates, completeness=0.7)
     unknown = AllCandidates(facts.score, facts.anchor, facts.relation, facts.table, facts.intercept, facts.reverse)
+    assert unknown.completeness == 1
     unknown.completeness = 0.7
     chance = 0.7 * unknown.logits.sigmoid()
     expected = torch.where(labels() == 1, chance.log(), torch.log1p(-chance)).sum(1)
@@ -269,6 +270,15 @@ def test_what_is_not_the_draw_itself_is_left_as_it_is(
     assert (found.anchor is not before["head"]) == own_head
     assert (found.relation is not before["relation"]) == own_relation
     assert (found._own is not None) == own_head
+
+
+@torch.no_grad()
+def test_rows_are_known_by_their_values_where_no_gradients_are(tiny: Graph) -> None:
+    found = local_likelihood(tiny)
+    assert found._candidates is not None and found._own is not None
+    assert not torch.equal(found.relation, found.table[found.batch.relation])  # type: ignore[attr-defined]
+    assert local_likelihood(tiny, lambda h, r, t: (1 * h, r, t))._own is not None
+    assert local_likelihood(tiny, lambda h, r, t: (2 * h, r, t))._own is None
 
 
 def test_labels_follow_their_probabilities() -> None:

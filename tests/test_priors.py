@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import biject_to, kl_divergence
-from torch.distributions.transforms import ExpTransform
+from torch.distributions.transforms import AffineTransform, ExpTransform
 
 import kgpyro
 from kgpyro.display import as_html
@@ -82,6 +82,8 @@ def test_the_required_families_are_there() -> None:
         (f"{__name__}:MyPrior", dist.Normal(1.0, 2.0)),
         (dist.Cauchy(0.0, 2.0), dist.Cauchy(0.0, 2.0)),
         (MyPrior, dist.Normal(1.0, 2.0)),
+        (f"{__name__}:LEARNED", dist.Normal(0.0, 1.0)),
+        (lambda size: dist.Normal(torch.zeros(size), 3.0).to_event(1), dist.Normal(0.0, 3.0)),
     ],
 )
 def test_ways_of_giving_a_prior(text: object, expected: TorchDistribution) -> None:
@@ -93,6 +95,8 @@ def test_ways_of_giving_a_prior(text: object, expected: TorchDistribution) -> No
 
 
 def test_a_multivariate_prior() -> None:
+    assert resolve_prior(dist.Dirichlet).distribution(SIZE).concentration.tolist() == [1.0] * SIZE
+    assert resolve_prior(f"{__name__}:LEARNED").unknown == LEARNED.unknown
     prior = resolve_prior(f"{__name__}:my_prior_of_size")
     assert prior.distribution(SIZE).event_shape == (SIZE,)
     fixed = resolve_prior(dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
@@ -108,6 +112,16 @@ def slab_and_spike(size: int) -> TorchDistribution:
 
 def log_laplace(size: int) -> TorchDistribution:
     return dist.TransformedDistribution(dist.Laplace(torch.zeros(size), 1.0), [ExpTransform()]).to_event(1)
+
+
+def shifted(size: int) -> TorchDistribution:
+    return dist.TransformedDistribution(
+        dist.Laplace(torch.zeros(size), 1.0), [AffineTransform(torch.full((size,), 0.5), torch.tensor(2.0))]
+    ).to_event(1)
+
+
+LEARNED = resolve_prior("normal(scale=learn)")
+TEXT = "normal"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +263,7 @@ def test_a_prior_follows_device_and_dtype() -> None:
     like = torch.zeros((), dtype=torch.float64)
     for name in ("normal", "log_normal", "gumbel", "uniform", "hyperspherical_uniform", "half_cauchy"):
         assert resolve_prior(name).distribution(SIZE, like).sample().dtype == torch.float64, name
-    for built in (slab_and_spike, log_laplace):
+    for built in (slab_and_spike, log_laplace, shifted):
         p = resolve_prior(built).distribution(SIZE, like)
         assert p.sample().dtype == torch.float64
         torch.testing.assert_close(
@@ -261,7 +275,7 @@ def test_a_prior_follows_device_and_dtype() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("nromal", "unknown prior 'nromal'. Choose from asymmetric_laplace"),
+        ("nromal", "unknown prior 'nromal'. Choose from asymmetric_laplace, beta, cauchy, chi2, "),
         ("laplace(", "does not parse ('(' was never closed); write"),
         ("normal(**{})", "does not parse (it is no call of a family by name); write a name or a call"),
         ("normal()(2)", "does not parse (it is no call of a family by name); write a name or a call"),
@@ -284,9 +298,10 @@ def test_a_prior_follows_device_and_dtype() -> None:
         ("wishart", "Wishart is a distribution of matrices"),
         ("transformed_distribution", "is built of other distributions"),
         ("hyperspherical_uniform(dim=3)", "no parameters"),
-        ("no.such:thing", "cannot be imported"),
+        ("no.such:thing", "prior no.such:thing: module 'no.such' cannot be imported"),
         (f"{__name__}:nothing", "has no 'nothing'"),
         (f"{__name__}:SIZE", "a prior is a name"),
+        (f"{__name__}:TEXT", f"prior {__name__}:TEXT is a string, not a distribution."),
     ],
 )
 def test_unusable_names(text: str, words: str) -> None:
@@ -348,18 +363,18 @@ def test_why_a_family_has_no_name(cls: type, why: str, monkeypatch: pytest.Monke
 def test_parameters_in_the_order_of_the_call() -> None:
     real, positive, unit = constraints.real, constraints.positive, constraints.unit_interval
     assert parameters_of("gamma") == {
-        "concentration": Parameter(2.0, positive, True),
-        "rate": Parameter(1.0, positive, True),
+        "concentration": Parameter(2.0, positive),
+        "rate": Parameter(1.0, positive),
     }
     assert list(parameters_of("gamma")) == ["concentration", "rate"]
     assert list(parameters_of("student_t")) == ["df", "loc", "scale"]
-    assert parameters_of("Normal") == {"loc": Parameter(0.0, real, True), "scale": Parameter(1.0, positive, True)}
-    assert parameters_of("uniform") == {"low": Parameter(-1.0, None, False), "high": Parameter(1.0, None, False)}
+    assert parameters_of("Normal") == {"loc": Parameter(0.0, real), "scale": Parameter(1.0, positive)}
+    assert parameters_of("uniform") == {"low": Parameter(-1.0, None), "high": Parameter(1.0, None)}
     assert parameters_of("relaxed_bernoulli") == {
-        "temperature": Parameter(1.0, None, False),
-        "probs": Parameter(0.5, unit, True),
+        "temperature": Parameter(1.0, None),
+        "probs": Parameter(0.5, unit),
     }
-    assert parameters_of("multivariate_normal")["scale_tril"] == Parameter(1.0, positive, True)
+    assert parameters_of("multivariate_normal")["scale_tril"] == Parameter(1.0, positive)
     assert parameters_of("mixture_of_diag_normals").keys() == {"coord_scale"}
     assert parameters_of("hyperspherical_uniform") == {}
     with pytest.raises(InputError, match="unknown prior 'nromal'"):
@@ -410,6 +425,9 @@ def test_a_prior_of_a_parameter() -> None:
     assert drawn.dtype == torch.float64
     expected = dist.Gamma(torch.tensor(3.0, dtype=torch.float64), 5.0).log_prob(drawn).sum()
     torch.testing.assert_close(value.log_prob(drawn), expected)
+    scale = torch.tensor(0.1, dtype=torch.float64)
+    learned = LEARNED.distribution(SIZE, values={"scale": scale}).base_dist.scale
+    assert learned.dtype == torch.float64 and learned[0] == scale
     assert resolve_prior("half_cauchy(2)").value((), like, {}).sample().dtype == torch.float64
     with pytest.raises(InputError) as caught:
         resolve_prior("dirichlet").value((4, 1), like, {})
