@@ -155,7 +155,7 @@ def fit(
         device: auto, cpu, gpu, or mps.
         devices: processes on each node, one per device; they share every batch (PyTorch's DistributedDataParallel).
         nodes: machines; for torchrun and Slurm, which start the processes themselves, say how many there are.
-        precision: bits of floating point: 32, 64, or mixed bf16 or 16.
+        precision: bits of floating point: 32, 64, or mixed bf16 (32 on a processor without bf16 products) or 16.
         early_stopping: epochs without a better validation MRR after which to stop; the best state is kept (0: never).
         validate_every: epochs between validations where early stopping asks for them.
         checkpoint_every: seconds between checkpoints in --out, at least (0: after every step); longer where writing

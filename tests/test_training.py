@@ -143,6 +143,15 @@ def test_precisions(tiny: Graph, tmp_path: Path, precision: Any) -> None:
     assert kgpyro.load(tmp_path / "run").dtype == expected
 
 
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_is_fp32_where_the_processor_lacks_it(
+    tiny: Graph, monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    monkeypatch.setattr("kgpyro.training.has_bf16", lambda: supported)
+    mixed, single = (quick_fit(tiny, device="cpu", precision=precision) for precision in ("bf16", "32"))
+    assert torch.equal(mixed.guide.entity.loc, single.guide.entity.loc) == (not supported)
+
+
 def test_a_users_model_is_the_lim_written_out(tiny: Graph) -> None:
     options = {"kl_schedule": "constant", "precision": "64"}
     mine = quick_fit(tiny, model="own_code:shared_scale", **options)
