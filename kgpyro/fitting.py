@@ -57,6 +57,7 @@ from kgpyro.training import (
     Training,
     estimate_elbo,
     latent_sites,
+    precision_in_use,
     train,
 )
 
@@ -318,7 +319,8 @@ def _fit(
         config["kl_weight"] = 2.0 / len(queries) if local else 1.0
 
     posterior = Posterior(graph, kg, guide, config)
-    posterior.provenance = provenance(whole, config)
+    precision = precision_in_use(config["precision"], config["device"])
+    posterior.provenance = provenance(whole, config | {"precision": precision})
 
     def validate() -> float:
         posterior.forget()
@@ -337,9 +339,8 @@ def _fit(
             with refusing(folder):
                 checkpoint.put_into(module, bar)
     how_many = config["devices"], config["nodes"]
-    where = config["device"], config["precision"]
     try:
-        rank = train(module, config["epochs"], *where, callbacks, *how_many, bar.interrupt)
+        rank = train(module, config["epochs"], config["device"], precision, callbacks, *how_many, bar.interrupt)
     except Diverged as failure:
         raise _save_good(posterior, module, bar, folder, failure) from failure
     posterior.forget()

@@ -369,10 +369,13 @@ def _asking(interrupt: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def on_cpu(device: str) -> bool:
-    """Whether ``--device`` means the processor here."""
+def precision_in_use(precision: str, device: str) -> str:
+    """``--precision`` as ``--device`` has it: bf16 is 32 on a processor without such products, where PyTorch's take ten
+    times as long as float32's.
+    """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return device == "cpu" or (device == "auto" and not accelerated)
+    on_cpu = device == "cpu" or (device == "auto" and not accelerated)
+    return "32" if precision == "bf16" and on_cpu and not has_bf16() else precision
 
 
 def has_bf16() -> bool:
@@ -396,12 +399,9 @@ def train(
 
 
     Several processes (``devices`` on each of ``nodes``) see a share of each batch, with gradients averaged by PyTorch's
-    DistributedDataParallel. ``precision`` bf16 is 32 on a processor that has no such products, where PyTorch's take ten
-    times as long as float32's. Raises InputError for an absent device.
+    DistributedDataParallel. Raises InputError for an absent device.
     """
     accelerator = {"gpu": "gpu", "cuda": "gpu"}.get(device, device)
-    if precision == "bf16" and on_cpu(device) and not has_bf16():
-        precision = "32"
     names = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     quiet = logging.getLogger("lightning.pytorch")
     level = quiet.level

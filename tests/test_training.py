@@ -150,6 +150,7 @@ def test_bf16_is_fp32_where_the_processor_lacks_it(
     monkeypatch.setattr("kgpyro.training.has_bf16", lambda: supported)
     mixed, single = (quick_fit(tiny, device="cpu", precision=precision) for precision in ("bf16", "32"))
     assert torch.equal(mixed.guide.entity.loc, single.guide.entity.loc) == (not supported)
+    assert mixed.provenance["precision"] == ("bf16" if supported else "32")
 
 
 def test_a_users_model_is_the_lim_written_out(tiny: Graph) -> None:
