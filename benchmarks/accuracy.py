@@ -70,6 +70,7 @@ def run(config: Path, seed: int) -> dict[str, Any]:
         "seconds": posterior.seconds,
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "device": str(posterior.device),
+        "precision": posterior.provenance["precision"],
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "metrics": posterior.metrics,
     } | ({"relations": _relations(posterior)} if posterior.graph.num_relations <= FEW else {})

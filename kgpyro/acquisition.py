@@ -89,11 +89,12 @@ def _moments(posterior: PosteriorScores, heads: Tensor, relation: int, draws: in
     tails = everyone.split(max(1, NUMBERS_AT_ONCE // max(len(heads), kg.entity_size, kg.relation_size)))
     mean, aleatoric = torch.zeros(2, len(heads), len(everyone), device=posterior.device, dtype=posterior.dtype)
     rounds = -(-draws // 2) if posterior.inverse else draws
-    for _ in range(rounds):
-        ways = [posterior._draw_logits(heads, torch.full_like(heads, relation))]
-        if posterior.inverse:
-            asked = [posterior._draw_logits(t, torch.full_like(t, relation + rows), heads) for t in tails]
-            ways.append(torch.cat(asked).T)
+    for number in range(rounds):
+        with posterior.guide.using(number):
+            ways = [posterior._draw_logits(heads, torch.full_like(heads, relation))]
+            if posterior.inverse:
+                asked = [posterior._draw_logits(t, torch.full_like(t, relation + rows), heads) for t in tails]
+                ways.append(torch.cat(asked).T)
         for logits in ways:
             mean += logits.sigmoid() / (rounds * len(ways))
             aleatoric += entropy(logits) / (rounds * len(ways))

@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
 from kgpyro.families import is_gaussian, log_scale_of
+from kgpyro.guide import Guide
 from kgpyro.kernels import gaussian_kl
 from kgpyro.likelihood import Integrate, Postpone
 
@@ -83,7 +84,16 @@ class WeightedELBO(ELBO):
         return model_trace, guide_trace, integrate.kl
 
     def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
-        """One estimate, as tensors that carry gradients."""
+        """One estimate, as tensors that carry gradients; of a mixture the mean over one of each of its members."""
+        if not isinstance(guide, Guide):
+            return self._estimate(model, guide, *args, **kwargs)
+        found = []
+        for number in range(guide.members):
+            with guide.using(number):
+                found.append(self._estimate(model, guide, *args, **kwargs))
+        return _mean(found)
+
+    def _estimate(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         ways = self._draws
         for i in range(len(ways) - 1):
             self._draws = ways[i:]
@@ -128,6 +138,15 @@ class WeightedELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return float(loss.detach())
+
+
+def _mean(found: list[Terms]) -> Terms:
+    if len(found) == 1:
+        return found[0]
+    sites = found[0].kl_per_latent
+    kl_per_latent = {site: sum(each.kl_per_latent[site] for each in found) / len(found) for site in sites}
+    likelihood, kl = (sum(getattr(each, name) for each in found) / len(found) for name in ("log_likelihood", "kl"))
+    return Terms(likelihood, kl, kl_per_latent)
 
 
 def _number(value: float | Tensor) -> float:

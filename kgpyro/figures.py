@@ -23,7 +23,7 @@ def variances(posterior: Posterior) -> pd.DataFrame:
     Returns:
         A row per entity and relation: ``kind``, ``name``, ``frequency`` (places in training triples: an entity that is
         head and tail of one has two) and ``variance`` (posterior variance, mean over the coordinates of the latent, and
-        over both latents of a relation that has an inverse).
+        over both latents of a relation that has an inverse; of the first member of a mixture).
     """
     graph, found = posterior.graph, []
     frequency = {
@@ -110,7 +110,8 @@ def fact_figure(
     A density's place is the projection of the latent's mean on the first two principal components of all entities'
     means. Its widths are two non-negative factors of the variances of all entities and relations, in units of variance:
     they compare how sure the posterior is of the latents, and are not the latent's marginal in that plane. Contours
-    hold 50 % and 90 %, each density drawn as Gaussian whatever its family; a relation is shown without its inverse.
+    hold 50 % and 90 %, each density drawn as Gaussian whatever its family; a relation is shown without its inverse, and
+    of a mixture its first member.
 
     Args:
         head, relation, tail: names of the fact.

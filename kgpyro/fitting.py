@@ -121,8 +121,9 @@ def fit(
             (h, r, t) -> score as package.module:function.
         guide: variational family: lookup (a location and scale per symbol), mlp(width=32, hidden=128) (a narrow
             embedding through a shared network), lowrank(rank=4) (correlated dimensions), flow(layers=2, hidden=64) (a
-            normalising flow), features(hidden=128) (entities known by --features alone), point (a point estimate), or
-            your own as package.module:object.
+            normalising flow), features(hidden=128) (entities known by --features alone), mixture(members=4) (several
+            lookup tables with starts of their own, as in an ensemble), point (a point estimate), or your own as
+            package.module:object.
         features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
             row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
             in it, and are predicted all the same.

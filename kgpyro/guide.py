@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import EllipsisType
 
 import pyro
@@ -30,9 +32,11 @@ class Guide(nn.Module):
         inductive: whether entities are known by ``kg.features`` alone, so that new ones have posteriors too; such a
             guide keeps them as its buffer ``features``.
         point: whether it gives every latent a value instead of a distribution, so that what is optimised is no bound.
+        members: of how many equally weighted guides it is a mixture; :meth:`posterior` is that of number ``member``.
     """
 
     inductive = point = False
+    members, member = 1, 0
 
     def __init__(self, kg: Setting, sites: set[str]):
         super().__init__()
@@ -42,6 +46,15 @@ class Guide(nn.Module):
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         """``q(h | symbols)`` for ids of a kind: batch shape ``(n,)``, event shape ``(d,)``."""
         raise NotImplementedError
+
+    @contextmanager
+    def using(self, number: int) -> Iterator[None]:
+        """Have :meth:`posterior` be that of member ``number`` of a mixture, counted round and round."""
+        before, self.member = self.member, number % self.members
+        try:
+            yield
+        finally:
+            self.member = before
 
     def forward(self, kg: Setting, batch: Batch) -> None:
         """Sample every latent site of the model, in the plates the model has it in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,8 +155,8 @@ def _posterior_draws(
     values = sum(len(ids) * kg.size(kind) for kind, (ids, _) in needed.items())
     values += len(asked) * (2 * kg.entity_size + kg.relation_size)
     found: dict[str, list[Tensor]] = defaultdict(list)
-    for part in torch.arange(draws).split(max(1, (1 << 23) // values)):
-        shape = torch.Size([len(part)])
+    for share in _shares(scores, draws, max(1, (1 << 23) // values)):
+        shape = torch.Size([share])
         tables = {}
         for kind, (ids, place) in needed.items():
             tables[kind] = guide.posterior(kind, ids).rsample(shape)
@@ -166,11 +166,18 @@ def _posterior_draws(
             head, tail = (tables["entity"][:, end] for end in ends.chunk(2))
             found["logits"].append(kg.score.triples(head, tables["relation"][:, rows], tail) + kg.intercept[r])
         else:
-            found["logits"].append(scores._draw_pairs(a, r, c, len(part)))
-    latents = {name: torch.cat(values) for name, values in found.items()}
+            found["logits"].append(scores._draw_pairs_of_member(a, r, c, share))
+    order = torch.randperm(draws) if guide.members > 1 else slice(None)  # or the draws' order would tell the member
+    latents = {name: torch.cat(values)[order] for name, values in found.items()}
     logits = latents.pop("logits")
     hyper = {site: guide.hyper[site]().sample(torch.Size([draws])) for site in kg.hyper_latents}
     return latents | _of_chosen(hyper, chosen), logits
+
+
+def _shares(scores: PosteriorScores, draws: int, at_once: int) -> Iterator[int]:
+    """So many draws, ``at_once`` at most, for each member of a mixture, which is in use meanwhile."""
+    for share in scores.in_turn(draws):
+        yield from (min(at_once, share - start) for start in range(0, share, at_once))
 
 
 def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str, Tensor]:

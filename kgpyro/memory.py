@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kgpyro.names import GUIDES, resolve
 from kgpyro.setting import Setting
 
 STATES = {"adagrad": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "sgd": 0}  # tables an optimiser keeps of each parameter
-TABLES = ("lookup", "lowrank", "flow")  # guides with a location and a scale for every symbol
+TABLES = ("lookup", "lowrank", "flow", "mixture")  # guides with a location and a scale for every symbol
 
 
 def shortage(kg: Setting, config: Mapping[str, Any], answers: float, free: float | None = None) -> str | None:
@@ -42,8 +44,10 @@ def table_bytes(kg: Setting, config: Mapping[str, Any]) -> float:
     """Of the symbols' locations and scales, with gradients, draws and the optimiser's state; 0 for other guides."""
     if not str(config["guide"]).startswith(TABLES):
         return 0.0
+    members = inspect.signature(resolve(config["guide"], GUIDES, "guide")).parameters.get("members")
     kinds = [(kg.count(kind), kg.size(kind), kg.family(kind)) for kind in ("entity", "relation")]
     numbers = sum(count * (family.loc_size(size) + family.scale_size(size)) for count, size, family in kinds)
+    numbers *= members.default if members else 1
     return numbers * _bytes(config) * (1 + STATES[config["optimizer"]] + (0.2 if kg.sparse else 1.8))
 
 

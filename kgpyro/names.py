@@ -22,6 +22,7 @@ GUIDES = {
     "features": "kgpyro.guides.features:Features",
     "lowrank": "kgpyro.guides.lowrank:LowRank",
     "flow": "kgpyro.guides.flow:Flow",
+    "mixture": "kgpyro.guides.mixture:Mixture",
     "point": "kgpyro.guides.point:Point",
 }
 
@@ -72,13 +73,15 @@ def _options(call: str, found: Any, kind: str) -> dict[str, Any]:
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise InputError(f"{kind} {call!r} does not parse ({error}); write NAME(option=number).") from error
-    known = [p.name for p in inspect.signature(found).parameters.values() if p.default is not p.empty]
+    known = {p.name: p.default for p in inspect.signature(found).parameters.values() if p.default is not p.empty}
     for option, value in options.items():
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise InputError(f"{kind} {call}: no option {option!r}; {has}.")
         if not isinstance(value, (int, float)) or value <= 0:
             raise InputError(f"{kind} {call}: {option} must be a positive number.")
+        if isinstance(known[option], int) and not isinstance(value, int):
+            raise InputError(f"{kind} {call}: {option} must be a whole number.")
     return options
 
 

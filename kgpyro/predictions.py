@@ -256,9 +256,10 @@ class Predictions(PosteriorScores):
         at_once = max(1, (1 << 22) // self.graph.num_entities) if self._cheap_draws else 1
         a, r = (torch.tensor([value], device=self.device) for value in (given, row))
         with seeded(seed):
-            for start in range(0, draws, at_once):
-                rows = min(at_once, draws - start)
-                total += self._draw_logits(a.expand(rows), r.expand(rows)).sigmoid_().sum(0)
+            for share in self.in_turn(draws):
+                for start in range(0, share, at_once):
+                    rows = min(at_once, share - start)
+                    total += self._draw_logits(a.expand(rows), r.expand(rows)).sigmoid_().sum(0)
         return total.topk(min(top, len(total))).indices
 
     def _known(self, given: int, relation: int, side: str) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -106,7 +107,8 @@ def psis_khat(
     ratios = np.empty(draws)
     with seeded(seed), pyro.validation_enabled(False):
         for draw in tqdm(range(draws), desc="k-hat", unit="draw", disable=not progress, leave=False):
-            ratios[draw] = _log_ratio(found, posterior, parts)
+            with guide.using(draw):
+                ratios[draw] = _log_ratio(found, posterior, parts)
     return KHat(_pareto_shape(ratios), latents, ratios)
 
 
@@ -124,8 +126,14 @@ def _model(posterior: Posterior, named: str | Callable | None) -> Callable:
 
 def _log_ratio(model: Callable, posterior: Posterior, parts: list[Batch]) -> float:
     """``log p(y, h) - log q(h)`` of one draw; the facts in parts, whose likelihoods add up."""
-    drawn = prune_subsample_sites(poutine.trace(posterior.guide).get_trace(posterior.kg, parts[0]))
-    total = -float(drawn.log_prob_sum())
+    guide, kg = posterior.guide, posterior.kg
+    drawn = prune_subsample_sites(poutine.trace(guide).get_trace(kg, parts[0]))
+    under = []  # each member of a mixture, which could all have drawn this
+    for number in range(guide.members):
+        with guide.using(number):
+            again = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(kg, parts[0])
+        under.append(prune_subsample_sites(again).log_prob_sum())
+    total = math.log(guide.members) - float(torch.stack(under).logsumexp(0))
     for i, part in enumerate(parts):
         run = prune_subsample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(posterior.kg, part))
         if not i:

@@ -38,11 +38,24 @@ class PosteriorScores:
 
     def __init__(self, graph: Graph, kg: Setting, guide: Guide):
         self.graph, self.kg, self.guide = graph, kg.eval(), guide.eval()
-        self._cached: Moments | None = None
+        self._cached: dict[int, Moments] = {}
 
     def forget(self) -> None:
         """Drop what is cached of the guide; for whoever trains it further."""
-        self._cached = None
+        self._cached.clear()
+
+    @contextmanager
+    def draw(self, number: int) -> Iterator[None]:
+        """Run in the random state of a draw's number; a mixture's members take turns."""
+        with seeded(number), self.guide.using(number):
+            yield
+
+    def in_turn(self, draws: int, first: int = 0) -> Iterator[int]:
+        """Each member of a mixture in turn, from that of draw ``first`` on, with its share of ``draws`` draws."""
+        members = self.guide.members
+        for i in range(min(draws, members)):
+            with self.guide.using(first + i):
+                yield len(range(i, draws, members))
 
     @property
     def inverse(self) -> bool:
@@ -65,12 +78,18 @@ class PosteriorScores:
         anchor, row = anchor.to(self.device), row.to(self.device)
         relation, reverse = self._rows(row)
         if self.kg.score.multilinear:
-            entities, relations, loops = self._moments()
-            scores = self.kg.score.candidates(entities[anchor], relations[relation], entities, reverse)
-            return scores if loops is None else scores.scatter_add(1, anchor[:, None], loops(anchor, relation)[:, None])
+            found = None
+            for _ in self.in_turn(self.guide.members):
+                entities, relations, loops = self._moments()
+                scores = self.kg.score.candidates(entities[anchor], relations[relation], entities, reverse)
+                if loops is not None:
+                    scores = scores.scatter_add(1, anchor[:, None], loops(anchor, relation)[:, None])
+                found = scores if found is None else found + scores
+            assert found is not None
+            return found / self.guide.members if self.guide.members > 1 else found
         total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
-        for draw in range(draws):
-            with seeded(draw):
+        for number in range(draws):
+            with self.draw(number):
                 total += self._draw_scores(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
         return total / draws
 
@@ -79,16 +98,16 @@ class PosteriorScores:
         return self.kg.intercept.detach()[self._rows(row.to(self.device))[0]]
 
     def _moments(self) -> Moments:
-        """Posterior means of entities and relations, and what a self-loop adds to their score; cached."""
-        if self._cached is None:
+        """Posterior means of entities and relations, and what a self-loop adds to their score; cached by member."""
+        if self.guide.member not in self._cached:
             q, kg = self.guide.posterior("entity", ...), self.kg
             entities, relations = posterior_mean(q), posterior_mean(self.guide.posterior("relation", ...))
             loops = None
             if self._global_latents:
                 variance, weights = posterior_variance(q), kg.score.self_loop_weights(relations, kg.entity_size)
                 loops = lambda e, r: (variance[e] * weights[r]).sum(-1)  # noqa: E731
-            self._cached = entities, relations, loops
-        return self._cached
+            self._cached[self.guide.member] = entities, relations, loops
+        return self._cached[self.guide.member]
 
     @torch.no_grad()
     def probabilities(
@@ -99,13 +118,19 @@ class PosteriorScores:
         Of the fact that one makes with the query, or under the categorical likelihood that it is the answer. Queries
         are ``anchor`` and ``row`` of shape ``(b,)``.
         """
+        return self._mean_probabilities(anchor, row, range(draws), candidates)
+
+    def _mean_probabilities(
+        self, anchor: Tensor, row: Tensor, numbers: range, candidates: Tensor | EllipsisType
+    ) -> Tensor:
+        """Mean over the draws of these numbers."""
         anchor, row = anchor.to(self.device), row.to(self.device)
         columns = self.graph.num_entities if isinstance(candidates, EllipsisType) else len(candidates)
         total = torch.zeros(len(anchor), columns, device=self.device, dtype=self.dtype)
-        for draw in range(draws):
-            with seeded(draw):
+        for number in numbers:
+            with self.draw(number):
                 total += self._draw_logits(anchor, row, candidates).sigmoid_()
-        return total / draws
+        return total / len(numbers)
 
     @torch.no_grad()
     def joint_probabilities(
@@ -115,13 +140,18 @@ class PosteriorScores:
 
         Global latents (LIM) are one table of entities and one of relations, which a number's facts share, in this call
         and in any other. Where each fact has latents of its own (LFM) labels are independent given the guide, and
-        every draw has the posterior predictive probability.
+        every draw has the posterior predictive probability (of a mixture's member).
         """
         anchor, row = anchor.to(self.device), row.to(self.device)
         candidates = candidates if isinstance(candidates, EllipsisType) else candidates.to(self.device)
         if not self._global_latents:
-            p = self.probabilities(anchor, row, candidates=candidates)
-            yield from (p for _ in numbers)
+            found: dict[int, Tensor] = {}
+            for number in numbers:
+                member = number % self.guide.members
+                if member not in found:
+                    its_draws = range(member, 100 * self.guide.members, self.guide.members)
+                    found[member] = self._mean_probabilities(anchor, row, its_draws, candidates)
+                yield found[member]
             return
         relation, reverse = self._rows(row)
         for number in numbers:
@@ -139,7 +169,7 @@ class PosteriorScores:
         at_once = max(1, (1 << 23) // max(self.kg.entity_size, self.kg.relation_size))
         parts = torch.arange(len(anchor), device=self.device).split(at_once)
         if not self._global_latents:
-            drawn = [self._draw_pairs(anchor[i], row[i], candidate[i], draws=1)[0] for i in parts]
+            drawn = [self._draw_pairs(anchor[i], row[i], candidate[i], draws=1, first=number)[0] for i in parts]
         else:
             entities, relations = self._joint_latents(number)
             drawn = []
@@ -156,7 +186,7 @@ class PosteriorScores:
 
     def _joint_latents(self, number: int) -> tuple[Tensor, Tensor]:
         """One draw of all entities and all relations, the same at every call with a number."""
-        with seeded(number):
+        with self.draw(number):
             return self.guide.posterior("entity", ...).rsample(), self.guide.posterior("relation", ...).rsample()
 
     @property
@@ -215,13 +245,21 @@ class PosteriorScores:
     def _draws(self, anchor: int, row: int, candidates: Tensor, draws: int, seed: int) -> Tensor:
         """Draws of the logits of one query's candidates, ``(draws, c)``."""
         a, r = (torch.tensor([value], device=self.device) for value in (anchor, row))
+        cheap, found = self._cheap_draws, []
         with seeded(seed):
-            if self._cheap_draws:
-                return self._draw_logits(a.expand(draws), r.expand(draws), candidates)
-            return torch.cat([self._draw_logits(a, r, candidates) for _ in range(draws)])
+            for share in self.in_turn(draws):
+                if cheap:
+                    found.append(self._draw_logits(a.expand(share), r.expand(share), candidates))
+                else:
+                    found += [self._draw_logits(a, r, candidates) for _ in range(share)]
+        return torch.cat(found)
 
-    def _draw_pairs(self, anchor: Tensor, row: Tensor, candidate: Tensor, draws: int) -> Tensor:
+    def _draw_pairs(self, anchor: Tensor, row: Tensor, candidate: Tensor, draws: int, first: int = 0) -> Tensor:
         """Draws of the logits of paired queries and candidates, ``(n,) -> (draws, n)``, each fact's its own."""
+        shares = self.in_turn(draws, first)
+        return torch.cat([self._draw_pairs_of_member(anchor, row, candidate, share) for share in shares])
+
+    def _draw_pairs_of_member(self, anchor: Tensor, row: Tensor, candidate: Tensor, draws: int) -> Tensor:
         relation, reverse = self._rows(row)
         shape = torch.Size([draws])
         head, tail = (self.guide.posterior("entity", e).rsample(shape) for e in (anchor, candidate))

@@ -61,7 +61,7 @@ class Parts:
         closed_world: str = "local",
         **negatives: float | None,
     ):
-        self.graph, self.closed_world = graph, closed_world
+        self.graph, self.closed_world, self.model_name = graph, closed_world, model
         rows = graph.num_relations * (2 if inverse else 1)
         both = resolve_prior(prior)
         self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both)

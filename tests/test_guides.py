@@ -89,6 +89,111 @@ def test_a_point_estimate_is_said_to_be_one() -> None:
     assert np.isnan(table["elbo_per_fact"]["point"])
 
 
+# ---- mixtures -------------------------------------------------------------------------------------------------------
+
+
+def members_of(parts: Parts) -> list[Parts]:
+    """Each member of a mixture as a lookup guide of its own."""
+    found = []
+    for entity, relation in zip(parts.guide.entity, parts.guide.relation, strict=True):
+        alone = Parts(parts.graph, parts.model_name, dim=D, score=parts.kg.score.name)
+        alone.guide.entity, alone.guide.relation = entity, relation
+        found.append(alone)
+    return found
+
+
+def posterior_of(parts: Parts) -> kgpyro.Posterior:
+    return kgpyro.Posterior(parts.graph, parts.kg, parts.guide, {"model": parts.model_name, "guide": "own"})
+
+
+@pytest.fixture
+def mixed(tiny: Graph, double: None) -> Parts:
+    """A mixture of three, far apart."""
+    parts = Parts(tiny, guide="mixture(members=3)", dim=D)
+    with torch.no_grad():
+        for number, table in enumerate([*parts.guide.entity, *parts.guide.relation]):
+            table.loc.normal_(generator=torch.Generator().manual_seed(number))
+            table.log_scale.fill_(-1.0 - 0.1 * number)
+    return parts
+
+
+@pytest.mark.parametrize("estimator", ["local", "shared", "plain"])
+def test_a_mixture_has_the_mean_bound_of_its_members(mixed: Parts, estimator: str) -> None:
+    alone = members_of(mixed)
+    for number in range(3):
+        torch.manual_seed(number)
+        each = [part.terms(estimator=estimator) for part in alone]
+        torch.manual_seed(number)
+        mean = mixed.terms(estimator=estimator)
+        for name in ("log_likelihood", "kl"):
+            parts = [float(getattr(part, name)) for part in each]
+            assert float(getattr(mean, name)) == pytest.approx(sum(parts) / 3, rel=1e-12)
+        assert mean.kl_per_latent["entities"] == pytest.approx(sum(e.kl_per_latent["entities"] for e in each) / 3)
+
+
+@torch.no_grad()
+def test_the_mean_bound_is_below_that_of_the_mixture(mixed: Parts) -> None:
+    """``KL(1/M Σ q_m ‖ p) ≤ 1/M Σ KL(q_m ‖ p)``, by as much as the members overlap, and at most ``log M`` more."""
+    table = [Family(mixed.kg.families["entity"].support)(*t(torch.tensor([0]))) for t in mixed.guide.entity]
+    prior = resolve_prior("normal").distribution(D)
+    drawn = torch.stack([q.sample((50_000,)) for q in table])
+    density = torch.stack([q.log_prob(drawn) for q in table]).logsumexp(0) - np.log(3)
+    of_the_mixture = float((density - prior.log_prob(drawn)).mean())
+    mean = float(sum(kl_divergence(q, prior) for q in table)) / 3
+    assert mean - np.log(3) - 0.02 < of_the_mixture < mean
+
+
+def test_a_mixture_of_one_is_a_lookup_table(tiny: Graph) -> None:
+    options = {"model": "lim", "dim": D, "epochs": 3, "progress": False, "device": "cpu"}
+    one, other = (kgpyro.fit(tiny, guide=guide, **options) for guide in ("lookup", "mixture(members=1)"))
+    pd.testing.assert_frame_equal(one.facts(tiny.train), other.facts(tiny.train))
+
+
+def test_members_predict_in_turn(mixed: Parts) -> None:
+    """Means, probabilities, joint draws and single facts of a mixture are the means over its members."""
+    posterior, alone = posterior_of(mixed), [posterior_of(part) for part in members_of(mixed)]
+    anchor, row, candidate = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]), torch.tensor([2, 1, 1])
+    mean = sum(p.mean_scores(anchor, row) for p in alone) / 3
+    torch.testing.assert_close(posterior.mean_scores(anchor, row), mean)
+    torch.testing.assert_close(posterior.mean_scores(anchor, row), mean)  # from the cache
+    each = torch.stack([p.probabilities(anchor, row, draws=3000) for p in alone])
+    torch.testing.assert_close(posterior.probabilities(anchor, row, draws=6000), each.mean(0), atol=0.02, rtol=0)
+    for number in range(4):
+        drawn = next(posterior.joint_probabilities(anchor, row, [number]))
+        torch.testing.assert_close(drawn, next(alone[number % 3].joint_probabilities(anchor, row, [number])))
+        pairs = posterior.joint_pairs(anchor, row, candidate, number)
+        torch.testing.assert_close(pairs, drawn[torch.arange(3), candidate])
+    names = [["a", "likes", "c"], ["b", "knows", "b"]]
+    facts, by_member = posterior.facts(names, draws=6000), [p.facts(names, draws=6000) for p in alone]
+    for column in ("probability", "score"):
+        expected = np.mean([table[column] for table in by_member], axis=0)
+        np.testing.assert_allclose(facts[column], expected, atol=0.05 if column == "score" else 0.01)
+    second = [table["std"] ** 2 + table["probability"] ** 2 for table in by_member]
+    np.testing.assert_allclose(facts["std"] ** 2 + facts["probability"] ** 2, np.mean(second, axis=0), atol=0.01)
+    answers = posterior.predict(head="a", relation="likes", top=None, draws=3000).set_index("tail")["probability"]
+    expected = (
+        sum(p.predict(head="a", relation="likes", top=None, draws=3000).set_index("tail")["probability"] for p in alone)
+        / 3
+    )
+    np.testing.assert_allclose(answers[expected.index], expected, atol=0.02)
+    assert posterior.guide.member == 0
+
+
+def test_members_of_facts_with_latents_of_their_own(tiny: Graph) -> None:
+    """LFM: the labels of a joint draw are those of one member."""
+    parts = Parts(tiny, "lfm", guide="mixture(members=2)", dim=D)
+    posterior, alone = posterior_of(parts), [posterior_of(part) for part in members_of(parts)]
+    anchor, row = torch.tensor([0, 1]), torch.tensor([0, 1])
+    for number, found in zip(range(3), posterior.joint_probabilities(anchor, row, range(3)), strict=True):
+        torch.testing.assert_close(found, alone[number % 2].probabilities(anchor, row, draws=100), atol=0.1, rtol=0)
+    with torch.no_grad():
+        for table in (parts.guide.entity[1], parts.guide.relation[1]):
+            table.loc.fill_(3.0), table.log_scale.fill_(-9.0)
+    candidate = torch.tensor([2, 1])
+    sure = [bool((posterior.joint_pairs(anchor, row, candidate, number) > 0.999).all()) for number in range(4)]
+    assert sure == [False, True, False, True]
+
+
 @pytest.mark.parametrize("prior", ["normal(scale=0.7)", "multivariate_normal(scale_tril=2)"])
 def test_analytic_kl_of_correlated_gaussians(prior: str) -> None:
     p = resolve_prior(prior).distribution(D)
@@ -106,6 +211,7 @@ def test_analytic_kl_of_correlated_gaussians(prior: str) -> None:
     ("guide", "words"),
     [
         ("lowrank(rank=0)", "rank must be a positive number"),
+        ("mixture(members=2.5)", "members must be a whole number"),
         ("lowrank(ranks=2)", "no option 'ranks'; it has rank"),
         ("lookup(rank=2)", "no option 'rank'; it has none"),
         ("lowrank(2)", "options are given by name"),

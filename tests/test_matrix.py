@@ -20,6 +20,7 @@ SCORE_NAMES = sorted({s.name for s in SCORES.values()} | {"pykeen:HolE"})
 HIERARCHICAL = ["normal(scale=learn)", "gamma(rate=learn_per_symbol)", "normal(scale=per_dim(half_cauchy))"]
 SMALL = {"lookup": "lookup", "mlp": "mlp(width=3, hidden=4)", "features": "features(hidden=4)"}
 SMALL |= {"lowrank": "lowrank(rank=2)", "flow": "flow(layers=2, hidden=3)", "point": "point"}
+SMALL["mixture"] = "mixture(members=2)"
 
 
 def refused(prior: str, guide: str) -> bool:

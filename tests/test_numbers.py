@@ -195,6 +195,7 @@ def test_the_estimate_of_memory(tiny: Graph) -> None:
     parameters = sum(p.numel() for p in parts.guide.parameters())
     assert table_bytes(parts.kg, config) == pytest.approx(8 * parameters * (1 + 2 + 1.8))
     assert table_bytes(parts.kg, config | {"guide": "mlp(width=4)"}) == 0
+    assert table_bytes(parts.kg, config | {"guide": "mixture(members=3)"}) == 3 * table_bytes(parts.kg, config)
     assert batch_bytes(parts.kg, config | {"negatives": "all"}, 1.0) == 10 * 5 * 8
     both = table_bytes(parts.kg, config) + batch_bytes(parts.kg, config, 1.5)
     assert shortage(parts.kg, config, 1.5, free=both) is None

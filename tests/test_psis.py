@@ -34,6 +34,21 @@ def pair() -> Graph:
     return Graph.from_triples("pair", [["a", "r", "b"], ["b", "r", "b"]], [["a", "r", "a"]], [["a", "r", "a"]])
 
 
+def test_every_member_of_a_mixture_could_have_drawn_it(pair: Graph) -> None:
+    """Members that are alike make the ratios of one, and members far apart ``log M`` more than each alone."""
+    (one, parts), (other, mixture) = (posterior_of(pair, dim=1, guide=g) for g in ("lookup", "mixture(members=2)"))
+    with torch.no_grad():
+        for kind in ("entity", "relation"):
+            table = getattr(parts.guide, kind)
+            for member in getattr(mixture.guide, kind):
+                member.load_state_dict(table.state_dict())
+    np.testing.assert_allclose(kgpyro.psis_khat(other).log_ratios, kgpyro.psis_khat(one).log_ratios, rtol=1e-4)
+    with torch.no_grad():
+        mixture.guide.entity[1].loc.add_(100.0)
+    even = kgpyro.psis_khat(other).log_ratios[::2] - kgpyro.psis_khat(one).log_ratios[::2]
+    np.testing.assert_allclose(even, math.log(2), rtol=1e-3)
+
+
 @pytest.mark.usefixtures("double")
 def test_the_evidence_by_quadrature(pair: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two entities and a relation with one number each: the mean ratio is ``p(y)``, the sum over a grid of them."""
