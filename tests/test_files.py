@@ -106,6 +106,7 @@ def test_mutated_files_load_or_are_refused(saved: Path, run: Path) -> None:
         ("config.yaml", {"guide": "lowrank(rank=1000000000)"}, "do not fit"),
         ("config.yaml", {"guide": "lowrank(rank=1000000000)", "prior": "normal(scale=half_cauchy(1))"}, "do not fit"),
         ("config.yaml", {"guide": "flow(layers=1000000000, hidden=1)"}, "do not fit"),
+        ("config.yaml", {"guide": "mixture(members=1000000000)"}, "do not fit"),
         ("config.yaml", {"prior": "normal(scale=learn_per_symbol)"}, "do not fit"),
         ("config.yaml", {"prior": "-" * 100_000 + "1"}, "damaged|does not parse"),
         ("config.yaml", {"dim": "4"}, "no int"),
