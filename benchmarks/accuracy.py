@@ -6,7 +6,8 @@
     python benchmarks/accuracy.py --relations lim-wn18rr
 
 Each run is one JSON line in ``benchmarks/results/accuracy.jsonl``; what stands there already (same configuration file,
-same contents, same seed) is not run again, so an interrupted call can simply be repeated.
+same contents, same seed) is not run again, and a run that was cut off goes on from its last checkpoint (in
+``benchmarks/results/unfinished``), so an interrupted call can simply be repeated.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from multiprocessing import get_context
@@ -27,9 +29,11 @@ import torch
 import yaml
 
 import kgpyro
+from kgpyro.checkpoint import FILE as CHECKPOINT
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "accuracy.jsonl"
+UNFINISHED = HERE / "results" / "unfinished"
 FEW = 20  # relations up to which each one's metrics are kept
 
 
@@ -52,9 +56,19 @@ def commit() -> str:
     return git.stdout.strip() or "unknown"
 
 
+def unfinished(config: Path, seed: int) -> Path:
+    """The folder of a run until its result line is written."""
+    return UNFINISHED / f"{name_of(config).removesuffix('.yaml').replace('/', '-')}-{digest(config)}-{seed}"
+
+
 def run(config: Path, seed: int) -> dict[str, Any]:
     options = yaml.safe_load(config.read_text())
-    posterior = kgpyro.fit(options.pop("dataset"), **(options | {"seed": seed}))
+    folder = unfinished(config, seed)
+    if (folder / CHECKPOINT).is_file():
+        posterior = kgpyro.fit(resume=folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        posterior = kgpyro.fit(options.pop("dataset"), **options, seed=seed, out=folder)
     resolved = posterior.config
     priors = [resolved[kind] or resolved["prior"] for kind in ("entity_prior", "relation_prior")]
     return {
@@ -147,6 +161,7 @@ def main() -> int:
                     line = fresh.apply(run, (config, seed))
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(line) + "\n")
+                shutil.rmtree(unfinished(config, seed))
                 print(
                     f"{name_of(config)} seed {seed}: test MRR {line['metrics']['test']['realistic']['mrr']:.4f}",
                     flush=True,

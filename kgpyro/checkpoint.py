@@ -55,6 +55,7 @@ class Checkpoint:
             "finished": progress.finished,
             "rows": progress.rows,
             "sums": progress.sums,
+            "seconds": time.monotonic() - progress.started,
             "draws": module.elbo.draws,
             "precision": trainer.precision_plugin.state_dict(),
             "best": None,
@@ -81,7 +82,7 @@ class Checkpoint:
         module.step, module.elbo.draws = self.facts["step"], self.facts["draws"]
         module.skipped, module.failures = self.facts["skipped"], self.facts["failures"]
         progress.rows, progress.sums = list(self.facts["rows"]), list(self.facts["sums"])
-        progress.finished = self.facts["finished"]
+        progress.before, progress.finished = self.facts["seconds"], self.facts["finished"]
         if self.facts["best"] is not None:
             progress.best = (*self.facts["best"], self._under("best"))
         module.restore = self._begin

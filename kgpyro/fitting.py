@@ -346,7 +346,7 @@ def _fit(
         raise _save_good(posterior, module, bar, folder, failure) from failure
     posterior.forget()
     posterior.log = bar.table
-    posterior.seconds = round(time.monotonic() - started, 1)
+    posterior.seconds = round(bar.before + time.monotonic() - started, 1)
     if rank:
         return posterior, bar.finished  # the first process says how good it is
 

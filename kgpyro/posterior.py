@@ -41,7 +41,7 @@ class Posterior(Predictions):
         config: the resolved options of the fit, as in ``config.yaml``.
         metrics: what ``metrics.json`` holds, as a dictionary that prints as a table.
         log: one row per epoch, as in ``log.csv``.
-        seconds: how long the fit took (0 for a loaded run).
+        seconds: how long the fit took, earlier parts of a resumed one included (0 for a loaded run).
         recalibration: what predicted probabilities go through; None for nothing.
         provenance: versions, commit, seed, threads, precision and data of the fit, as in ``run.json``.
     """

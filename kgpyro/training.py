@@ -241,6 +241,7 @@ class Progress(pl.Callback):
         show: show the bar.
 
     Attributes:
+        before: seconds that earlier parts of a resumed fit took.
         interrupted: whether to stop after the present step, or, of several processes, after the present epoch.
         finished: whether all epochs are done, or early stopping has ended the fit.
     """
@@ -250,6 +251,7 @@ class Progress(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.sums = [0.0] * 5
+        self.before = 0.0
         self.interrupted = self.finished = False
 
     def interrupt(self) -> None:
@@ -258,7 +260,7 @@ class Progress(pl.Callback):
         print("\nStopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.started = time.monotonic() - (self.rows[-1]["seconds"] if self.rows else 0.0)
+        self.started = time.monotonic() - self.before
         self.bar = tqdm(
             total=self.steps,
             initial=module.step,

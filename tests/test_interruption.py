@@ -146,7 +146,9 @@ def test_killed_after_the_last_step(tiny: Graph, tmp_path: Path, monkeypatch: py
             fit(tiny, out=run, **(QUICK | kind | {"checkpoint_every": 1e6}))
         with monkeypatch.context() as patch:
             patch.setattr(Training, "training_step", lambda *_: (_ for _ in ()).throw(Crash))
-            same(fit(resume=run), expected)
+            resumed = fit(resume=run)
+            same(resumed, expected)
+            assert resumed.seconds + 0.05 > resumed.log["seconds"].iloc[-1]  # the part before the crash counts
 
 
 OPTIONS = ["--dim", "8", "--epochs", "25", "--no-progress", "--device", "cpu", "--checkpoint-every", "0"]
