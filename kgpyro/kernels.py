@@ -397,9 +397,9 @@ class _Gaussian(torch.autograd.Function):
 def _normals(table: Tensor) -> Callable[[Tensor], Tensor]:
     """A function that draws standard normals of the shape of its argument, for all of a table block by block.
 
-    PyTorch's generator on a CPU is serial, and most of its time goes to the Mersenne twister. For a large table it seeds
-    NumPy's SFC64 instead, whose 32 bits a number become normal by the inverse of their distribution function, on all
-    cores.
+    PyTorch's generator on a CPU is serial, and most of its time goes to the Mersenne twister. For a large table it
+    seeds NumPy's SFC64 instead, whose bits, 32 a number, become normal by the inverse of their distribution function,
+    on all cores.
     """
     if table.device.type != "cpu" or table.dtype != torch.float32 or table.numel() < LARGE:
         return torch.randn_like
