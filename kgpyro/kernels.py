@@ -138,10 +138,11 @@ class _Facts:
         d_intercept = torch.bincount(rows, minlength=len(q)).to(q.dtype)
         for start, scores, part, variance, deviation, noise in self._blocks():
             _drop(scores, start, None, self.excluded)
+            missing = self._missing(scores, start) if self.completeness < 1 else None
             p, softplus = _sigmoid_and_softplus(scores)
             total -= softplus
-            if self.completeness < 1:
-                missing, softplus = _sigmoid_and_softplus(self._missing(scores, start))
+            if missing is not None:
+                missing, softplus = _sigmoid_and_softplus(missing)
                 total += softplus
                 p.sub_(missing)
             d_intercept -= p.sum(-1)
@@ -214,7 +215,7 @@ def _cast(x: Tensor, half: torch.dtype | None) -> Tensor:
 
 
 def _sigmoid_and_softplus(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """``sigmoid(s)``, shape ``(b, c)``, and ``Σ_c softplus(s_bc)``, shape ``(b,)``; ``scores`` may be overwritten.
+    """``sigmoid(s)``, shape ``(b, c)``, and ``Σ_c softplus(s_bc)``, shape ``(b,)``. ``scores`` are overwritten.
 
     A softplus costs four times what a sigmoid does. By ``softplus(s) = max(s, 0) - log max(p, 1 - p)``, with ``p`` its
     sigmoid, one logarithm serves ``FACTORS`` of them, whose product cannot vanish, as each is at least ½.

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Parts
+from scipy.stats import kstest, norm
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.distributions import Normal, kl_divergence
@@ -26,6 +27,7 @@ SURE = torch.tensor([6, 4, 1])  # a candidate of each query that cannot be missi
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 3)
+    monkeypatch.setattr(kernels, "FACTORS", 3)  # in whole blocks, and not in the last one
 
 
 def arguments(local: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -91,6 +93,35 @@ def test_noise_is_standard_normal_and_uncorrelated() -> None:
     noise = torch.stack(draws)
     torch.testing.assert_close(noise.mean(0), torch.zeros(E), atol=0.08, rtol=0)
     torch.testing.assert_close(torch.cov(noise.T), torch.eye(E), atol=0.12, rtol=0)
+
+
+def test_softplus_by_products_holds_for_any_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "FACTORS", 16)
+    spread = torch.tensor([[0.1], [3.0], [30.0], [300.0], [-torch.inf]], dtype=torch.float32)
+    scores = spread * torch.linspace(0.01, 1, 64, dtype=torch.float32)
+    for given in (scores, -scores[:-1], scores.sin()[:-1] * spread[:-1]):
+        p, total = kernels._sigmoid_and_softplus(given.clone())
+        torch.testing.assert_close(p, given.sigmoid())
+        exact = F.softplus(given.double()).sum(-1)
+        torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=64 * 2**-24)
+
+
+def test_many_normals_are_standard_and_follow_the_seed() -> None:
+    table = torch.empty(700, 300, dtype=torch.float32)
+
+    def draw(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        noise = kernels._normals(table)
+        return torch.cat([noise(part) for part in table.split(256)])
+
+    assert torch.equal(draw(1), draw(1))
+    drawn = draw(2).double()
+    assert not torch.equal(drawn.float(), draw(1))
+    assert kstest(drawn.flatten().numpy(), "norm").pvalue > 0.01
+    tail = kstest(drawn[drawn.abs() > 3].abs().numpy(), lambda x: 1 - norm.sf(x) / norm.sf(3))
+    assert tail.pvalue > 0.01
+    assert drawn.corrcoef().fill_diagonal_(0).abs().max() < 0.35
+    assert kernels._normals(table[:100]) is torch.randn_like
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
