@@ -389,7 +389,7 @@ class Queries:
     def __len__(self) -> int:
         return len(self.anchor)
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """Number of answers per query, shape ``(n,)``."""
         return self.indptr.diff()

@@ -93,8 +93,9 @@ def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """
     b, blocks = len(query), -(-candidates // BLOCK)
     normal = torch.randn(b, min(BLOCK, candidates), dtype=query.dtype, device=query.device)
-    signs = torch.randint(0, 2, (b, blocks), device=query.device).to(query.dtype).mul_(2).sub_(1)
-    return normal, signs
+    if blocks == 1:
+        return normal, torch.ones_like(normal[:, :1])
+    return normal, torch.randint(0, 2, (b, blocks), device=query.device).to(query.dtype).mul_(2).sub_(1)
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,19 @@ class _Facts:
 
     def value_and_gradients(self, weight: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
         """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, log_scale and intercept."""
-        q, rows, columns = self.query, self.rows, self.columns
+        q, order = self.query, self.columns.argsort()
+        rows, columns = self.rows[order], self.columns[order]
+        ends = torch.searchsorted(columns, torch.arange(0, len(self.loc) + BLOCK, BLOCK, device=q.device)).tolist()
         weighted = q if weight is None else q * weight.unsqueeze(-1)
         right = self._cast(-weighted)
         right_squared = None if self.log_scale is None else self._cast(-weighted * q)
         total = self._observed()
-        d_query = torch.zeros_like(q).index_add_(0, rows, self.loc[columns])
+        d_query = torch.zeros_like(q)
         d_loc = torch.empty_like(self.loc)
         d_log_scale = None if self.log_scale is None else torch.empty_like(self.log_scale)
         d_squared = torch.zeros_like(q)
-        d_intercept = torch.bincount(rows, minlength=len(q)).to(q.dtype)
+        d_intercept = torch.zeros_like(self.intercept)
+        minus_one = -torch.ones_like(d_intercept[:1])
         for start, scores, part, variance, deviation, noise in self._blocks():
             _drop(scores, start, None, self.excluded)
             missing = self._missing(scores, start) if self.completeness < 1 else None
@@ -145,15 +149,16 @@ class _Facts:
                 missing, softplus = _sigmoid_and_softplus(missing)
                 total += softplus
                 p.sub_(missing)
-            d_intercept -= p.sum(-1)
             if d_log_scale is not None and right_squared is not None:
                 slope = self._cast(noise.mul_(p).div_(deviation))  # -2 dℓ/d variance
                 d_squared += (slope @ variance).to(q.dtype)
                 d_log_scale[start : start + BLOCK] = (slope.mT @ right_squared).mul_(variance)
+            here = slice(ends[start // BLOCK], ends[start // BLOCK + 1])  # observed
+            p.index_put_((rows[here], columns[here] - start), minus_one, accumulate=True)
+            d_intercept -= p.sum(-1)
             p = self._cast(p)
             d_query -= (p @ part).to(q.dtype)
             d_loc[start : start + BLOCK] = p.mT @ right
-        d_loc.index_add_(0, columns, weighted[rows])
         if d_log_scale is not None:
             d_query.addcmul_(q, d_squared, value=-1)
         if weight is not None:
@@ -343,7 +348,7 @@ class _Gaussian(torch.autograd.Function):
         ctx: Any, loc: Tensor, log_scale: Tensor, prior_loc: Tensor | None, prior_scale: Tensor | None, draw: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         h = torch.empty_like(loc) if draw else None
-        noise = _normals(loc)
+        noise = _normals(loc) if draw else torch.randn_like
         kl = None if prior_scale is None else loc.new_empty(loc.shape[:-1])
         for rows in _row_blocks(len(loc)):
             scale = _exp(log_scale[rows])
@@ -357,7 +362,7 @@ class _Gaussian(torch.autograd.Function):
                 else:
                     ratios = squares.div_(s0.square()).sum(-1)
                 logs = (s0.log() - 0.5).expand(-1, loc.shape[-1]).sum(-1)
-                torch.add(ratios / 2, logs - log_scale[rows].sum(-1), out=kl[rows])
+                torch.sub(logs, log_scale[rows].sum(-1), out=kl[rows]).add_(ratios, alpha=0.5)
         ctx.save_for_backward(loc, log_scale, prior_loc, prior_scale, h)
         ctx.set_materialize_grads(False)
         return h, kl
