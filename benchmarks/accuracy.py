@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import resource
 import shutil
 import subprocess
@@ -25,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 import yaml
+from machine import machine
 
 import kgpyro
 from kgpyro.checkpoint import FILE as CHECKPOINT
@@ -85,7 +84,7 @@ def run(config: Path, seed: int) -> dict[str, Any]:
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "device": str(posterior.device),
         "precision": posterior.provenance["precision"],
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": machine(),
         "metrics": posterior.metrics,
     } | ({"relations": _relations(posterior)} if posterior.graph.num_relations <= FEW else {})
 

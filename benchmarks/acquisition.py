@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
+from machine import machine
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=128)
     arguments = parser.parse_args()
     settings = {k: v for k, v in vars(arguments).items() if k != "json"}
-    settings |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"}
+    settings |= {"machine": machine()}
     rows: list[dict[str, Any]] = []
     fits = len(arguments.graphs) * len(arguments.seeds) * len(STRATEGIES) * ROUNDS
     with tqdm(total=fits, desc="acquisition", unit="fit") as bar:

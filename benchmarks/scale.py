@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from machine import machine
 from speed import memory, random_batches, reset_peak
 
 from kgpyro.batches import Batches
@@ -128,8 +128,7 @@ def main() -> int:
     for name, ratio in ratios.items():
         print(f"{name:32} {ratio:.3f}")
     if arguments.json:
-        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows, "ratios": ratios}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"machine": machine(), "rows": rows, "ratios": ratios}, indent=2) + "\n")
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import pyro
 import torch
 import torch.nn.functional as F
+from machine import machine
 from torch import Tensor
 
 import kgpyro
@@ -413,8 +413,7 @@ def main() -> int:
     for name, ratio in ratios.items():
         print(f"{name:32} {ratio:.3f}")
     if arguments.json:
-        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        result = {"machine": machine, "rows": list(rows.values()), "ratios": ratios}
+        result = {"machine": machine(), "rows": list(rows.values()), "ratios": ratios}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 
