@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 512  # candidates at a time: a (b, BLOCK) block of scores stays in cache
+BLOCK = 768  # candidates at a time: much larger ones leave the cache, and small products are slow
 FACTORS = 16  # at least ½ each
 LARGE = 1 << 16  # numbers, of which drawing is worth a generator of its own
 Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as _score_blocks tells
@@ -438,4 +438,4 @@ def _rows_of(parameter: Tensor, rows: slice) -> Tensor:
 
 
 def _row_blocks(total: int) -> list[slice]:
-    return [slice(start, start + 2 * BLOCK) for start in range(0, total, 2 * BLOCK)]
+    return [slice(start, start + BLOCK) for start in range(0, total, BLOCK)]
