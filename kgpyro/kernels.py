@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 768  # candidates at a time: much larger ones leave the cache, and small products are slow
-FACTORS = 16  # at least ½ each
+FACTORS = 16  # of a product whose logarithm stands for as many softplus
 LARGE = 1 << 16  # numbers, of which drawing is worth a generator of its own
 Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as _score_blocks tells
 
@@ -130,16 +130,16 @@ class _Facts:
         q, order = self.query, self.columns.argsort()
         rows, columns = self.rows[order], self.columns[order]
         ends = torch.searchsorted(columns, torch.arange(0, len(self.loc) + BLOCK, BLOCK, device=q.device)).tolist()
-        weighted = q if weight is None else q * weight.unsqueeze(-1)
-        right = self._cast(-weighted)
-        right_squared = None if self.log_scale is None else self._cast(-weighted * q)
+        minus = -q if weight is None else q * -weight.unsqueeze(-1)
+        right = self._cast(minus)
+        right_squared = None if self.log_scale is None else self._cast(minus * q)
         total = self._observed()
         d_query = torch.zeros_like(q)
         d_loc = torch.empty_like(self.loc)
         d_log_scale = None if self.log_scale is None else torch.empty_like(self.log_scale)
         d_squared = torch.zeros_like(q)
         d_intercept = torch.zeros_like(self.intercept)
-        minus_one = -torch.ones_like(d_intercept[:1])
+        minus_one = q.new_tensor(-1.0)
         for start, scores, part, variance, deviation, noise in self._blocks():
             _drop(scores, start, None, self.excluded)
             missing = self._missing(scores, start) if self.completeness < 1 else None
