@@ -361,7 +361,7 @@ def interleaved(names: list[str], dataset: str, turns: int) -> list[dict[str, An
                 if turn == 0 or not name.endswith("evaluation"):
                     times[name] += worker.apply(seconds)
         for name, worker in workers.items():
-            peaks[name] = [worker.apply(working_memory) for _ in range(1 if name.endswith("evaluation") else 3)]
+            peaks[name] = [worker.apply(working_memory) for _ in range(1 if name.endswith("evaluation") else 9)]
     rows = []
     for name in names:
         rows.append(

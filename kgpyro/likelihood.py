@@ -90,6 +90,11 @@ class AllCandidates(TorchDistribution):
         relation = self.relation if relations is None else _draw(relations, self.symbols[1])
         return self._changed(anchor=anchor, relation=relation)
 
+    def with_anchors_from(self, table: Tensor) -> AllCandidates:
+        """The same facts, the anchors looked up in ``table``, which are the candidates, by :func:`_rows`."""
+        assert self.symbols is not None
+        return self._changed(anchor=_rows(table, self.symbols[0]))
+
     def _changed(self, **changes: Any) -> AllCandidates:
         new = copy.copy(self)
         new.__dict__.update(changes)
@@ -187,7 +192,8 @@ class Answers(AllCandidates):
         table, log_scale, own = self.table, None, self._own
         if self._candidates is not None:  # the observed scores are taken at their means, as they enter linearly
             table, log_scale = self._candidates.loc, log_scale_of(self._candidates)
-        scores, normaliser = (query[rows] * table[columns]).sum(-1), log_normaliser(query, table, log_scale, own)
+        scores = (query[rows] * _rows(table, columns)).sum(-1)
+        normaliser = log_normaliser(query, table, log_scale, own)
         if own is not None:
             loops = self.score.compare(query, self.anchor)
             scores = torch.where(columns == own[rows], loops[rows], scores)
@@ -212,6 +218,11 @@ def observed_logits(logits: Tensor, completeness: float, never_missing: Tensor |
         return logits
     observed = logits - F.softplus(logits + math.log1p(-completeness)) + math.log(completeness)
     return observed if never_missing is None else torch.where(never_missing, logits, observed)
+
+
+def _rows(table: Tensor, ids: Tensor) -> Tensor:
+    """``table[ids]``, of a table whose gradient is dense by other uses: that of this one has these rows only."""
+    return F.embedding(ids, table, sparse=table.device.type in ("cpu", "cuda"))
 
 
 def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:
@@ -287,7 +298,9 @@ class Integrate(Messenger):
 
     def _likelihood(self, fn: AllCandidates) -> AllCandidates:
         fn = fn.with_kernel()
-        candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
+        table, candidates = next(
+            ((drawn, normal) for drawn, normal in self.normals if _same_memory(fn.table, drawn)), (None, None)
+        )
         if self.estimator == "local" and candidates is not None and fn.score.linear:
             own = None
             if fn.symbols is not None:
@@ -295,6 +308,13 @@ class Integrate(Messenger):
                 own = fn.symbols[0] if entities is candidates else None
                 fn = fn.with_own_draws(entities, self._drawn_rows(fn.relation, fn.symbols[1]))
             fn = fn.with_local_noise(candidates, own)
+        elif (
+            table is not None
+            and table.requires_grad
+            and fn.symbols is not None
+            and _are_rows(fn.anchor, table, fn.symbols[0])
+        ):
+            fn = fn.with_anchors_from(table)
         return fn
 
     def _drawn_rows(self, latents: Tensor, rows: Tensor) -> dist.Normal | None:

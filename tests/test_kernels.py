@@ -106,16 +106,19 @@ def test_softplus_by_products_holds_for_any_score(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=64 * 2**-24)
 
 
-def test_many_normals_are_standard_and_follow_the_seed() -> None:
-    table = torch.empty(700, 300, dtype=torch.float32)
+@pytest.mark.parametrize("half", [False, True])
+def test_many_normals_are_standard_and_follow_the_seed(half: bool) -> None:
+    table = torch.empty(701, 301, dtype=torch.float32)
 
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        noise = kernels._normals(table)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            noise = kernels._normals(table)
         return torch.cat([noise(part) for part in table.split(256)])
 
     assert torch.equal(draw(1), draw(1))
-    drawn = draw(2).double()
+    drawn = draw(3).double()
+    assert (len(drawn.unique()) <= 1 << 16) == half
     assert not torch.equal(drawn.float(), draw(1))
     assert kstest(drawn.flatten().numpy(), "norm").pvalue > 0.01
     tail = kstest(drawn[drawn.abs() > 3].abs().numpy(), lambda x: 1 - norm.sf(x) / norm.sf(3))
