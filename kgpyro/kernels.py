@@ -398,7 +398,9 @@ class _Gaussian(torch.autograd.Function):
         if d_h is None and d_kl is None:
             return (None,) * 5
         loc, log_scale, prior_loc, prior_scale, h = ctx.saved_tensors
-        d_loc, d_log_scale = torch.empty_like(loc), torch.empty_like(log_scale)
+        # In one piece with room to spare: once freed, it takes the next step's draw and its gradient. glibc cannot put
+        # an aligned table where one of the same size was.
+        d_loc, d_log_scale = loc.new_empty(2, len(loc) + BLOCK, *loc.shape[1:])[:, : len(loc)]
         d_m0, d_s0 = (
             torch.zeros_like(x) if n else None
             for x, n in zip((prior_loc, prior_scale), ctx.needs_input_grad[2:4], strict=True)
