@@ -145,10 +145,13 @@ class _Facts:
             d_intercept -= p.sum(-1)
             gradients.subtract(p, block)
         d_query, d_loc, d_log_scale = gradients.total()
-        weighted = self.query if weight is None else self.query * weight.unsqueeze(-1)
-        d_query.index_add_(0, self.rows, answers if weight is None else answers * weight[self.rows].unsqueeze(-1))
-        d_loc.index_add_(0, self.columns, weighted.index_select(0, self.rows))
-        return total, [d_query, d_loc, d_log_scale, d_intercept if weight is None else d_intercept * weight]
+        queries = self.query.index_select(0, self.rows)
+        if weight is not None:
+            d_intercept *= weight
+            queries, answers = (x * weight[self.rows].unsqueeze(-1) for x in (queries, answers))
+        d_query.index_add_(0, self.rows, answers)
+        d_loc.index_add_(0, self.columns, queries)
+        return total, [d_query, d_loc, d_log_scale, d_intercept]
 
     def _observed(self, answers: Tensor) -> Tensor:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``, given the observed candidates ``(p, d)``."""
@@ -171,9 +174,6 @@ class _Facts:
         _drop(missing, start, self.rows, self.columns)
         _drop(missing, start, None, self.never_missing)
         return missing
-
-    def _cast(self, x: Tensor) -> Tensor:
-        return _cast(x, self.half)
 
 
 def _score_blocks(
