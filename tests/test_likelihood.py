@@ -245,6 +245,20 @@ def test_what_can_be_integrated_is(tiny: Graph) -> None:
     assert not bent._kernel and bent._candidates is None
 
 
+def test_anchors_have_gradients_of_their_rows_only(tiny: Graph) -> None:
+    shared = local_likelihood(tiny, estimator="shared")
+    assert shared.anchor.grad_fn.name() == "EmbeddingBackward0"  # type: ignore[union-attr]
+    dense = shared._changed(anchor=shared.table[shared.batch.anchor])  # type: ignore[attr-defined]
+    found, expected = (
+        torch.autograd.grad(fn.log_prob(shared.batch.y).sum(), shared.table, retain_graph=True)[0]  # type: ignore[attr-defined]
+        for fn in (shared, dense)
+    )
+    assert not found.is_sparse
+    torch.testing.assert_close(found, expected)
+    moved = local_likelihood(tiny, lambda h, r, t: (1 * h, r, t), estimator="shared")
+    assert moved.anchor.grad_fn.name() == "MulBackward0"  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("change", "noisy", "own_head", "own_relation"),
     [
