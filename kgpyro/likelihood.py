@@ -90,10 +90,10 @@ class AllCandidates(TorchDistribution):
         relation = self.relation if relations is None else _draw(relations, self.symbols[1])
         return self._changed(anchor=anchor, relation=relation)
 
-    def with_anchors_from(self, table: Tensor) -> AllCandidates:
-        """The same facts, the anchors looked up in ``table``, which are the candidates, by :func:`_rows`."""
+    def with_anchors_of_table(self) -> AllCandidates:
+        """The same facts, the anchors, which are rows of the table, looked up in it by :func:`_rows`."""
         assert self.symbols is not None
-        return self._changed(anchor=_rows(table, self.symbols[0]))
+        return self._changed(anchor=_rows(self.table, self.symbols[0]))
 
     def _changed(self, **changes: Any) -> AllCandidates:
         new = copy.copy(self)
@@ -298,9 +298,7 @@ class Integrate(Messenger):
 
     def _likelihood(self, fn: AllCandidates) -> AllCandidates:
         fn = fn.with_kernel()
-        table, candidates = next(
-            ((drawn, normal) for drawn, normal in self.normals if _same_memory(fn.table, drawn)), (None, None)
-        )
+        candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
         if self.estimator == "local" and candidates is not None and fn.score.linear:
             own = None
             if fn.symbols is not None:
@@ -308,13 +306,9 @@ class Integrate(Messenger):
                 own = fn.symbols[0] if entities is candidates else None
                 fn = fn.with_own_draws(entities, self._drawn_rows(fn.relation, fn.symbols[1]))
             fn = fn.with_local_noise(candidates, own)
-        elif (
-            table is not None
-            and table.requires_grad
-            and fn.symbols is not None
-            and _are_rows(fn.anchor, table, fn.symbols[0])
-        ):
-            fn = fn.with_anchors_from(table)
+        elif candidates is not None and fn.table.requires_grad and fn.symbols is not None:
+            entities = self._drawn_rows(fn.anchor, fn.symbols[0])
+            fn = fn.with_anchors_of_table() if entities is candidates else fn
         return fn
 
     def _drawn_rows(self, latents: Tensor, rows: Tensor) -> dist.Normal | None:
