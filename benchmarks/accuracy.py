@@ -28,7 +28,7 @@ import yaml
 from machine import machine
 
 import kgpyro
-from kgpyro.checkpoint import FILE as CHECKPOINT
+from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "accuracy.jsonl"

@@ -29,8 +29,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import kgpyro
-from kgpyro.acquisition import unknown
-from kgpyro.ranking import all_metrics, rank_triples
+from kgpyro.evaluation.ranking import all_metrics, rank_triples
+from kgpyro.posterior.acquisition import unknown
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 STRATEGIES = ("random", "probability", "entropy", "epistemic")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kgpyro.training import has_bf16
+from kgpyro.inference.training import has_bf16
 
 
 def machine() -> str:

@@ -25,12 +25,12 @@ import torch
 from machine import machine
 from speed import memory, random_batches, reset_peak
 
-from kgpyro.batches import Batches
-from kgpyro.elbo import WeightedELBO
-from kgpyro.fitting import build_guide, build_setting
-from kgpyro.graph import Queries
+from kgpyro.data.graph import Queries
+from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.inference.fitting import build_guide, build_setting
+from kgpyro.inference.training import KLSchedule, Training
 from kgpyro.names import MODELS, resolve
-from kgpyro.training import KLSchedule, Training
+from kgpyro.program.batches import Batches
 
 DIM, RELATIONS, NEGATIVES = 64, 50, 32
 QUERIES = {"sampled": 1024, "all": 256}

@@ -29,13 +29,13 @@ from machine import machine
 from torch import Tensor
 
 import kgpyro
-from kgpyro.batches import Batches
-from kgpyro.elbo import WeightedELBO
-from kgpyro.fitting import build_guide, build_setting
-from kgpyro.graph import Graph
-from kgpyro.kernels import all_candidates_log_prob
+from kgpyro.data.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.inference.fitting import build_guide, build_setting
+from kgpyro.inference.training import KLSchedule, RandomQueries, Training
+from kgpyro.kernels.candidates import all_candidates_log_prob
 from kgpyro.names import MODELS, resolve
-from kgpyro.training import KLSchedule, RandomQueries, Training
+from kgpyro.program.batches import Batches
 
 DIM, BATCH = 200, 512
 WARM_UP, STEPS_A_TURN = 2, 5
@@ -117,7 +117,7 @@ class PlainLIM:
 
 
 def resolve_complex() -> Any:
-    from kgpyro.scoring import SCORES
+    from kgpyro.program.interactions import SCORES
 
     return SCORES["complex"]
 
@@ -249,7 +249,7 @@ def pykeen_lcwa(graph: Graph) -> Step:
 
 def evaluation(graph: Graph) -> Step:
     """Filtered ranks of the test set, both sides, by our blocks."""
-    from kgpyro.posterior import Posterior
+    from kgpyro.posterior.fitted import Posterior
 
     module = training_module(graph, "local")
     posterior = Posterior(graph, module.kg, module.bound.guide, CONFIG)

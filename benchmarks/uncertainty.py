@@ -27,17 +27,17 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 import kgpyro
-from kgpyro.abstention import risk_coverage
-from kgpyro.batches import Batches
-from kgpyro.calibration import Calibration, Recalibration
-from kgpyro.conformal import Thresholds, misfit, open_candidates
-from kgpyro.elbo import WeightedELBO
-from kgpyro.graph import Graph, Queries
+from kgpyro.checking.abstention import risk_coverage
+from kgpyro.data.graph import Graph, Queries
+from kgpyro.evaluation.calibration import Calibration, Recalibration
+from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.guides.lookup import Lookup
+from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.models.lim import lim
-from kgpyro.priors import resolve_prior
-from kgpyro.scoring import resolve_score
-from kgpyro.setting import Setting
+from kgpyro.program.batches import Batches
+from kgpyro.program.interactions import resolve_score
+from kgpyro.program.priors import resolve_prior
+from kgpyro.program.setting import Setting
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "uncertainty.json"

@@ -8,10 +8,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.guide import Guide
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.guides.mlp import Network
-from kgpyro.setting import Setting
+from kgpyro.program.setting import Setting
+from kgpyro.program.variational import Guide
 
 
 class Features(Guide):

@@ -7,9 +7,9 @@ from types import EllipsisType
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from kgpyro.guide import Guide
 from kgpyro.guides.lookup import LookupTable
-from kgpyro.setting import Setting
+from kgpyro.program.setting import Setting
+from kgpyro.program.variational import Guide
 
 
 class Mixture(Guide):

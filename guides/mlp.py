@@ -8,8 +8,8 @@ from types import EllipsisType
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from kgpyro.guide import Guide
-from kgpyro.setting import Setting
+from kgpyro.program.setting import Setting
+from kgpyro.program.variational import Guide
 
 
 class Network(nn.Sequential):

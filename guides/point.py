@@ -14,8 +14,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from kgpyro.guide import Guide
-from kgpyro.setting import Setting
+from kgpyro.program.setting import Setting
+from kgpyro.program.variational import Guide
 
 
 class Point(Guide):

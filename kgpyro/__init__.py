@@ -5,24 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgpyro.abstention import abstention
-from kgpyro.checks import prior_predictive
-from kgpyro.comparison import compare
+from kgpyro.checking.abstention import abstention
+from kgpyro.checking.comparison import compare
+from kgpyro.checking.posterior_predictive import posterior_predictive
+from kgpyro.checking.prior_predictive import prior_predictive
+from kgpyro.checking.psis import psis_khat
+from kgpyro.data.graph import Graph, load_graph
+from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
-from kgpyro.figures import fact_figure, variance_figure, variances
-from kgpyro.graph import Graph, load_graph
-from kgpyro.guide import Guide
-from kgpyro.negatives import labelled_facts
-from kgpyro.posterior import Posterior
-from kgpyro.priors import resolve_prior
-from kgpyro.psis import psis_khat
-from kgpyro.replicates import posterior_predictive
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.program.priors import resolve_prior
+from kgpyro.program.variational import Guide
+from kgpyro.reporting.figures import fact_figure, variance_figure, variances
+from kgpyro.version import VERSION
 
 if TYPE_CHECKING:
-    from kgpyro.explorer import explore
-    from kgpyro.fitting import fit
+    from kgpyro.inference.fitting import fit
+    from kgpyro.reporting.explorer import explore
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "explore", "fact_figure", "fit",
     "labelled_facts", "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "resolve_prior",
@@ -37,11 +38,11 @@ def load(folder: str | Path, **own: Any) -> Posterior:
 
 def __getattr__(name: str) -> Any:
     if name == "fit":  # Lightning takes seconds to import, and reading a run does not need it
-        from kgpyro.fitting import fit
+        from kgpyro.inference.fitting import fit
 
         return fit
     if name == "explore":  # needs ipywidgets, which is optional
-        from kgpyro.explorer import explore
+        from kgpyro.reporting.explorer import explore
 
         return explore
     raise AttributeError(f"module 'kgpyro' has no attribute {name!r}")

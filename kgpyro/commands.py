@@ -15,15 +15,15 @@ import docstring_parser
 import pandas as pd
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-import kgpyro
-from kgpyro.checks import PriorPredictive
-from kgpyro.display import as_text
+from kgpyro.checking.posterior_predictive import PosteriorPredictive, posterior_predictive
+from kgpyro.checking.prior_predictive import PriorPredictive, prior_predictive
+from kgpyro.checking.psis import psis_khat
+from kgpyro.data.graph import load_graph
+from kgpyro.display import as_text, write
 from kgpyro.errors import InputError
-from kgpyro.plotting import write
-from kgpyro.posterior import Posterior
-from kgpyro.priors import prior_table
-from kgpyro.replicates import PosteriorPredictive
-from kgpyro.runs import OWN
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.posterior.runs import OWN
+from kgpyro.program.priors import prior_table
 
 LONGEST = 30  # misfits that a check prints
 
@@ -72,12 +72,14 @@ def _is_plain(hint: Any) -> bool:
 
 def fit_command(arguments: Sequence[str] | None = None) -> int:
     """``python -m kgpyro.fit``: fit, print the metrics, and save the run where ``--out`` says."""
+    from kgpyro.inference.fitting import fit  # imported here: Lightning takes seconds
+
     parser = ArgumentParser(
         prog="python -m kgpyro.fit", description="Fit a Bayesian knowledge-graph embedding and say how good it is."
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
     parser.add_argument("--dataset", type=str, default="nations", help=DATASET_HELP)
-    add_options(parser, kgpyro.fit, skip={"graph"})
+    add_options(parser, fit, skip={"graph"})
     parser.add_argument(
         "--per-relation",
         action=ActionYesNo(yes_prefix="", no_prefix="no-"),
@@ -88,7 +90,7 @@ def fit_command(arguments: Sequence[str] | None = None) -> int:
     def run(options: dict[str, Any]) -> None:
         per_relation, dataset = options.pop("per_relation"), options.pop("dataset")
         anew = options["resume"] is None or dataset != "nations"
-        posterior = kgpyro.fit(dataset if anew else None, **options)
+        posterior = fit(dataset if anew else None, **options)
         if not posterior.metrics:
             return  # another process reports
         report(posterior)
@@ -140,7 +142,7 @@ def check_command(arguments: Sequence[str] | None = None) -> int:
         "--prior claims about a --dataset (nations by default) before any fact is seen (prior predictive).",
         optional=True,
     )
-    by_mode: dict[str, Callable] = {"RUN": kgpyro.posterior_predictive, "--prior": kgpyro.prior_predictive}
+    by_mode: dict[str, Callable] = {"RUN": posterior_predictive, "--prior": prior_predictive}
     skip = {"posterior", "graph", "progress"}
     own = {mode: inspect.signature(function).parameters.keys() - skip for mode, function in by_mode.items()}
     both = own["RUN"] & own["--prior"]
@@ -165,14 +167,14 @@ def check_command(arguments: Sequence[str] | None = None) -> int:
         if mode == "RUN":
             folder = Path(options["run"]) / "checks" if folder is None else folder
             posterior = _load(options)
-            found = kgpyro.posterior_predictive(posterior, progress=True, **chosen)
+            found = posterior_predictive(posterior, progress=True, **chosen)
             print(f"{found.title}: the training graph against {len(found.replicated)} replicates of it\n")
             print(_misfits_first(found))
             with suppress(InputError):  # no ArviZ, a large graph, latents per fact
-                khat = kgpyro.psis_khat(posterior, draws=200, progress=True)
+                khat = psis_khat(posterior, draws=200, progress=True)
                 print(f"\nPSIS k = {khat.k:.2f}; {khat.reading}.")
         else:
-            found = kgpyro.prior_predictive(_no_run(options), progress=True, **chosen)
+            found = prior_predictive(_no_run(options), progress=True, **chosen)
             print(f"{found.title}: what the prior implies, mean and central 90 % over draws\n")
             print(found.summary.to_string(float_format="{:.3g}".format, na_rep="-"))
         for warning in found.warnings:
@@ -247,12 +249,12 @@ def _run_parser(name: str, description: str, optional: bool = False) -> Argument
 def _load(options: dict[str, Any]) -> Posterior:
     own = {key: options.pop(f"run_{key}") for key in OWN}
     dataset, features = options.pop("dataset"), options.pop("features")
-    posterior = kgpyro.load(options.pop("run"), **{k: v for k, v in own.items() if v is not None})
+    posterior = Posterior.load(options.pop("run"), **{k: v for k, v in own.items() if v is not None})
     if features is None and dataset is not None:
         raise InputError("--dataset puts the run to another graph, whose entities it must know by --features FILE.")
     if features is None:
         return posterior
-    return posterior.extend(posterior.graph if dataset is None else kgpyro.load_graph(dataset), features)
+    return posterior.extend(posterior.graph if dataset is None else load_graph(dataset), features)
 
 
 def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Callable[[dict[str, Any]], None]) -> int:

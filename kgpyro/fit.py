@@ -1,6 +1,6 @@
 """``python -m kgpyro.fit``; see :func:`kgpyro.commands.fit_command`.
 
-In Python ``kgpyro.fit`` is the function of :mod:`kgpyro.fitting`. Importing this module rebinds that name to the
+In Python ``kgpyro.fit`` is the function of ``kgpyro.inference``. Importing this module rebinds that name to the
 module, as any import of a submodule does, so the module can be called as the function.
 """
 
@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from kgpyro.commands import fit_command
-from kgpyro.fitting import fit
+from kgpyro.inference.fitting import fit
 
 
 class _CallableModule(ModuleType):

@@ -18,8 +18,8 @@ count every fact.
 
 import pyro
 
-from kgpyro.batches import Batch
-from kgpyro.setting import Setting
+from kgpyro.program.batches import Batch
+from kgpyro.program.setting import Setting
 
 
 def lfm(kg: Setting, batch: Batch) -> None:

@@ -11,8 +11,8 @@ softmax_o φ(h_s, h_p, h_o) instead. Each latent's KL divergence is paid once, w
 
 import pyro
 
-from kgpyro.batches import Batch
-from kgpyro.setting import Setting
+from kgpyro.program.batches import Batch
+from kgpyro.program.setting import Setting
 
 
 def lim(kg: Setting, batch: Batch) -> None:

@@ -8,15 +8,15 @@ import pyro
 import pytest
 import torch
 
-from kgpyro.batches import Batches
-from kgpyro.elbo import WeightedELBO
-from kgpyro.graph import Graph
-from kgpyro.guide import Guide
+from kgpyro.data.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.inference.training import latent_sites
 from kgpyro.names import GUIDES, MODELS, resolve
-from kgpyro.priors import PriorLike, resolve_prior
-from kgpyro.scoring import resolve_score
-from kgpyro.setting import Setting
-from kgpyro.training import latent_sites
+from kgpyro.program.batches import Batches
+from kgpyro.program.interactions import resolve_score
+from kgpyro.program.priors import PriorLike, resolve_prior
+from kgpyro.program.setting import Setting
+from kgpyro.program.variational import Guide
 
 
 @pytest.fixture(autouse=True)

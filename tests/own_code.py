@@ -11,8 +11,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from kgpyro import Guide
-from kgpyro.batches import Batch
-from kgpyro.setting import Setting
+from kgpyro.program.batches import Batch
+from kgpyro.program.setting import Setting
 
 
 def shared_scale(kg: Setting, batch: Batch) -> None:

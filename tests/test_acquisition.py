@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_posterior import posterior_of
 
-import kgpyro.acquisition
-from kgpyro.acquisition import MEASURES, shortlist
+import kgpyro.posterior.acquisition
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.posterior import Posterior
+from kgpyro.posterior.acquisition import MEASURES, shortlist
+from kgpyro.posterior.fitted import Posterior
 
 DRAWS = 4000
 ERROR = 0.05  # of a measure over a few hundred draws, five standard errors
@@ -39,9 +39,11 @@ def test_the_shortlist_is_the_top_of_all(
     torch.manual_seed(3)
     mean = torch.rand(5, 2, 5)
     aleatoric = 0.5 * (-mean * mean.log() - (1 - mean) * (-mean).log1p()) * torch.rand(5, 2, 5)
-    monkeypatch.setattr(kgpyro.acquisition, "NUMBERS_AT_ONCE", 10)
+    monkeypatch.setattr(kgpyro.posterior.acquisition, "NUMBERS_AT_ONCE", 10)
     monkeypatch.setattr(
-        kgpyro.acquisition, "_moments", lambda _, heads, p, draws: (mean[heads, p].clone(), aleatoric[heads, p].clone())
+        kgpyro.posterior.acquisition,
+        "_moments",
+        lambda _, heads, p, draws: (mean[heads, p].clone(), aleatoric[heads, p].clone()),
     )
     total = -mean * mean.log() - (1 - mean) * (-mean).log1p()
     value = {"probability": mean, "entropy": total, "epistemic": total - aleatoric}[by]
@@ -63,10 +65,10 @@ def test_running_sums_are_the_moments_of_the_draws(
 ) -> None:
     """Candidates in blocks of two; self-loops and an entity that training lacks included."""
     posterior = posterior_of(tiny, model=model, score=score, inverse=inverse)
-    monkeypatch.setattr(kgpyro.acquisition, "NUMBERS_AT_ONCE", 2 * max(4, posterior.kg.relation_size))
+    monkeypatch.setattr(kgpyro.posterior.acquisition, "NUMBERS_AT_ONCE", 2 * max(4, posterior.kg.relation_size))
     heads = torch.tensor([4, 0, 1])
     with torch.no_grad():
-        mean, aleatoric = kgpyro.acquisition._moments(posterior, heads, 1, 800)
+        mean, aleatoric = kgpyro.posterior.acquisition._moments(posterior, heads, 1, 800)
     table = posterior.facts(torch.tensor([[h, 1, t] for h in heads.tolist() for t in range(5)]), draws=DRAWS)
     np.testing.assert_allclose(mean.flatten(), table["probability"], atol=ERROR)
     np.testing.assert_allclose(aleatoric.flatten(), table["aleatoric"], atol=ERROR)
@@ -99,7 +101,7 @@ def test_what_training_holds_is_no_news(tiny: Graph, monkeypatch: pytest.MonkeyP
     some = posterior.acquire(1000, draws=2, queries=3)
     assert 0 < len(some) <= 3 * 5
     assert len(some[["head", "relation"]].drop_duplicates()) <= 3
-    monkeypatch.setattr(kgpyro.acquisition, "FACTS_AT_MOST", 12)  # two queries
+    monkeypatch.setattr(kgpyro.posterior.acquisition, "FACTS_AT_MOST", 12)  # two queries
     assert len(posterior.acquire(1000, draws=2)[["head", "relation"]].drop_duplicates()) <= 2
 
 

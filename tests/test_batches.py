@@ -10,8 +10,8 @@ from conftest import Parts
 from test_exactness import TOLERANCE, Fixed, all_facts, kl_by_symbol
 from torch import Tensor
 
-from kgpyro.batches import Batch, Batches
-from kgpyro.graph import Graph
+from kgpyro.data.graph import Graph
+from kgpyro.program.batches import Batch, Batches
 
 R = 2  # relations of the tiny graph
 

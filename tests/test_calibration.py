@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import kgpyro
-from kgpyro.abstention import CRITERIA, abstention, risk_coverage
-from kgpyro.calibration import METHODS, Calibration, Recalibration, logit
+from kgpyro.checking.abstention import CRITERIA, abstention, risk_coverage
 from kgpyro.commands import calibrate_command, predict_command
+from kgpyro.data.graph import Graph
+from kgpyro.data.labelled import corruptions, labelled_facts
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.negatives import corruptions, labelled_facts
+from kgpyro.evaluation.calibration import METHODS, Calibration, Recalibration, logit
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,19 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import kgpyro
-from kgpyro import kernels
-from kgpyro.elbo import WeightedELBO
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.likelihood import Answers
-from kgpyro.posterior import Posterior
-from kgpyro.scoring import SCORES
+from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.kernels import candidates as kernels
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.program.interactions import SCORES
+from kgpyro.program.likelihood import Answers
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 3)
+    monkeypatch.setattr("kgpyro.kernels.gaussian.BLOCK", 3)
 
 
 def naive(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None, seed: int) -> Tensor:

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import kgpyro
-from kgpyro.checks import prior_predictive
+from kgpyro.checking.comparison import compare, held_out
+from kgpyro.checking.prior_predictive import prior_predictive
 from kgpyro.commands import check_command, priors_command
-from kgpyro.comparison import compare, held_out
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
 from kgpyro.names import MODELS
-from kgpyro.posterior import Posterior
+from kgpyro.posterior.fitted import Posterior
 
 
 def test_a_prior_without_spread_claims_the_base_rates(tiny: Graph) -> None:

@@ -10,9 +10,9 @@ from test_posterior import posterior_of
 from torch import Tensor
 
 import kgpyro
-from kgpyro.conformal import ENOUGH, Thresholds, misfit, open_candidates
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
+from kgpyro.evaluation.conformal import ENOUGH, Thresholds, misfit, open_candidates
 
 
 def test_misfits_are_shares_of_what_is_open(tiny: Graph) -> None:

@@ -12,9 +12,9 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
-from kgpyro.batches import Batch
-from kgpyro.elbo import WeightedELBO
-from kgpyro.graph import Graph
+from kgpyro.data.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.program.batches import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
 EVERY = pytest.mark.parametrize(("model", "inverse"), list(itertools.product(["lim", "lfm"], [True, False])))

@@ -14,8 +14,8 @@ import torch
 
 import kgpyro
 from kgpyro import Graph, InputError
-from kgpyro.explorer import PriorExplorer
-from kgpyro.priors import parameters_of, prior_names
+from kgpyro.program.priors import parameters_of, prior_names
+from kgpyro.reporting.explorer import PriorExplorer
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from sklearn.decomposition import PCA
 from test_posterior import posterior_of
 
 import kgpyro
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.figures import regression
-from kgpyro.graph import Graph
-from kgpyro.posterior import Posterior
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.reporting.figures import regression
 
 image = pytest.importorskip("matplotlib.image")
 

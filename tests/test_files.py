@@ -20,11 +20,11 @@ from safetensors import safe_open
 from test_posterior import CONFIG, posterior_of
 
 import kgpyro
-import kgpyro.runs
+import kgpyro.posterior.runs
 from kgpyro.commands import fit_command
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.files import claim, write_text, write_whole
-from kgpyro.graph import Graph
 
 FILES = ("posterior.safetensors", "graph.json", "config.yaml", "metrics.json", "run.json", "log.csv")
 
@@ -255,7 +255,7 @@ def test_the_weights_are_written_last(tiny: Graph, tmp_path: Path, monkeypatch: 
             real(path, write)
 
         monkeypatch.setattr("kgpyro.files.write_whole", failing)
-        monkeypatch.setattr("kgpyro.runs.write_whole", failing)
+        monkeypatch.setattr("kgpyro.posterior.runs.write_whole", failing)
         with pytest.raises(InputError, match="disk full"):
             posterior.save(tmp_path / str(fail_at))
         with pytest.raises(InputError, match=r"has not finished|holds no run"):
@@ -308,7 +308,7 @@ def test_a_claimed_folder(tmp_path: Path) -> None:
 
 
 def test_the_configuration_that_tests_use_is_complete() -> None:
-    assert CONFIG.keys() >= kgpyro.runs.REQUIRED.keys()
+    assert CONFIG.keys() >= kgpyro.posterior.runs.REQUIRED.keys()
 
 
 def test_a_long_tensor_is_no_covariance(run: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from pyro.infer import MCMC, NUTS
 
 import kgpyro
-from kgpyro.batches import Batches
-from kgpyro.graph import Graph
-from kgpyro.posterior import Posterior
+from kgpyro.data.graph import Graph
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.program.batches import Batches
 
 BOUND = 0.05  # mean absolute difference of a fact's probability that we accept of a mean-field posterior
 OPTIONS = {"model": "lim", "score": "DistMult", "dim": 2, "prior": "normal(scale=0.8)", "inverse": False}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kgpyro.data.graph import Graph, Queries, load_graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph, Queries, load_graph
 
 LINES = {"train": "a\tlikes\tb\nb\tlikes\tc\n", "valid": "c\tlikes\ta\n", "test": "007\tlikes\ta\n"}
 

@@ -13,13 +13,13 @@ from conftest import Parts
 from torch.distributions import kl_divergence
 
 import kgpyro
-from kgpyro.elbo import WeightedELBO
+from kgpyro.data.features import load_features
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.families import Family, posterior_mean, posterior_variance
-from kgpyro.features import load_features
-from kgpyro.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.names import GUIDES, is_dotted, name_of, resolve
-from kgpyro.priors import resolve_prior
+from kgpyro.program.families import Family, posterior_mean, posterior_variance
+from kgpyro.program.priors import resolve_prior
 
 D = 4
 

@@ -11,8 +11,8 @@ import torch
 from conftest import Parts
 
 import kgpyro
-from kgpyro.elbo import WeightedELBO
-from kgpyro.graph import Graph
+from kgpyro.data.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
 
 GRANULARITIES = ("learn", "learn_per_dim", "learn_per_symbol")
 

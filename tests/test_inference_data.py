@@ -13,10 +13,10 @@ import torch
 from scipy import stats
 from test_posterior import posterior_of
 
-import kgpyro.inference_data
+import kgpyro.posterior.inference_data
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.inference_data import _training_facts, load_arviz
+from kgpyro.posterior.inference_data import _training_facts, load_arviz
 
 arviz, NEW = load_arviz()
 GROUPS = {"posterior", "prior", "posterior_predictive", "log_likelihood", "observed_data"}
@@ -126,7 +126,7 @@ def test_priors_of_every_shape(tiny: Graph, prior: str) -> None:
 @pytest.mark.parametrize("inverse", [True, False])
 def test_subsamples(tiny: Graph, inverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = posterior_of(tiny, score="ComplEx", inverse=inverse)
-    monkeypatch.setattr(kgpyro.inference_data, "SYMBOLS", 3)
+    monkeypatch.setattr(kgpyro.posterior.inference_data, "SYMBOLS", 3)
     data, again = (posterior.to_arviz(draws=50, facts=8, observed=0.5) for _ in range(2))
     assert data["posterior"].sizes["entity"] == data["prior"].sizes["entity"] == 3
     assert data["observed_data"]["y"].to_numpy().tolist() == [1] * 4 + [0] * 4
@@ -135,7 +135,7 @@ def test_subsamples(tiny: Graph, inverse: bool, monkeypatch: pytest.MonkeyPatch)
             np.testing.assert_array_equal(data[group][variable], again[group][variable])
     others = {tuple(posterior.to_arviz(draws=1, facts=8, seed=i)["posterior"]["entity"].to_numpy()) for i in range(9)}
     assert len(others) > 2
-    monkeypatch.setattr(kgpyro.inference_data, "VALUES", 400)
+    monkeypatch.setattr(kgpyro.posterior.inference_data, "VALUES", 400)
     assert posterior.to_arviz(draws=50)["posterior"].sizes["entity"] == 2
 
 
@@ -146,7 +146,7 @@ def test_facts_are_a_fair_sample(inverse: bool, enumerated: bool, monkeypatch: p
     rows = [[f"e{i}", "r", f"e{i * j % 30}"] for i in range(30) for j in range(1, 1 + i % 3)]
     graph = Graph.from_triples("made", rows, [["e1", "r", "e0"]], [["e1", "r", "e0"]])
     if not enumerated:
-        monkeypatch.setattr(kgpyro.inference_data, "FACTS", 0)
+        monkeypatch.setattr(kgpyro.posterior.inference_data, "FACTS", 0)
     queries = graph.training_queries
     tails = queries.relation < 1
     mine = torch.ones_like(tails) if inverse else tails

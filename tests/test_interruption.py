@@ -21,12 +21,12 @@ import safetensors.torch
 import torch
 
 import kgpyro
-from kgpyro.checkpoint import FILE, Checkpoints
 from kgpyro.commands import fit_command
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.files import claim
-from kgpyro.graph import Graph
-from kgpyro.training import Training
+from kgpyro.inference.checkpoint import FILE, Checkpoints
+from kgpyro.inference.training import Training
 
 QUICK: dict[str, Any] = {"dim": 4, "epochs": 4, "batch_size": 3, "model": "lim", "device": "cpu", "checkpoint_every": 0}
 KINDS: list[dict[str, Any]] = [
@@ -142,7 +142,7 @@ def test_killed_after_the_last_step(tiny: Graph, tmp_path: Path, monkeypatch: py
         run = tmp_path / str(len(kind))
         expected = fit(tiny, **(QUICK | kind))
         with monkeypatch.context() as patch, pytest.raises(Crash):
-            patch.setattr("kgpyro.fitting.estimate_elbo", lambda *_, **__: (_ for _ in ()).throw(Crash))
+            patch.setattr("kgpyro.inference.fitting.estimate_elbo", lambda *_, **__: (_ for _ in ()).throw(Crash))
             fit(tiny, out=run, **(QUICK | kind | {"checkpoint_every": 1e6}))
         with monkeypatch.context() as patch:
             patch.setattr(Training, "training_step", lambda *_: (_ for _ in ()).throw(Crash))

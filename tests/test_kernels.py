@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.distributions import Normal, kl_divergence
 
-from kgpyro import kernels
-from kgpyro.batches import Batch
-from kgpyro.elbo import DRAWS, WeightedELBO
-from kgpyro.graph import Graph
-from kgpyro.kernels import all_candidates_log_prob
+from kgpyro.data.graph import Graph
+from kgpyro.inference.elbo import DRAWS, WeightedELBO
+from kgpyro.kernels import candidates as kernels
+from kgpyro.kernels import gaussian
+from kgpyro.kernels.candidates import all_candidates_log_prob
+from kgpyro.program.batches import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
 B, E, D = 3, 7, 4
@@ -27,6 +28,7 @@ SURE = torch.tensor([6, 4, 1])  # a candidate of each query that cannot be missi
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 3)
+    monkeypatch.setattr("kgpyro.kernels.gaussian.BLOCK", 3)
     monkeypatch.setattr(kernels, "FACTORS", 3)  # in whole blocks, and not in the last one
 
 
@@ -113,7 +115,7 @@ def test_many_normals_are_standard_and_follow_the_seed(half: bool) -> None:
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            noise = kernels._normals(table)
+            noise = gaussian._normals(table)
         return torch.cat([noise(part) for part in table.split(256)])
 
     assert torch.equal(draw(1), draw(1))
@@ -124,7 +126,7 @@ def test_many_normals_are_standard_and_follow_the_seed(half: bool) -> None:
     tail = kstest(drawn[drawn.abs() > 3].abs().numpy(), lambda x: 1 - norm.sf(x) / norm.sf(3))
     assert tail.pvalue > 0.01
     assert drawn.corrcoef().fill_diagonal_(0).abs().max() < 0.35
-    assert kernels._normals(table[:100]) is torch.randn_like
+    assert gaussian._normals(table[:100]) is torch.randn_like
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -192,7 +194,7 @@ def test_gaussian_tables(shape: tuple[int, int], draw: bool) -> None:
     def fused(*given: Tensor) -> tuple[Tensor, ...]:
         torch.manual_seed(2)
         expanded = (*given[:2], *(x.expand(7, D) for x in given[2:]))
-        return kernels.gaussian_draw_and_kl(*expanded) if draw else (kernels.gaussian_kl(*expanded),)
+        return gaussian.gaussian_draw_and_kl(*expanded) if draw else (gaussian.gaussian_kl(*expanded),)
 
     torch.manual_seed(2)
     noise = torch.cat([torch.randn(min(3, 7 - i), D) for i in range(0, 7, 3)])

@@ -14,11 +14,11 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from kgpyro import kernels
-from kgpyro.families import Normal
-from kgpyro.graph import Graph
-from kgpyro.likelihood import AllCandidates, Answers, Integrate, Postpone, observed_logits
-from kgpyro.scoring import SCORES
+from kgpyro.data.graph import Graph
+from kgpyro.kernels import candidates as kernels
+from kgpyro.program.families import Normal
+from kgpyro.program.interactions import SCORES
+from kgpyro.program.likelihood import AllCandidates, Answers, Integrate, Postpone, observed_logits
 
 B, E, D = 3, 7, 4
 MANY = 40_000  # rows of the same query: as many draws in one call
@@ -28,6 +28,7 @@ BOTH = pytest.mark.parametrize("kind", [AllCandidates, Answers])
 @pytest.fixture(autouse=True)
 def in_double_and_small_blocks(double: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BLOCK", 3)
+    monkeypatch.setattr("kgpyro.kernels.gaussian.BLOCK", 3)
 
 
 def some(kind: type[AllCandidates], score: str = "complex", completeness: float = 1.0, rows: int = B) -> AllCandidates:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import Parts
 
-from kgpyro.elbo import WeightedELBO
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.names import GUIDES, MODELS
-from kgpyro.posterior import Posterior
-from kgpyro.priors import prior_names, resolve_prior
-from kgpyro.scoring import SCORES
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.program.interactions import SCORES
+from kgpyro.program.priors import prior_names, resolve_prior
 
 SCORE_NAMES = sorted({s.name for s in SCORES.values()} | {"pykeen:HolE"})
 HIERARCHICAL = ["normal(scale=learn)", "gamma(rate=learn_per_symbol)", "normal(scale=per_dim(half_cauchy))"]

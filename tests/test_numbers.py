@@ -14,11 +14,11 @@ from conftest import Parts
 from torch import Tensor, nn
 
 import kgpyro
-from kgpyro.checkpoint import FILE
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.memory import batch_bytes, shortage, table_bytes
-from kgpyro.training import FAILURES, Training
+from kgpyro.inference.checkpoint import FILE
+from kgpyro.inference.memory import batch_bytes, shortage, table_bytes
+from kgpyro.inference.training import FAILURES, Training
 
 QUICK: dict[str, Any] = {"dim": 4, "epochs": 8, "batch_size": 4, "device": "cpu", "model": "lim", "progress": False}
 ONE = Graph.from_triples("one", [["a", "r", "b"]], [["a", "r", "b"]], [["b", "r", "a"]])
@@ -179,7 +179,7 @@ def test_a_fit_that_is_too_large_says_so_before(
 ) -> None:
     kgpyro.fit(tiny, **QUICK)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("kgpyro.memory.available", lambda device: 1000.0)
+    monkeypatch.setattr("kgpyro.inference.memory.available", lambda device: 1000.0)
     kgpyro.fit(tiny, **QUICK)
     printed = capsys.readouterr().err
     assert printed.startswith("kgpyro: this fit takes about 0.0 GB")

@@ -13,9 +13,9 @@ import yaml
 from conftest import Parts
 
 import kgpyro
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.posterior import Posterior
+from kgpyro.posterior.fitted import Posterior
 
 CONFIG = {
     "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "DistMult",

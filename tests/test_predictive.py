@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_posterior import posterior_of
 
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.predictive import entropy, summary
+from kgpyro.posterior.uncertainty import entropy, summary
 
 
 def test_the_two_kinds_of_doubt_by_quadrature() -> None:

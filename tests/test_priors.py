@@ -15,9 +15,10 @@ from torch.distributions import biject_to, kl_divergence
 from torch.distributions.transforms import AffineTransform, ExpTransform
 
 import kgpyro
+from kgpyro.data.graph import Graph
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
-from kgpyro.families import (
+from kgpyro.program.families import (
     Family,
     HypersphericalUniform,
     PowerSpherical,
@@ -26,8 +27,7 @@ from kgpyro.families import (
     posterior_mean,
     posterior_variance,
 )
-from kgpyro.graph import Graph
-from kgpyro.priors import Parameter, Prior, PriorLike, parameters_of, prior_names, prior_table, resolve_prior
+from kgpyro.program.priors import Parameter, Prior, PriorLike, parameters_of, prior_names, prior_table, resolve_prior
 
 SIZE = 5
 

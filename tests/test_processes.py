@@ -14,9 +14,9 @@ import torch.distributed as distributed
 from conftest import Parts
 from torch.multiprocessing.spawn import spawn
 
-from kgpyro.elbo import WeightedELBO
-from kgpyro.graph import Graph
-from kgpyro.training import RandomQueries
+from kgpyro.data.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.inference.training import RandomQueries
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -13,11 +13,11 @@ from own_code import shared_scale
 from scipy import stats
 
 import kgpyro
-import kgpyro.psis
+import kgpyro.checking.psis
+from kgpyro.checking.psis import KHat
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.posterior import Posterior
-from kgpyro.psis import KHat
+from kgpyro.posterior.fitted import Posterior
 
 
 def nothing_learnt(head: torch.Tensor, relation: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_the_evidence_by_quadrature(pair: Graph, monkeypatch: pytest.MonkeyPatch
     assert weights.std() / 1000**0.5 < 0.07
     assert found.k < 0.5
     assert found.latents == 3
-    monkeypatch.setattr(kgpyro.psis, "FACTS", 1)
+    monkeypatch.setattr(kgpyro.checking.psis, "FACTS", 1)
     np.testing.assert_allclose(kgpyro.psis_khat(posterior, draws=100).log_ratios, found.log_ratios[:100])
 
 

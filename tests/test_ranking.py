@@ -9,10 +9,10 @@ import torch
 from pykeen.evaluation import RankBasedEvaluator
 from torch import Tensor
 
-from kgpyro import ranking
+from kgpyro.data.graph import Graph, load_graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph, load_graph
-from kgpyro.ranking import TIES, all_metrics, metrics_table, per_relation_table, rank_metrics, rank_triples
+from kgpyro.evaluation import ranking
+from kgpyro.evaluation.ranking import TIES, all_metrics, metrics_table, per_relation_table, rank_metrics, rank_triples
 
 NAMES = {
     "mrr": "inverse_harmonic_mean_rank",

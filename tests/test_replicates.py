@@ -14,11 +14,11 @@ from test_posterior import posterior_of
 from torch import Tensor
 
 import kgpyro
+from kgpyro.checking.posterior_predictive import Sample, posterior_predictive
 from kgpyro.commands import check_command
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.posterior import Posterior
-from kgpyro.replicates import Sample, posterior_predictive
+from kgpyro.posterior.fitted import Posterior
 
 ALL = 10**6
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.scoring import SCORES, TripleScore, resolve_score
+from kgpyro.program.interactions import SCORES, TripleScore, resolve_score
 
 pytestmark = pytest.mark.usefixtures("double")
 DIM, ENTITIES, QUERIES = 6, 7, 4

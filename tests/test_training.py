@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import kgpyro
-from kgpyro import graph
+from kgpyro.data import graph
+from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.graph import Graph
-from kgpyro.training import KLSchedule
+from kgpyro.inference.training import KLSchedule
 
 QUICK: dict[str, Any] = {"dim": 4, "epochs": 3, "batch_size": 4, "progress": False, "device": "cpu"}
 
@@ -147,7 +147,7 @@ def test_precisions(tiny: Graph, tmp_path: Path, precision: Any) -> None:
 def test_bf16_is_fp32_where_the_processor_lacks_it(
     tiny: Graph, monkeypatch: pytest.MonkeyPatch, supported: bool
 ) -> None:
-    monkeypatch.setattr("kgpyro.training.has_bf16", lambda: supported)
+    monkeypatch.setattr("kgpyro.inference.training.has_bf16", lambda: supported)
     mixed, single = (quick_fit(tiny, device="cpu", precision=precision) for precision in ("bf16", "32"))
     assert torch.equal(mixed.guide.entity.loc, single.guide.entity.loc) == (not supported)
     assert mixed.provenance["precision"] == ("bf16" if supported else "32")

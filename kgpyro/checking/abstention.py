@@ -1,0 +1,143 @@
+"""Knowing when to abstain: how wrong decisions are when the least certain are withheld, by what counts as certain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+from torch import Tensor
+
+from kgpyro.data.labelled import labelled_facts
+from kgpyro.display import new_figure
+from kgpyro.evaluation.calibration import Recalibration, logit
+from kgpyro.evaluation.conformal import open_candidates
+from kgpyro.posterior.predictions import Predictions
+
+CRITERIA = ("score", "margin", "std", "epistemic", "frequency", "probability", "stacked")
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """Decisions whether facts are true, and their certainty by each criterion.
+
+    Attributes:
+        facts: a row per labelled fact: ``head``, ``relation``, ``tail``, ``label``, ``decision``, and a column of
+            certainty (the higher the surer) per criterion.
+        negatives: where the false facts come from (:func:`kgpyro.labelled_facts`).
+    """
+
+    facts: pd.DataFrame
+    negatives: str
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Which decisions are wrong, shape ``(n,)``, 0 or 1."""
+        return (self.facts["decision"] != self.facts["label"]).to_numpy(dtype=float)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """By criterion: ``aurc``; the risk when only the surest half, or four in five, are decided; best first."""
+        rows = {}
+        for name in CRITERIA:
+            risk = risk_coverage(self.errors, self.facts[name].to_numpy())
+            n = len(risk)
+            rows[name] = {"aurc": risk.mean(), "risk at 50 %": risk[n // 2 - 1], "risk at 80 %": risk[n * 4 // 5 - 1]}
+        return pd.DataFrame(rows).T.rename_axis("withheld by").sort_values("aurc")
+
+    def figure(self) -> Any:
+        """Risk of all decisions and precision of those for true, over coverage. InputError without matplotlib."""
+        figure = new_figure(11, 3.8)
+        left, right = figure.subplots(1, 2)
+        chosen = (self.facts["decision"] == 1).to_numpy()
+        for name in self.table.index:
+            risk = risk_coverage(self.errors, self.facts[name].to_numpy())
+            left.plot(np.arange(1, len(risk) + 1) / len(risk), risk, label=f"{name}, AURC {risk.mean():.3f}")
+            risk = risk_coverage(self.errors[chosen], self.facts[name].to_numpy()[chosen])
+            right.plot(np.arange(1, len(risk) + 1) / len(risk), 1 - risk)
+        left.set(xlabel="coverage: share of facts decided", ylabel="risk: share of wrong decisions")
+        right.set(xlabel="coverage: share of facts held for true", ylabel="precision")
+        figure.legend(loc="outside right center", frameon=False, title="withheld by")
+        figure.suptitle(f"negatives: {self.negatives}")
+        return figure
+
+
+def risk_coverage(errors: np.ndarray, certainty: np.ndarray) -> np.ndarray:
+    """Mean error of the ``k`` surest decisions, ``k = 1 … n``; its mean is the AURC (Geifman & El-Yaniv 2017).
+
+    Decisions of equal certainty have an equal share of their errors.
+    """
+    at = np.unique(-certainty, return_inverse=True)[1]
+    shared = np.bincount(at, errors) / np.bincount(at)
+    ordered = shared[np.sort(at)]
+    return np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
+
+
+def abstention(
+    posterior: Predictions, split: str = "test", negatives: str | None = None, draws: int = 500, seed: int = 0
+) -> Abstention:
+    """How well a posterior knows which of its decisions to withhold.
+
+    A fact is held for true where its posterior predictive probability, put to scale on the validation split (Platt), is
+    above one half; certain is, by criterion:
+
+    * ``score``: how far the posterior mean of the score is from one half, put to scale in the same way: what a point
+      estimate can say;
+    * ``margin``: how far it is from the score of the best open answer to the same query, tails asked for;
+    * ``std``, ``epistemic``: how little the probability varies over the posterior, and the mutual information;
+    * ``frequency``: how often training has the rarer of the two entities;
+    * ``probability``: how far the predictive probability is from one half;
+    * ``stacked``: the same of the probability that goes by all of these (:class:`.Recalibration`).
+
+    Args:
+        posterior: of a fit.
+        split: ``"valid"`` or ``"test"``.
+        negatives: verified, hard or random (:func:`kgpyro.labelled_facts`); for both splits the same.
+        draws: posterior draws behind each probability.
+        seed: of draws and corruptions.
+
+    Raises:
+        InputError: unknown names, or verified negatives of a graph that has none.
+    """
+    predicted, labels = {}, {}
+    for part in dict.fromkeys(("valid", split)):
+        labels[part] = labelled_facts(posterior.graph, part, negatives, seed)
+        ids = posterior._ids(labels[part])
+        score, margin = _scores(posterior, ids)
+        found = posterior.facts(ids, draws, seed=seed, recalibrated=False)
+        predicted[part] = found.assign(margin=margin, point=expit(score))
+    scaled = {}
+    for name, method, column in (
+        ("score", "platt", "point"),
+        ("probability", "platt", "probability"),
+        ("stacked", "stacked", "probability"),
+    ):
+        valid, here = (frame.assign(probability=frame[column]) for frame in (predicted["valid"], predicted[split]))
+        scaled[name] = logit(Recalibration.fit(valid, labels["valid"]["label"].to_numpy(), method)(here)["probability"])
+    here = predicted[split]
+    certainty = {name: np.abs(value) for name, value in scaled.items()}
+    certainty |= {"std": -here["std"], "epistemic": -here["epistemic"], "frequency": here["frequency"]}
+    certainty["margin"] = here["margin"].abs()
+    decision = (scaled["probability"] > 0).astype(int)
+    return Abstention(labels[split].assign(decision=decision, **certainty), labels[split].attrs["negatives"])
+
+
+def _scores(posterior: Predictions, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of facts ``(n, 3)``: posterior mean of the log-odds, both ways, and how far it is above the best open tail's."""
+    known, R = posterior.graph.training_queries, posterior.graph.num_relations
+    found, margins = [], []
+    for part in ids.split(max(1, (1 << 22) // posterior.graph.num_entities)):
+        here = torch.arange(len(part))
+        both = []
+        for anchor, row, answer in ((part[:, 2], part[:, 1] + R, part[:, 0]), (part[:, 0], part[:, 1], part[:, 2])):
+            scores = posterior.mean_scores(anchor, row).cpu()
+            both.append(scores[here, answer] + posterior.intercepts(row).cpu())
+        others = open_candidates(part[:, 0], part[:, 1], known, posterior.graph.num_entities)
+        others[here, part[:, 2]] = False
+        best = scores.masked_fill(~others, -torch.inf).amax(1)
+        margins.append(scores[here, part[:, 2]] - best)
+        found.append((both[0] + both[1]) / 2)
+    return torch.cat(found).double().numpy(), torch.cat(margins).double().numpy()

@@ -1,0 +1,119 @@
+"""Fits side by side: their bounds, how they predict what was held out, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kgpyro.data.graph import Queries
+from kgpyro.errors import InputError
+from kgpyro.evaluation.conformal import open_candidates
+from kgpyro.posterior.fitted import Posterior
+
+BINS = torch.logspace(-6, 0, 25).double()  # of predicted probabilities, where facts are rare
+HIGHER_IS_BETTER = {"elbo_per_fact": True, "log_density": True, "mrr": True, "calibration_error": False}
+
+
+def compare(
+    fits: Mapping[str, Posterior | Sequence[Posterior]],
+    *,
+    split: str = "test",
+    by: str = "elbo_per_fact",
+    draws: int = 50,
+    queries: int = 2000,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Several fits of one graph, best first.
+
+    Args:
+        fits: by name, a posterior, or several of the same configuration with other seeds.
+        split: ``"valid"`` or ``"test"``: what counts as held out.
+        by: the column to sort by.
+        draws: posterior draws behind predictive probabilities.
+        queries: largest number of held-out queries, at random.
+        seed: of their choice.
+        progress: show a progress bar.
+
+    Returns:
+        A row per name: ``elbo_per_fact`` (untempered, nats per training fact; NaN for a point estimate);
+        ``log_density``, the log posterior predictive density of all candidates of the held-out queries that training
+        and validation leave open, in nats per held-out fact; ``mrr`` (filtered, realistic); ``calibration_error``, how
+        far expected and observed numbers of facts are apart in bins of predicted probability, over the number of facts,
+        which it may exceed; ``parameters``; ``seconds``. Where several posteriors are given their mean, and
+        ``…_se``, its standard error.
+
+    Raises:
+        InputError: no fits, fits of other graphs, a posterior without metrics or with a categorical likelihood, or an
+            unknown column.
+    """
+    groups = {name: [given] if isinstance(given, Posterior) else list(given) for name, given in fits.items()}
+    if not groups or not all(groups.values()):
+        raise InputError("there is nothing to compare: give at least one posterior for each name.")
+    if by not in HIGHER_IS_BETTER:
+        raise InputError(f"cannot sort by {by!r}; choose from {', '.join(HIGHER_IS_BETTER)}.")
+    graphs = {(p.graph.name, p.graph.num_entities, len(p.graph.train)) for group in groups.values() for p in group}
+    if len(graphs) > 1:
+        raise InputError(f"these posteriors are of different graphs: {', '.join(sorted(name for name, *_ in graphs))}.")
+    rows = {}
+    bar = tqdm(total=sum(map(len, groups.values())), desc="compare", unit="fit", disable=not progress, leave=False)
+    for name, group in groups.items():
+        found = []
+        for posterior in group:
+            found.append(_one(posterior, split, draws, queries, seed))
+            bar.update()
+        frame = pd.DataFrame(found)
+        errors = frame.sem().add_suffix("_se") if len(group) > 1 else pd.Series(dtype=float)
+        rows[name] = pd.concat([frame.mean(), errors.drop(["parameters_se", "seconds_se"], errors="ignore")])
+    bar.close()
+    table = pd.DataFrame(rows).T
+    measures = [c for c in HIGHER_IS_BETTER if c in table]
+    order = [c for m in measures for c in (m, f"{m}_se") if c in table] + ["parameters", "seconds"]
+    return table[order].astype({"parameters": int}).sort_values(by, ascending=not HIGHER_IS_BETTER[by])
+
+
+def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) -> dict[str, float]:
+    if split not in posterior.metrics:
+        raise InputError(f"a posterior without metrics of its {split} split cannot be compared; fit or load it anew.")
+    posterior.refuse_categorical("comparisons")
+    probabilities, labels = held_out(posterior, split, draws, queries, seed)
+    expected, observed = _binned(probabilities, probabilities), _binned(probabilities, labels)
+    facts = labels.sum().clamp_min(1)
+    p = probabilities.clamp(1e-12, 1 - 1e-12)
+    log_density = torch.where(labels > 0, p.log(), (-p).log1p()).sum() / facts
+    modules = (posterior.guide, posterior.kg)
+    return {
+        "elbo_per_fact": float("nan") if posterior.guide.point else posterior.metrics["elbo_per_fact"],
+        "log_density": float(log_density),
+        "mrr": posterior.metrics[split]["realistic"]["mrr"],
+        "calibration_error": float((expected - observed).abs().sum() / facts),
+        "parameters": sum(p.numel() for module in modules for p in module.parameters()),
+        "seconds": posterior.seconds or float(posterior.log.get("seconds", pd.Series([0.0])).iloc[-1]),
+    }
+
+
+def held_out(posterior: Posterior, split: str, draws: int, queries: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Predictive probabilities and labels of all candidates of held-out queries that other splits leave open."""
+    graph = posterior.graph
+    asked = Queries.of(getattr(graph, split), graph.num_relations)
+    others = {"test": [graph.train, graph.valid], "valid": [graph.train]}[split]
+    known = Queries.of(torch.cat(others), graph.num_relations)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(asked), generator=generator)[:queries]
+    probabilities, labels = [], []
+    for index in chosen.split(max(1, (1 << 22) // graph.num_entities)):
+        anchor, row = asked.anchor[index], asked.relation[index]
+        p = posterior.probabilities(anchor, row, draws=draws).cpu().double()
+        y, is_open = torch.zeros_like(p), open_candidates(anchor, row, known, graph.num_entities)
+        y[asked.answer_pairs(index)] = 1.0
+        probabilities.append(p[is_open])
+        labels.append(y[is_open])
+    return torch.cat(probabilities), torch.cat(labels)
+
+
+def _binned(probabilities: Tensor, values: Tensor) -> Tensor:
+    return torch.zeros(len(BINS) + 1, dtype=torch.double).index_add(0, torch.bucketize(probabilities, BINS), values)

@@ -1,0 +1,154 @@
+"""How far a variational posterior is from the true one: Pareto k-hat of the importance ratios between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from tqdm.auto import tqdm
+
+from kgpyro.errors import InputError
+from kgpyro.names import MODELS, is_dotted, resolve
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.posterior.inference_data import load_arviz
+from kgpyro.posterior.scores import seeded
+from kgpyro.program.batches import Batch, Batches
+
+GOOD, USABLE = 0.5, 0.7  # Yao et al. 2018, section 3.1
+LARGEST = 50_000  # numbers that all latents together may be
+FACTS = 1 << 22  # whose likelihood is computed at once
+FEWEST = 100  # draws, of which the largest fifth make the tail
+
+
+@dataclass(frozen=True, eq=False)
+class KHat:
+    """The Pareto shape of importance ratios.
+
+    Attributes:
+        k: the smaller the better; minus infinity where all ratios are equal.
+        latents: how many numbers all latents together are.
+        log_ratios: ``log p(y, h) - log q(h)`` of each draw, shape ``(draws,)``; their mean estimates the ELBO, and the
+            logarithm of the mean of their exponentials, where k is below 0.7, the evidence ``log p(y)``.
+    """
+
+    k: float
+    latents: int
+    log_ratios: np.ndarray = field(repr=False)
+
+    @property
+    def reading(self) -> str:
+        """What k says, in the words of Yao et al. 2018."""
+        if self.k < GOOD:
+            return f"k-hat below {GOOD}: close to the true posterior; importance sampling corrects what is left"
+        if self.k < USABLE:
+            return f"k-hat from {GOOD} to {USABLE}: not close, yet useful; importance sampling still corrects it"
+        return (
+            f"k-hat of {USABLE} or more: jointly far from the true posterior, beyond importance sampling's correction, "
+            f"though single scores may be right"
+        )
+
+
+@torch.no_grad()
+def psis_khat(
+    posterior: Posterior,
+    draws: int = 1000,
+    *,
+    model: str | Callable | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> KHat:
+    """PSIS diagnostic of a variational posterior (Yao, Vehtari, Simpson & Gelman 2018, "Yes, but did it work?").
+
+    Draws all latents from the guide, takes the ratios ``p(y, h) / q(h)`` with every candidate of every training query,
+    and fits a generalised Pareto distribution to the largest of them (Vehtari et al. 2024). The true posterior is that
+    of the untempered model, at the fitted intercepts and learned parameters of priors, whatever the KL weight of the
+    fit. It is a verdict on all latents jointly: in thousands of dimensions small errors in each add up.
+
+    Args:
+        posterior: of a model with latents per entity and relation, such as lim.
+        draws: posterior draws; the estimate is noisy below some thousands.
+        model: the model where it is your own; by default the one the posterior was fitted with.
+        seed: of the draws.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: ArviZ is not installed; a point estimate; latents per fact; too many latents; entities that training
+            has not seen; too few draws; or your own model has to be named.
+    """
+    load_arviz()
+    kg, guide, graph = posterior.kg, posterior.guide, posterior.graph
+    if draws < FEWEST:
+        raise InputError(f"k-hat is of the tail of the draws; give at least {FEWEST}, not {draws}.")
+    if guide.point:
+        raise InputError("a point estimate is no posterior to compare with the true one; fit another --guide.")
+    if guide.sites - {"entities", "relations"} - kg.hyper_latents.keys():
+        raise InputError(
+            "k-hat compares joint posteriors, and here every fact has latents of its own; fit --model lim."
+        )
+    latents = sum(kg.count(kind) * kg.size(kind) for kind in kg.families)
+    latents += sum(int(np.prod(shape)) for _, shape in kg.hyper_latents.values())
+    if latents > LARGEST:
+        raise InputError(
+            f"k-hat is for small graphs: all latents together are {latents:,} numbers here; {LARGEST:,} are the most."
+        )
+    if guide.inductive and not bool(graph.seen.all()):
+        raise InputError("k-hat is of the graph that was fitted, without the entities that training has not seen.")
+    found = _model(posterior, model)
+    queries = graph.queries_of(posterior.config.get("closed_world", "local"))
+    batches = Batches(queries, graph.num_entities, posterior.inverse, dtype=posterior.dtype).to(posterior.device)
+    index = torch.arange(len(queries), device=posterior.device)
+    parts = [batches(part) for part in index.split(max(1, FACTS // graph.num_entities))]
+    ratios = np.empty(draws)
+    with seeded(seed), pyro.validation_enabled(False):
+        for draw in tqdm(range(draws), desc="k-hat", unit="draw", disable=not progress, leave=False):
+            with guide.using(draw):
+                ratios[draw] = _log_ratio(found, posterior, parts)
+    return KHat(_pareto_shape(ratios), latents, ratios)
+
+
+def _model(posterior: Posterior, named: str | Callable | None) -> Callable:
+    given = named or posterior.config["model"]
+    if named is None and isinstance(given, str) and is_dotted(given):
+        raise InputError(f"this run was fitted with your own model {given}; name it again: model='{given}'.")
+    found = resolve(given, MODELS, "model")
+    if isinstance(found, type):
+        raise InputError(
+            f"model {given} has parameters, which a posterior does not keep; give the fitted module itself."
+        )
+    return found
+
+
+def _log_ratio(model: Callable, posterior: Posterior, parts: list[Batch]) -> float:
+    """``log p(y, h) - log q(h)`` of one draw; the facts in parts, whose likelihoods add up."""
+    guide, kg = posterior.guide, posterior.kg
+    drawn = prune_subsample_sites(poutine.trace(guide).get_trace(kg, parts[0]))
+    under = []  # each member of a mixture, which could all have drawn this
+    for number in range(guide.members):
+        with guide.using(number):
+            again = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(kg, parts[0])
+        under.append(prune_subsample_sites(again).log_prob_sum())
+    total = math.log(guide.members) - float(torch.stack(under).logsumexp(0))
+    for i, part in enumerate(parts):
+        run = prune_subsample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(posterior.kg, part))
+        if not i:
+            total += float(run.log_prob_sum(lambda _, site: not site["is_observed"]))
+        share = len(part.index) / part.num_queries
+        total += share * float(run.log_prob_sum(lambda _, site: site["is_observed"]))
+    return total
+
+
+def _pareto_shape(log_ratios: np.ndarray) -> float:
+    arviz, new = load_arviz()
+    if np.ptp(log_ratios) == 0:
+        return float("-inf")
+    if not new:
+        return float(arviz.psislw(log_ratios)[1])
+    from arviz_stats.base import array_stats
+
+    return float(array_stats.psislw(-log_ratios)[1])  # of log-likelihoods, minus which are the weights

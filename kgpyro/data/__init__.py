@@ -1,0 +1,1 @@
+"""Graphs, their queries, features of entities, labelled facts."""

@@ -1,0 +1,81 @@
+"""Facts with labels: the triples of a split, and as many false ones: verified by people, corrupted, or hard."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kgpyro.data.graph import COLUMNS, Graph, Queries
+from kgpyro.errors import InputError
+
+KINDS = ("verified", "hard", "random")
+TRIES = 50
+
+
+def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = None, seed: int = 0) -> pd.DataFrame:
+    """The triples of a split, labelled 1, and false ones, labelled 0.
+
+    Args:
+        graph: the graph.
+        split: ``"valid"`` or ``"test"``.
+        negatives: ``verified``: those that people found false (``test_negatives.txt`` and ``valid_negatives.txt`` in
+            the graph's folder); ``random``: for each triple one with another head or tail, any entity, that no split
+            holds; ``hard``: likewise, with an entity that training has at that end of the relation (type-consistent).
+            By default verified where the graph has them, else random.
+        seed: of the corruptions.
+
+    Returns:
+        ``head``, ``relation``, ``tail``, ``label``; ``attrs["negatives"]`` says which were used. A triple for which no
+        corruption was found in ``TRIES`` draws has none.
+
+    Raises:
+        InputError: unknown names, or verified negatives of a graph that has none.
+    """
+    if split not in ("valid", "test"):
+        raise InputError(f"labelled facts are those of the valid or test split, not of {split!r}.")
+    kind = negatives or ("verified" if split in graph.negatives else "random")
+    if kind not in KINDS:
+        raise InputError(f"unknown negatives {kind!r}; choose from {', '.join(KINDS)}.")
+    if kind == "verified" and split not in graph.negatives:
+        raise InputError(
+            f"graph {graph.name!r} has no {split}_negatives.txt, so none are verified; use hard or random ones."
+        )
+    true = getattr(graph, split)
+    false = graph.negatives[split] if kind == "verified" else corruptions(graph, true, kind == "hard", seed)
+    frame = pd.DataFrame(graph.names(torch.cat([true, false])), columns=list(COLUMNS))
+    frame["label"] = [1] * len(true) + [0] * len(false)
+    frame.attrs["negatives"] = kind
+    return frame
+
+
+def corruptions(graph: Graph, triples: Tensor, hard: bool, seed: int) -> Tensor:
+    """A false triple for each given one: head or tail, at random, replaced by another entity; shape ``(≤ n, 3)``."""
+    generator = torch.Generator().manual_seed(seed)
+    n, shape = len(triples), (len(triples), TRIES)
+    heads = torch.rand(n, generator=generator) < 0.5
+    anchor = torch.where(heads, triples[:, 2], triples[:, 0])
+    row = triples[:, 1] + heads * graph.num_relations
+    if hard:
+        entities, start, count = _entities_of_rows(graph)
+        drawn = entities[start[row, None] + (torch.rand(shape, generator=generator) * count[row, None]).long()]
+    else:
+        drawn = torch.randint(graph.num_entities, shape, generator=generator)
+    known = graph.known_queries
+    base = graph.num_entities
+    keys = known.answers + base * torch.repeat_interleave(torch.arange(len(known)), known.counts)
+    wanted = drawn + base * known.positions(anchor, row)[:, None]
+    false = ~torch.isin(wanted, keys)
+    found, first = false.max(1)
+    answer = drawn.gather(1, first[:, None]).squeeze(1)
+    head, tail = torch.where(heads, answer, anchor), torch.where(heads, anchor, answer)
+    return torch.stack([head, triples[:, 1], tail], dim=1)[found]
+
+
+def _entities_of_rows(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """Which entities answer queries of each row in training: entities, where each row's start, and how many."""
+    queries: Queries = graph.training_queries
+    row = torch.repeat_interleave(queries.relation, queries.counts)
+    pairs = torch.unique(torch.stack([row, queries.answers]), dim=1)
+    count = torch.bincount(pairs[0], minlength=2 * graph.num_relations)
+    return pairs[1], count.cumsum(0) - count, count

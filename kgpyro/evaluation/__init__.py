@@ -1,0 +1,1 @@
+"""Measures of predictions as plain arrays: ranks, calibration, conformal sets."""

@@ -1,0 +1,97 @@
+"""Sets of answers that hold the true one with a chosen probability: split-conformal prediction.
+
+How ill a candidate ``c`` fits a query is measured by its share of the predictive probability of all open candidates,
+
+    a(q, c) = -log(p_c / Σ_{c' open} p_c').
+
+The threshold is the ``⌈(n + 1)(coverage)⌉``-th smallest of the true answers' values over the ``n`` validation facts
+(Vovk et al. 2005; Angelopoulos & Bates 2021), for tails and heads apart, and on wish for each relation (a Mondrian
+taxonomy). If the test facts are exchangeable with them, a set holds the true answer with at least that probability,
+whatever the model is worth; a better model has smaller sets. Open are all candidates that training does not answer, for
+validation and test facts alike: only then are they exchangeable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kgpyro.data.graph import Queries
+from kgpyro.errors import InputError
+
+ENOUGH = 20  # validation facts from which on a relation has a threshold of its own
+
+
+def misfit(probabilities: Tensor, is_open: Tensor) -> Tensor:
+    """``a(q, c)`` of all candidates, shapes ``(b, E), (b, E) -> (b, E)``; infinite for candidates that are not open."""
+    p = probabilities.double().clamp_min(1e-300) * is_open
+    return -(p / p.sum(-1, keepdim=True)).log()
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The true answers' misfits over a calibration set.
+
+    Attributes:
+        misfits: ascending, shape ``(n,)``.
+        row: the query row of each (``p`` for tails, ``p + R`` for heads), shape ``(n,)``.
+        num_relations: ``R``.
+    """
+
+    misfits: Tensor
+    row: Tensor
+    num_relations: int
+
+    @classmethod
+    def of(
+        cls,
+        probabilities: Callable[[Tensor, Tensor], Tensor],
+        triples: Tensor,
+        known: Queries,
+        num_entities: int,
+        measure: Callable[[Tensor, Tensor], Tensor] = misfit,
+    ) -> Thresholds:
+        """Of the head and the tail of every triple, ``known`` answers of its query left out.
+
+        ``probabilities`` are those of all entities, ``(anchor (b,), row (b,)) -> (b, E)``, and ``measure`` is what they
+        and the open candidates, ``(b, E)`` both, make of how ill each candidate fits.
+        """
+        head, relation, tail = triples.unbind(1)
+        anchor, answer = torch.cat([head, tail]), torch.cat([tail, head])
+        row = torch.cat([relation, relation + known.num_relations])
+        found = []
+        for part in torch.arange(len(row)).split(max(1, (1 << 22) // num_entities)):
+            is_open = open_candidates(anchor[part], row[part], known, num_entities)
+            is_open[torch.arange(len(part)), answer[part]] = True
+            p = probabilities(anchor[part], row[part]).cpu()
+            found.append(measure(p, is_open)[torch.arange(len(part)), answer[part]])
+        misfits, order = torch.cat(found).sort()
+        return cls(misfits, row[order], known.num_relations)
+
+    def at(self, row: int, coverage: float, per_relation: bool) -> float:
+        """The largest misfit that a set of this coverage admits for a query row.
+
+        A relation with fewer than ``ENOUGH`` facts is given the threshold of all relations.
+
+        Raises InputError for a coverage outside (0, 1), or where there are no facts to calibrate with.
+        """
+        if not 0 < coverage < 1:
+            raise InputError(f"--coverage is a probability between 0 and 1; got {coverage}.")
+        mine = self.misfits[(self.row >= self.num_relations) == (row >= self.num_relations)]
+        if per_relation and int((self.row == row).sum()) >= ENOUGH:
+            mine = self.misfits[self.row == row]
+        if not len(mine):
+            raise InputError("the graph has no validation facts to calibrate answer sets with.")
+        rank = math.ceil((len(mine) + 1) * coverage)
+        return float(mine[rank - 1]) if rank <= len(mine) else math.inf
+
+
+def open_candidates(anchor: Tensor, row: Tensor, known: Queries, num_entities: int) -> Tensor:
+    """Which candidates a query leaves open, ``(b, E)``: all but its known answers."""
+    is_open = torch.ones(len(anchor), num_entities, dtype=torch.bool)
+    is_open[known.answer_pairs(known.positions(anchor, row))] = False
+    return is_open

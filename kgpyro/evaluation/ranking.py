@@ -1,0 +1,143 @@
+"""Filtered and raw ranking of heads and tails over all entities, and the field's metrics of the ranks.
+
+Ranks and metrics are those of PyKEEN's ``RankBasedEvaluator`` (Ali et al. 2021): a true answer's *optimistic* rank puts
+it before all candidates of equal score, the *pessimistic* rank behind them, the *realistic* rank is their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kgpyro.data.graph import Graph, Queries
+from kgpyro.errors import InputError
+
+TIES = ("realistic", "optimistic", "pessimistic")
+SIDES = ("head", "tail")
+HITS = (1, 3, 10)
+SCORES_AT_ONCE = 1 << 22  # 16 MB of scores: they stay in cache while they are counted
+
+ScoreAll = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def rank_triples(
+    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, progress: bool = False
+) -> pd.DataFrame:
+    """Rank the true head and the true tail of every triple among all entities.
+
+    Args:
+        score_all: scores of all entities, ``(anchor (b,), relation row (b,)) -> (b, E)``; row ``p + R`` asks for heads.
+        triples: ids, shape ``(n, 3)``.
+        known: the queries whose answers the filtered setting removes (the true answer itself stays).
+        num_entities: ``E``.
+        progress: show a progress bar.
+
+    Returns:
+        One row per triple and side: ``side``, ``relation`` (id), ``optimistic``, ``pessimistic``, ``candidates``
+        (filtered setting), and the same with the prefix ``raw_``.
+
+    Raises:
+        InputError: a score is NaN.
+    """
+    head, relation, tail = triples.cpu().unbind(1)
+    anchor = torch.cat([tail, head])
+    row = torch.cat([relation + known.num_relations, relation])
+    answer = torch.cat([head, tail])
+    # triples with the same query stand together, and the query is scored once
+    queries, owner = torch.unique(row * num_entities + anchor, return_inverse=True)
+    order = owner.argsort(stable=True)
+    ends = torch.bincount(owner, minlength=len(queries)).cumsum(0).tolist()
+    at_once = max(1, SCORES_AT_ONCE // num_entities)
+    counted = []
+    starts = range(0, len(queries), at_once)
+    for start in tqdm(starts, desc="ranking", unit="block", disable=not progress or len(starts) < 4, leave=False):
+        stop = min(start + at_once, len(queries))
+        scores = score_all(queries[start:stop] % num_entities, queries[start:stop] // num_entities).cpu()
+        for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(at_once):
+            mine = scores.index_select(0, owner[part] - start)
+            counted.append(_count_better(mine, anchor[part], row[part], answer[part], known))
+    columns = np.zeros((6, len(order)))
+    if counted:
+        columns[:, order.numpy()] = np.concatenate(counted).T
+    frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": relation.repeat(2).numpy()})
+    names = ["optimistic", "pessimistic", "candidates", "raw_optimistic", "raw_pessimistic", "raw_candidates"]
+    return frame.assign(**dict(zip(names, columns.astype(np.int64), strict=True)))
+
+
+def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, known: Queries) -> np.ndarray:
+    true = scores.gather(1, answer.unsqueeze(1))
+    which, other = known.answer_pairs(known.positions(anchor, row))
+    removed = scores.take(which * scores.shape[1] + other)
+    scores.sub_(true)
+    if bool(scores.sum(1).isnan().any()):
+        raise InputError("the posterior scores some facts as NaN; the fit diverged: lower --lr or tighten the prior.")
+    signs = scores.sign_()  # 1 better, 0 as good, -1 worse: sums of floats are faster than of booleans
+    balance, unequal = signs.sum(1), signs.abs_().sum(1)
+    better = ((unequal + balance) / 2).long()
+    as_good = scores.shape[1] - ((unequal - balance) / 2).long()
+    others = other != answer[which]
+    which, removed = which[others], removed[others]
+    bar = true[which, 0]
+    zero = torch.zeros_like(better)
+    known_better = zero.index_add(0, which, (removed > bar).long())
+    known_as_good = zero.index_add(0, which, (removed >= bar).long())
+    total = torch.full_like(better, scores.shape[1])
+    left = total - zero.index_add(0, which, torch.ones_like(which))
+    return torch.stack(
+        [better - known_better + 1, as_good - known_as_good, left, better + 1, as_good, total], dim=1
+    ).numpy()
+
+
+def rank_metrics(ranks: pd.DataFrame, ties: str = "realistic", raw: bool = False) -> dict[str, float]:
+    """MR, AMRI, MRR and Hits@k of the rows of :func:`rank_triples`.
+
+    The adjusted mean rank index (Berrendorf et al. 2020) is 1 for perfect ranks and 0 in expectation for random ones.
+    Raises InputError where there are no rows.
+    """
+    if ranks.empty:
+        raise InputError("there are no triples to rank.")
+    prefix = "raw_" if raw else ""
+    best, worst = ranks[f"{prefix}optimistic"].to_numpy(float), ranks[f"{prefix}pessimistic"].to_numpy(float)
+    rank = {"optimistic": best, "pessimistic": worst, "realistic": (best + worst) / 2}[ties]
+    expected = ((ranks[f"{prefix}candidates"].to_numpy(float) + 1) / 2).mean()
+    amri = 1 - (rank.mean() - 1) / (expected - 1) if expected > 1 else float("nan")
+    hits = {f"hits@{k}": float((rank <= k).mean()) for k in HITS}
+    return {"mrr": float((1 / rank).mean()), "mr": float(rank.mean()), "amri": float(amri)} | hits
+
+
+def all_metrics(ranks: pd.DataFrame) -> dict[str, Any]:
+    """Filtered metrics by kind of tie, the same for each side under its name, and the raw setting under ``raw``."""
+
+    def by_ties(part: pd.DataFrame, raw: bool = False) -> dict[str, dict[str, float]]:
+        return {ties: rank_metrics(part, ties, raw) for ties in TIES}
+
+    sides: dict[str, Any] = {side: by_ties(ranks[ranks["side"] == side]) for side in SIDES}
+    return {**by_ties(ranks), **sides, "raw": by_ties(ranks, raw=True)}
+
+
+def metrics_table(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Realistic metrics, one row per setting (filtered, raw) and side (both, head, tail)."""
+    rows = {}
+    for setting, raw in (("filtered", False), ("raw", True)):
+        for side in ("both", *SIDES):
+            part = ranks if side == "both" else ranks[ranks["side"] == side]
+            rows[setting, side] = rank_metrics(part, raw=raw)
+    return pd.DataFrame(rows).T.rename_axis(["setting", "side"])
+
+
+def per_relation_table(ranks: pd.DataFrame, graph: Graph) -> pd.DataFrame:
+    """Filtered, realistic metrics per relation, head and tail prediction apart (Tables 3 and 4 of the paper)."""
+    rows = {
+        (graph.relations[int(part["relation"].iloc[0])], part["side"].iloc[0]): {"triples": len(part)}
+        | rank_metrics(part)
+        for _, part in ranks.groupby(["relation", "side"])
+    }
+    table = pd.DataFrame(rows).T.rename_axis(["relation", "side"])
+    return table.astype({"triples": int}).sort_values("triples", ascending=False, kind="stable")

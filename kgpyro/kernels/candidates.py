@@ -1,0 +1,335 @@
+"""The exact all-candidates log-likelihood, in one pass over the candidate table, gradients included.
+
+For ``b`` query vectors ``u`` and candidates ``h_c`` the log-likelihood of all facts of each query is
+
+    ℓ_b = Σ_{c observed} s_bc - Σ_c softplus(s_bc),      s_bc = ⟨u_b, h_c⟩ + intercept_b.
+
+Its derivative with respect to a score is ``1[observed] - sigmoid(s_bc)``: known as soon as the score is. So one walk
+over blocks of candidates computes value and gradients together, and a ``(b, E)`` matrix never exists: memory is that
+of the tables. With Gaussian candidates ``N(μ_c, σ_c²)`` the score itself is drawn, from ``N(⟨u, μ_c⟩, ⟨u², σ_c²⟩)``.
+
+Where a query's ``n_b`` answers are drawn from all candidates, ``ℓ_b = Σ_{c observed} s_bc - n_b log Σ_c exp s_bc``. The
+derivative of that normaliser, ``softmax(s_b)_c``, takes a second walk, with the same noise.
+
+Where a true fact is observed with probability ``κ < 1`` only, an unobserved one's ``-softplus(s)`` becomes
+``log(1 - κ sigmoid(s)) = softplus(s + log(1 - κ)) - softplus(s)``, and an observed one has ``log κ`` on top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kgpyro.kernels.gaussian import autocast_dtype, fast_exp
+
+BLOCK = 1536  # candidates at a time: with fewer, threads wait for each other more often; more leave the cache
+FACTORS = 16  # of a product whose logarithm stands for as many softplus
+Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as _score_blocks tells
+
+
+def all_candidates_log_prob(
+    query: Tensor,
+    loc: Tensor,
+    log_scale: Tensor | None,
+    intercept: Tensor,
+    observed: tuple[Tensor, Tensor],
+    excluded: Tensor | None = None,
+    completeness: float = 1.0,
+    never_missing: Tensor | None = None,
+) -> Tensor:
+    """The log-likelihood of all facts of each query, shape ``(b,)``.
+
+    Under autocast the matrix products run in its dtype and accumulate in float32; everything else stays as it is.
+
+    Args:
+        query: query vectors, shape ``(b, d)``.
+        loc: candidates, shape ``(E, d)``; their means where ``log_scale`` is given.
+        log_scale: logarithms of standard deviations, shape ``(E, d)``, for scores drawn on their own; None for
+            candidates as they are. The observed facts' linear part is then its exact mean over the draw.
+        intercept: shape ``(b,)``.
+        observed: rows of ``query`` and candidate ids of the observed facts, both ``(p,)``.
+        excluded: one candidate per query that is left out of the sum over all candidates, shape ``(b,)``.
+        completeness: ``κ``, the probability with which a true fact is observed.
+        never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
+    """
+    device = query.device.type
+    half = autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
+        facts = query, loc, log_scale, intercept, *observed, excluded, completeness, never_missing
+        return _AllCandidates.apply(*facts, normal, signs, half)
+
+
+def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None = None) -> Tensor:
+    """``log Σ_c exp s_bc`` over all candidates, shape ``(b,)``.
+
+    Arguments are as of :func:`all_candidates_log_prob`. It is no sum of terms that hang on one score each, so that all
+    scores drawn here are independent: each walk draws the noise of a block anew, by its seed.
+    """
+    device = query.device.type
+    half = autocast_dtype(device)
+    seed = 0 if log_scale is None else int(torch.randint(1 << 62, ()))
+    with torch.autocast(device, enabled=False):
+        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half)
+
+
+def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+    """A block of standard normals, shape ``(b, BLOCK)``, and signs ``(b, blocks)``.
+
+    Every block of candidates takes the same normals under fresh signs: each score's noise is exactly standard normal,
+    any two of a query are uncorrelated, and a step draws ``b · BLOCK`` numbers instead of ``b · E``.
+    """
+    b, blocks = len(query), -(-candidates // BLOCK)
+    normal = torch.randn(b, min(BLOCK, candidates), dtype=query.dtype, device=query.device)
+    if blocks == 1:
+        return normal, torch.ones_like(normal[:, :1])
+    return normal, torch.randint(0, 2, (b, blocks), device=query.device).to(query.dtype).mul_(2).sub_(1)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The arguments of :func:`all_candidates_log_prob`, with the noise already drawn and the products' dtype."""
+
+    query: Tensor
+    loc: Tensor
+    log_scale: Tensor | None
+    intercept: Tensor
+    rows: Tensor
+    columns: Tensor
+    excluded: Tensor | None
+    completeness: float
+    never_missing: Tensor | None
+    normal: Tensor | None
+    signs: Tensor | None
+    half: torch.dtype | None
+
+    def value(self) -> Tensor:
+        """``ℓ``, shape ``(b,)``."""
+        total = self._observed(self.loc.index_select(0, self.columns))
+        for start, scores, *_ in self._blocks():
+            _drop(scores, start, None, self.excluded)
+            total -= F.softplus(scores).sum(-1)
+            if self.completeness < 1:
+                total += F.softplus(self._missing(scores, start)).sum(-1)
+        return total
+
+    def value_and_gradients(self, weight: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
+        """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, log_scale and intercept."""
+        answers = self.loc.index_select(0, self.columns)
+        total = self._observed(answers)
+        gradients = _ScoreGradients(self.query, self.loc, self.log_scale, weight, self.half)
+        d_intercept = torch.zeros_like(self.intercept).index_add_(0, self.rows, torch.ones_like(answers[:, 0]))
+        for block in self._blocks():
+            start, scores, *_ = block
+            _drop(scores, start, None, self.excluded)
+            missing = self._missing(scores, start) if self.completeness < 1 else None
+            p, softplus = _sigmoid_and_softplus(scores)
+            total -= softplus
+            if missing is not None:
+                missing, softplus = _sigmoid_and_softplus(missing)
+                total += softplus
+                p.sub_(missing)
+            d_intercept -= p.sum(-1)
+            gradients.subtract(p, block)
+        d_query, d_loc, d_log_scale = gradients.total()
+        queries = self.query.index_select(0, self.rows)
+        if weight is not None:
+            d_intercept *= weight
+            queries, answers = (x * weight[self.rows].unsqueeze(-1) for x in (queries, answers))
+        d_query.index_add_(0, self.rows, answers)
+        d_loc.index_add_(0, self.columns, queries)
+        return total, [d_query, d_loc, d_log_scale, d_intercept]
+
+    def _observed(self, answers: Tensor) -> Tensor:
+        """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``, given the observed candidates ``(p, d)``."""
+        scores = (self.query[self.rows] * answers).sum(-1) + self.intercept[self.rows]
+        if self.completeness < 1:
+            sure = False if self.never_missing is None else self.never_missing[self.rows] == self.columns
+            scores += torch.where(torch.as_tensor(sure), 0.0, math.log(self.completeness))
+        return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
+
+    def _blocks(self) -> Iterator[Block]:
+        def noise(start: int, part: Tensor) -> Tensor:
+            assert self.normal is not None and self.signs is not None
+            return self.normal[:, : len(part)] * self.signs[:, start // BLOCK, None]
+
+        return _score_blocks(self.query, self.loc, self.log_scale, noise, self.half, self.intercept)
+
+    def _missing(self, scores: Tensor, start: int) -> Tensor:
+        """``s + log(1 - κ)`` of a block's facts, minus infinity where a fact is not missing."""
+        missing = scores + math.log1p(-self.completeness)
+        _drop(missing, start, self.rows, self.columns)
+        _drop(missing, start, None, self.never_missing)
+        return missing
+
+
+def _score_blocks(
+    query: Tensor,
+    loc: Tensor,
+    log_scale: Tensor | None,
+    noise_of: Callable[[int, Tensor], Tensor],
+    half: torch.dtype | None,
+    intercept: Tensor | None = None,
+) -> Iterator[Block]:
+    """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
+    left, table = _cast(query, half), _cast(loc, half)
+    squared = None if log_scale is None else _cast(query.square(), half)
+    for start in range(0, len(table), BLOCK):
+        part = table[start : start + BLOCK]
+        scores = (left @ part.mT).to(query.dtype)
+        if intercept is not None:
+            scores.add_(intercept.unsqueeze(-1))
+        if log_scale is None or squared is None:
+            yield start, scores, part, None, None, None
+            continue
+        variance = _cast(fast_exp(log_scale[start : start + BLOCK], 2), half)
+        deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
+        noise = noise_of(start, part)
+        yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
+
+
+class _ScoreGradients:
+    """The gradients of ``-Σ_bc weight_b p_bc s_bc`` for queries, candidates and log-scales, block after block.
+
+    ``p`` are taken for constants. Scores may be in a unit of their own, of which a nat has ``per_nat``.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        loc: Tensor,
+        log_scale: Tensor | None,
+        weight: Tensor | None,
+        half: torch.dtype | None,
+        per_nat: float = 1.0,
+    ):
+        self.query, self.weight, self.half, self.per_nat = query, weight, half, per_nat
+        weighted = -query if weight is None else query * -weight.unsqueeze(-1)
+        self.right = _cast(weighted, half)
+        self.d_query, self.d_loc = torch.zeros_like(query), torch.empty_like(loc)
+        if log_scale is None:
+            self.d_log_scale = None
+            return
+        self.right_squared = _cast(per_nat * weighted * query, half)
+        self.d_squared, self.d_log_scale = torch.zeros_like(query), torch.empty_like(log_scale)
+
+    def subtract(self, p: Tensor, block: Block) -> None:
+        """Those of a block, given ``p`` of its scores, shape ``(b, c)``; its noise is overwritten."""
+        start, _, part, variance, deviation, noise = block
+        rows = slice(start, start + BLOCK)
+        if self.d_log_scale is not None:
+            slope = _cast(noise.mul_(p).div_(deviation), self.half)  # 2 p ds/d variance, in nats
+            self.d_squared += slope @ variance
+            _product(slope.mT, self.right_squared, self.d_log_scale[rows]).mul_(variance)
+        p = _cast(p, self.half)
+        self.d_query -= p @ part
+        _product(p.mT, self.right, self.d_loc[rows])
+
+    def total(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For ``query``, ``loc`` and ``log_scale``."""
+        if self.d_log_scale is not None:
+            self.d_query.addcmul_(self.query, self.d_squared, value=-self.per_nat)
+        if self.weight is not None:
+            self.d_query *= self.weight.unsqueeze(-1)
+        return self.d_query, self.d_loc, self.d_log_scale
+
+
+def _cast(x: Tensor, half: torch.dtype | None) -> Tensor:
+    return x if half is None else x.to(half)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """``a @ b`` in ``out``, whatever its dtype."""
+    return torch.mm(a, b, out=out) if out.dtype == a.dtype else out.copy_(a @ b)
+
+
+def _sigmoid_and_softplus(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """``sigmoid(s)``, shape ``(b, c)``, and ``Σ_c softplus(s_bc)``, shape ``(b,)``. ``scores`` are overwritten.
+
+    A softplus costs four times what a sigmoid does. By ``softplus(s) = max(s, 0) - log max(p, 1 - p)``, with ``p`` its
+    sigmoid, one logarithm serves ``FACTORS`` of them, whose product cannot vanish, as each is at least ½.
+    """
+    p = scores.sigmoid()
+    if scores.shape[1] % FACTORS:
+        return p, F.softplus(scores).sum(-1)
+    total = scores.clamp_min_(0).sum(-1)
+    factors = torch.sub(1, p, out=scores).clamp_min_(p).unflatten(1, (FACTORS, -1))
+    return p, total.sub_(factors.prod(1).log_().sum(-1))
+
+
+def _drop(scores: Tensor, start: int, rows: Tensor | None, columns: Tensor | None) -> None:
+    """Minus infinity for candidates ``(n,)`` of a block's rows ``(n,)``, or one of each row; in place."""
+    if columns is not None:
+        here = ((columns >= start) & (columns < start + scores.shape[1])).nonzero().squeeze(-1)
+        scores[here if rows is None else rows[here], columns[here] - start] = -torch.inf
+
+
+class _AllCandidates(torch.autograd.Function):
+    """Value in ``forward``, together with the gradient of the sum over queries; ``backward`` only scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        facts = _Facts(*arguments)
+        if not any(ctx.needs_input_grad):
+            return facts.value()
+        value, ctx.gradients = facts.value_and_gradients()
+        ctx.facts = facts
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so good for one backward pass
+        if gradients is not None and bool((upstream == upstream[0]).all()):  # as in a subsampled plate
+            gradients = [None if g is None else g.mul_(upstream[0]) for g in gradients]
+        else:
+            _, gradients = ctx.facts.value_and_gradients(upstream)
+        return (*gradients, *[None] * 8)
+
+
+class _LogNormaliser(torch.autograd.Function):
+    """A walk over the candidates in ``forward``, and one in ``backward``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        loc: Tensor,
+        log_scale: Tensor | None,
+        excluded: Tensor | None,
+        seed: int,
+        half: torch.dtype | None,
+    ) -> Tensor:
+        def noise(start: int, part: Tensor) -> Tensor:
+            generator = torch.Generator(query.device).manual_seed(seed + start)
+            return torch.randn(len(query), len(part), generator=generator, dtype=query.dtype, device=query.device)
+
+        def walk() -> Iterator[Block]:  # with scores in bits
+            for block in _score_blocks(query / math.log(2), loc, log_scale, noise, half):
+                _drop(block[1], block[0], None, excluded)
+                yield block
+
+        top, total = torch.full_like(query[:, :1], torch.finfo(query.dtype).min), torch.zeros_like(query[:, :1])
+        for _, scores, *_ in walk():
+            before, top = top, torch.maximum(top, scores.amax(-1, keepdim=True))
+            total.mul_((before - top).exp2_()).add_(scores.sub_(top).exp2_().sum(-1, keepdim=True))
+        bits = total.log2_().add_(top)
+        ctx.save_for_backward(query, loc, log_scale, bits)
+        ctx.walk, ctx.half = walk, half
+        return bits.squeeze(-1) * math.log(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        query, loc, log_scale, bits = ctx.saved_tensors
+        gradients = _ScoreGradients(query, loc, log_scale, -upstream, ctx.half, 1 / math.log(2))
+        for block in ctx.walk():
+            gradients.subtract(block[1].sub_(bits).exp2_(), block)
+        return *gradients.total(), None, None, None

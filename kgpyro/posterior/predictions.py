@@ -1,0 +1,271 @@
+"""What a posterior says of single facts and queries: probabilities, their spread, sets of answers, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kgpyro.data.graph import SPLITS, Graph
+from kgpyro.data.labelled import labelled_facts
+from kgpyro.errors import InputError
+from kgpyro.evaluation.calibration import Calibration, Recalibration
+from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
+from kgpyro.posterior.scores import PosteriorScores, seeded
+from kgpyro.posterior.uncertainty import summary
+from kgpyro.program.setting import Setting
+from kgpyro.program.variational import Guide
+
+
+class Predictions(PosteriorScores):
+    """Predictions of a graph's facts under a guide.
+
+    Attributes:
+        recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
+    """
+
+    def __init__(self, graph: Graph, kg: Setting, guide: Guide):
+        super().__init__(graph, kg, guide)
+        self.recalibration: Recalibration | None = None
+        self._thresholds: dict[int, Thresholds] = {}
+
+    def forget(self) -> None:
+        super().forget()
+        self._thresholds.clear()
+
+    @torch.no_grad()
+    def facts(
+        self,
+        triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor,
+        draws: int = 500,
+        interval: float = 0.9,
+        seed: int = 0,
+        recalibrated: bool = True,
+    ) -> pd.DataFrame:
+        """The posterior predictive of any facts.
+
+        Args:
+            triples: names ``(head, relation, tail)``, a frame with these columns, or ids of shape ``(n, 3)``.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+            recalibrated: whether probabilities go through the map of :meth:`recalibrate`, where there is one.
+
+        Returns:
+            A row per fact, as given: ``head``, ``relation``, ``tail``, ``probability``, ``std``, ``low``, ``high``,
+            ``aleatoric`` and ``epistemic`` (:func:`.summary`), ``score``, the mean of its log-odds
+            over the draws, and ``frequency``, in how many places of training triples its rarer entity is. Where
+            relations have inverses a draw's probability is asked both ways, and the fact's draws are those of either.
+
+        Raises:
+            InputError: an unknown name, or a categorical likelihood.
+        """
+        self.refuse_categorical("predictions of single facts")
+        ids = self._ids(triples).to(self.device)
+        found = []
+        with seeded(seed):
+            for part in ids.split(max(1, (1 << 23) // (draws * max(self.kg.entity_size, self.kg.relation_size)))):
+                ways = [(part[:, 0], part[:, 1], part[:, 2])]
+                if self.inverse:
+                    ways.append((part[:, 2], part[:, 1] + self.graph.num_relations, part[:, 0]))
+                each = torch.cat([self._draw_pairs(*way, draws=-(-draws // len(ways))) for way in ways])
+                found.append(self._summary(each, interval, (part[:, 0], part[:, 2]), recalibrated))
+        names = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]} if found else {}
+        g = self.graph
+        h, r, t = (
+            [table[i] for i in column]
+            for table, column in zip((g.entities, g.relations, g.entities), ids.T.tolist(), strict=True)
+        )
+        return pd.DataFrame({"head": h, "relation": r, "tail": t} | names)
+
+    def _summary(
+        self, logits: Tensor, interval: float, entities: Sequence[Tensor], recalibrated: bool = True
+    ) -> dict[str, Tensor]:
+        """:func:`.summary` of facts that have these entities, recalibrated where this posterior is."""
+        frequency = torch.stack([self.graph.frequency[e.cpu()] for e in torch.broadcast_tensors(*entities)]).amin(0)
+        found = summary(logits, interval) | {"score": logits.double().mean(0), "frequency": frequency}
+        if recalibrated and self.recalibration is not None:
+            moved = self.recalibration({key: value.cpu().numpy() for key, value in found.items()})
+            found |= {key: torch.as_tensor(value) for key, value in moved.items()}
+        return found
+
+    def calibration(
+        self, split: str = "test", negatives: str | None = None, draws: int = 500, seed: int = 0
+    ) -> Calibration:
+        """How well predicted probabilities agree with labels: reliability, ECE, Brier score, log score, AUROC.
+
+        Args:
+            split: ``"valid"`` or ``"test"``: whose triples are the true facts.
+            negatives: verified, hard or random: the false ones (:func:`kgpyro.labelled_facts`); by default verified
+                where the graph has them, else random.
+            draws: posterior draws behind each probability.
+            seed: of draws and corruptions.
+
+        Raises:
+            InputError: an unknown split or kind of negatives.
+        """
+        facts = labelled_facts(self.graph, split, negatives, seed)
+        found = self.facts(facts, draws, seed=seed)["probability"].to_numpy()
+        return Calibration(found, facts["label"].to_numpy(), facts.attrs["negatives"])
+
+    def recalibrate(
+        self, method: str = "isotonic", negatives: str | None = None, draws: int = 500, seed: int = 0
+    ) -> None:
+        """Fit a map of predictions to the labels of the validation split (:class:`.Recalibration`).
+
+        From then on ``probability``, ``low`` and ``high`` of :meth:`facts` and :meth:`predict` are what it makes of
+        them. Trained on what the graph holds, a model says how probable it is that the graph *holds* a fact. The map
+        makes it the probability that the fact is true, among facts that are as often true as these labels: one in two.
+
+        Args:
+            method: temperature, platt, isotonic or stacked (by all evidence, the model's doubt included); none takes
+                the map off again.
+            negatives: verified, hard or random: what counts as false (:func:`kgpyro.labelled_facts`); by default
+                verified where the graph has them, else random.
+            draws: posterior draws behind each probability.
+            seed: of draws and corruptions.
+
+        Raises:
+            InputError: an unknown method or kind of negatives.
+        """
+        if method == "none":
+            self.recalibration = None
+        else:
+            facts = labelled_facts(self.graph, "valid", negatives, seed)
+            found = self.facts(facts, draws, seed=seed, recalibrated=False)
+            self.recalibration = Recalibration.fit(found, facts["label"].to_numpy(), method)
+
+    def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
+        if isinstance(triples, Tensor):
+            return triples
+        rows = (
+            triples[["head", "relation", "tail"]].itertuples(index=False)
+            if isinstance(triples, pd.DataFrame)
+            else triples
+        )
+        return self.graph.ids(rows)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        head: str | None = None,
+        relation: str | None = None,
+        tail: str | None = None,
+        top: int | None = 10,
+        draws: int = 500,
+        interval: float = 0.9,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The most probable tails of ``(head, relation, ?)``, or heads of ``(?, relation, tail)``.
+
+        Args:
+            head, relation, tail: names; the relation and exactly one of the entities.
+            top: how many answers; None for all entities.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+
+        Returns:
+            One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive, of
+            the fact; under a categorical likelihood, that it is the answer), ``std`` and ``low``, ``high`` (standard
+            deviation and interval of that probability over the posterior), ``aleatoric`` and ``epistemic`` (the two
+            parts of the doubt, in nats; :func:`.summary`), ``score`` and ``frequency`` as in
+            :meth:`facts`, ``known`` (the split that holds the fact, or an empty string).
+
+        Raises:
+            InputError: unknown names, or not exactly one given entity.
+        """
+        side, given, relation_id, row = self._query(head, relation, tail)
+        everyone = torch.arange(self.graph.num_entities, device=self.device)
+        chosen = everyone if top is None else self._most_probable(given, row, top, draws, seed)
+        parts = chosen.split(max(1, (1 << 22) // draws))
+        anchor = torch.tensor([given])
+        found = [self._summary(self._draws(given, row, part, draws, seed), interval, (anchor, part)) for part in parts]
+        columns = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]}
+        known = self._known(given, relation_id, side)
+        ids = chosen.tolist()
+        frame = pd.DataFrame(
+            {side: [self.graph.entities[i] for i in ids], **columns, "known": [known.get(i, "") for i in ids]}
+        )
+        return frame.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
+
+    @torch.no_grad()
+    def predict_set(
+        self,
+        head: str | None = None,
+        relation: str | None = None,
+        tail: str | None = None,
+        coverage: float = 0.9,
+        per_relation: bool = False,
+        draws: int = 100,
+    ) -> pd.DataFrame:
+        """The answers of a query, as a set that holds the true one with probability ``coverage`` (or more).
+
+        Calibrated on the validation facts (:mod:`kgpyro.evaluation.conformal`), the first time this takes a while.
+
+        Args:
+            head, relation, tail: names; the relation and exactly one of the entities.
+            coverage: how probable it is, over facts like those of the validation split, that the set has the answer.
+            per_relation: calibrate each relation apart where it has enough validation facts.
+            draws: posterior draws behind the predictive probabilities.
+
+        Returns:
+            One row per member, most probable first: ``tail`` (or ``head``), ``probability`` (as the
+            model has it: sets do not go by a recalibration), ``known``. Facts that training holds are left out.
+
+        Raises:
+            InputError: unknown names, not exactly one given entity, a coverage outside (0, 1), or no validation facts.
+        """
+        side, given, relation_id, row = self._query(head, relation, tail)
+        threshold = self.thresholds(draws).at(row, coverage, per_relation)
+        anchor, rows = torch.tensor([given]), torch.tensor([row])
+        p = self.probabilities(anchor, rows, draws=draws).cpu()
+        is_open = open_candidates(anchor, rows, self.graph.training_queries, self.graph.num_entities)
+        members = ((misfit(p, is_open) <= threshold) & is_open)[0].nonzero().squeeze(-1)
+        members = members[p[0, members].argsort(descending=True, stable=True)]
+        known = self._known(given, relation_id, side)
+        ids = members.tolist()
+        names = [self.graph.entities[i] for i in ids]
+        return pd.DataFrame(
+            {side: names, "probability": p[0, members].numpy(), "known": [known.get(i, "") for i in ids]}
+        )
+
+    def thresholds(self, draws: int = 100) -> Thresholds:
+        """What answer sets are calibrated with, from the validation facts; cached."""
+        if draws not in self._thresholds:
+            g = self.graph
+            probabilities = partial(self.probabilities, draws=draws)
+            self._thresholds[draws] = Thresholds.of(probabilities, g.valid, g.training_queries, g.num_entities)
+        return self._thresholds[draws]
+
+    def _query(self, head: str | None, relation: str | None, tail: str | None) -> tuple[str, int, int, int]:
+        """Which side a query asks for, its given entity, its relation and its row. Raises InputError for no query."""
+        if relation is None or (head is None) == (tail is None):
+            raise InputError("a prediction needs a relation and either a head or a tail.")
+        side = "tail" if tail is None else "head"
+        given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
+        relation_id = self.graph.relation_id(relation)
+        return side, given, relation_id, relation_id if side == "tail" else relation_id + self.graph.num_relations
+
+    def _most_probable(self, given: int, row: int, top: int, draws: int, seed: int) -> Tensor:
+        """The ids of a query's answers with the highest predictive probability, in blocks of draws."""
+        total = torch.zeros(self.graph.num_entities, device=self.device, dtype=self.dtype)
+        at_once = max(1, (1 << 22) // self.graph.num_entities) if self._cheap_draws else 1
+        a, r = (torch.tensor([value], device=self.device) for value in (given, row))
+        with seeded(seed):
+            for share in self.in_turn(draws):
+                for start in range(0, share, at_once):
+                    rows = min(at_once, share - start)
+                    total += self._draw_logits(a.expand(rows), r.expand(rows)).sigmoid_().sum(0)
+        return total.topk(min(top, len(total))).indices
+
+    def _known(self, given: int, relation: int, side: str) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for split in reversed(SPLITS):
+            triples = getattr(self.graph, split)
+            here = (triples[:, 1] == relation) & (triples[:, 0 if side == "tail" else 2] == given)
+            found |= dict.fromkeys(triples[here][:, 2 if side == "tail" else 0].tolist(), split)
+        return found

@@ -1,0 +1,1 @@
+"""Figures of a posterior, and the explorer of priors."""

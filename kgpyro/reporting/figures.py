@@ -1,0 +1,180 @@
+"""The figures of Cowen-Rivers & Minervini 2018: variance against frequency, and a fact as densities of its latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kgpyro.display import new_figure
+from kgpyro.errors import InputError
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.program.families import posterior_mean, posterior_variance
+
+MASSES = (0.9, 0.5)  # of a density inside its outer and inner contour
+
+
+@torch.no_grad()
+def variances(posterior: Posterior) -> pd.DataFrame:
+    """How sure the posterior is of each symbol, and how often training has seen it.
+
+    Returns:
+        A row per entity and relation: ``kind``, ``name``, ``frequency`` (places in training triples: an entity that is
+        head and tail of one has two) and ``variance`` (posterior variance, mean over the coordinates of the latent, and
+        over both latents of a relation that has an inverse; of the first member of a mixture).
+    """
+    graph, found = posterior.graph, []
+    frequency = {
+        "entity": graph.frequency,
+        "relation": torch.bincount(graph.train[:, 1], minlength=graph.num_relations),
+    }
+    for kind, names in (("entity", graph.entities), ("relation", graph.relations)):
+        variance = posterior_variance(posterior.guide.posterior(kind, ...)).double().mean(-1)
+        found.append(
+            pd.DataFrame(
+                {
+                    "kind": kind,
+                    "name": names,
+                    "frequency": frequency[kind].numpy(),
+                    "variance": variance.reshape(-1, len(names)).mean(0).cpu().numpy(),
+                }
+            )
+        )
+    return pd.concat(found, ignore_index=True)
+
+
+def variance_figure(posterior: Posterior) -> Any:
+    """Posterior variance against frequency, of entities and of relations (their figure 3).
+
+    With the least-squares line of the variance on the log frequency and the 95 % confidence band of its mean; without,
+    where fewer than three symbols or no two frequencies are there to fit it to. Symbols that training lacks stand apart
+    at the left, and take no part in the line.
+
+    Returns:
+        A matplotlib Figure of two panels.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figure = new_figure(9, 3.8)
+    table = variances(posterior)
+    for axis, kind, plural in zip(
+        figure.subplots(1, 2), ("entity", "relation"), ("entities", "relations"), strict=True
+    ):
+        rows = table[table["kind"] == kind]
+        seen, unseen = rows[rows["frequency"] > 0], rows[rows["frequency"] == 0]
+        x = np.log(seen["frequency"].to_numpy(dtype=float))
+        axis.plot(x, seen["variance"], ".", color="tab:blue", alpha=0.6, label=f"{len(seen)} {plural}")
+        axis.set(xlabel="log frequency in training", ylabel="mean posterior variance", title=plural)
+        if len(unseen):
+            left = np.full(len(unseen), x.min() - 0.1 * max(1.0, np.ptp(x)))
+            style = {"color": "tab:orange", "fillstyle": "none", "label": f"{len(unseen)} that training lacks"}
+            axis.plot(left, unseen["variance"], "o", **style)
+        if len(seen) > 2 and np.ptp(x) > 0:
+            fit, grid, mean, half = regression(seen)
+            axis.plot(
+                grid, mean, color="black", label=f"slope {fit.slope:.2g} ± {fit.stderr:.1g}, r² {fit.rvalue**2:.2f}"
+            )
+            axis.fill_between(grid, mean - half, mean + half, color="black", alpha=0.15, linewidth=0)
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(repr(posterior), fontsize=8, color="grey")
+    return figure
+
+
+def regression(rows: pd.DataFrame, level: float = 0.95) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """Variance regressed on log frequency, over rows of :func:`variances` with positive frequency.
+
+    Returns:
+        scipy's result, a grid of log frequencies, and on it the line and the half-width of the confidence band of the
+        mean, ``t √(s² (1/n + (x - x̄)² / Σ(x_i - x̄)²))``.
+    """
+    from scipy.stats import linregress, t  # imported here: it takes a second, and most do not need it
+
+    log_frequency = np.log(rows["frequency"].to_numpy(dtype=float))
+    fit = linregress(log_frequency, rows["variance"].to_numpy())
+    x, count = np.linspace(log_frequency.min(), log_frequency.max(), 100), len(rows)
+    away = log_frequency.var() + np.square(x - log_frequency.mean())  # the slope's squared error has s² in it
+    half = t.ppf((1 + level) / 2, count - 2) * fit.stderr * np.sqrt(away)
+    return fit, x, fit.intercept + fit.slope * x, half
+
+
+@torch.no_grad()
+def fact_figure(
+    posterior: Posterior, head: str, relation: str, tail: str, corrupted: str | None = None, seed: int = 0
+) -> Any:
+    """The latents of a fact and of a corrupted tail as densities in a plane (their figure 4).
+
+    A density's place is the projection of the latent's mean on the first two principal components of all entities'
+    means. Its widths are two non-negative factors of the variances of all entities and relations, in units of variance:
+    they compare how sure the posterior is of the latents, and are not the latent's marginal in that plane. Contours
+    hold 50 % and 90 %, each density drawn as Gaussian whatever its family; a relation is shown without its inverse, and
+    of a mixture its first member.
+
+    Args:
+        head, relation, tail: names of the fact.
+        corrupted: entity to put in the tail's place. Default: a random one, not the head, whose fact is in no split.
+        seed: of that choice, and of the draws behind the probabilities in the title.
+
+    Returns:
+        A matplotlib Figure of one panel.
+
+    Raises:
+        InputError: an unknown name, every tail is known, entity and relation latents differ in length, latents of a
+            single coordinate, or matplotlib is not installed.
+    """
+    from scipy.stats import norm
+    from sklearn.decomposition import NMF, PCA  # imported here: they take a second
+
+    graph, kg = posterior.graph, posterior.kg
+    ids = [graph.entity_id(head), graph.relation_id(relation), graph.entity_id(tail)]
+    if not 2 <= kg.entity_size == kg.relation_size:
+        raise InputError(
+            f"a fact is drawn in one plane of entity and relation latents of the same two or more numbers; with score "
+            f"{kg.score.name} they have {kg.entity_size} and {kg.relation_size}."
+        )
+    corrupted_id = _unknown_tail(posterior, ids[0], ids[1], seed) if corrupted is None else graph.entity_id(corrupted)
+    figure = new_figure(6, 5)
+    posteriors = [posterior.guide.posterior(kind, ...) for kind in ("entity", "relation")]
+    means = [posterior_mean(q).double().cpu().numpy() for q in posteriors]
+    spreads = np.concatenate([posterior_variance(q).double().cpu().numpy() for q in posteriors])
+    places = np.concatenate([*map(PCA(2, random_state=seed).fit(means[0]).transform, means)])
+    factors = NMF(2, init="nndsvda", max_iter=2000, random_state=seed)
+    widths = factors.fit_transform(spreads) * factors.components_.mean(1)
+    widths = np.sqrt(widths.clip(1e-3 * widths.max()))
+    shown = {
+        f"head {head}": (ids[0], "tab:blue"),
+        f"relation {relation}": (len(means[0]) + ids[1], "tab:orange"),
+        f"tail {tail}": (ids[2], "tab:green"),
+        f"corrupted tail {graph.entities[corrupted_id]}": (corrupted_id, "tab:red"),
+    }
+    rows = [row for row, _ in shown.values()]
+    low, high = ((places[rows] + side * 3 * widths[rows]).T for side in (-1, 1))
+    grid = [np.linspace(a.min(), b.max(), 300) for a, b in zip(low, high, strict=True)]
+    axis = figure.subplots()
+    for label, (row, colour) in shown.items():
+        across, up = (norm.pdf(x, m, s) for x, m, s in zip(grid, places[row], widths[row], strict=True))
+        density = up[:, None] * across
+        peak = 1 / (2 * np.pi * widths[row].prod())
+        levels = [peak * (1 - mass) for mass in MASSES]
+        axis.contourf(*grid, density, levels=[*levels, peak * 1.01], colors=[(colour, 0.15), (colour, 0.35)])
+        axis.contour(*grid, density, levels=levels, colors=[colour], linewidths=1)
+        axis.plot(*places[row], "+", color=colour, label=label)
+    names = [(head, relation, tail), (head, relation, graph.entities[corrupted_id])]
+    true, false = posterior.facts(names, seed=seed)["probability"]
+    axis.set(xlabel="first principal component", ylabel="second principal component")
+    axis.set_title(f"P(fact) = {true:.3g}, P(corrupted) = {false:.3g}", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _unknown_tail(posterior: Posterior, head: int, relation: int, seed: int) -> int:
+    """A random tail, not the head, that makes a fact of no split. Raises InputError where there is none."""
+    known = posterior._known(head, relation, "tail")
+    left = [e for e in range(posterior.graph.num_entities) if e not in known and e != head]
+    if not left:
+        raise InputError("every other entity is a known tail of this head and relation; name a corrupted one.")
+    return int(np.random.default_rng(seed).choice(left))

@@ -1,0 +1,3 @@
+"""The version of kgpyro, read by the package and by its build."""
+
+VERSION = "0.2.0"
