@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import EllipsisType
 
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -11,6 +12,7 @@ from kgpyro.errors import InputError
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.guides.mlp import Network
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
 
 
@@ -25,7 +27,7 @@ class Features(Guide):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, kg: Setting, sites: set[str], hidden: int = 128):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site], hidden: int = 128):
         super().__init__(kg, sites)
         if kg.features is None:
             raise InputError("guide features knows entities by their features; give them with --features FILE.")

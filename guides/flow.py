@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import EllipsisType
 
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
 
 
@@ -21,7 +23,7 @@ class Flow(Guide):
     A latent of a single dimension, which has no halves, keeps its Gaussian.
     """
 
-    def __init__(self, kg: Setting, sites: set[str], layers: int = 2, hidden: int = 64):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site], layers: int = 2, hidden: int = 64):
         super().__init__(kg, sites)
         self.tables, self.couplings = nn.ModuleDict(), nn.ModuleDict()
         for kind, family in kg.families.items():

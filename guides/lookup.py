@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from types import EllipsisType
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
 
 
@@ -43,7 +45,7 @@ class LookupTable(nn.Module):
 class Lookup(Guide):
     """``q(h | symbol)``: one table for entities, one for relations, whichever sites of the model they serve."""
 
-    def __init__(self, kg: Setting, sites: set[str]):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site]):
         super().__init__(kg, sites)
         self.entity, self.relation = LookupTable.of(kg, "entity"), LookupTable.of(kg, "relation")
 

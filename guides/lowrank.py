@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import EllipsisType
 
 import pyro.distributions as dist
@@ -12,13 +13,14 @@ from torch.nn.functional import embedding
 
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
 
 
 class LowRank(Guide):
     """``q(h | symbol)`` with covariance ``W Wᵀ + diag(σ²)``, ``W`` of ``rank`` columns (Ong et al. 2018)."""
 
-    def __init__(self, kg: Setting, sites: set[str], rank: int = 4):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site], rank: int = 4):
         super().__init__(kg, sites)
         self.sparse = kg.sparse
         self.tables, self.factors = nn.ModuleDict(), nn.ParameterDict()

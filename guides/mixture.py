@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import EllipsisType
 
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
 
 
@@ -20,7 +22,7 @@ class Mixture(Guide):
     2020), and the posterior mean of a score is the mean over them. A step takes M times as long as with ``lookup``.
     """
 
-    def __init__(self, kg: Setting, sites: set[str], members: int = 4):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site], members: int = 4):
         super().__init__(kg, sites)
         self.members = members
         self.entity = nn.ModuleList(LookupTable.of(kg, "entity") for _ in range(members))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from types import EllipsisType
 
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
 
 
@@ -34,7 +36,7 @@ class MLP(Guide):
     Has ``width`` parameters per symbol and ``hidden · (width + 2d)`` once, where a table has ``2d`` per symbol.
     """
 
-    def __init__(self, kg: Setting, sites: set[str], width: int = 32, hidden: int = 128):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site], width: int = 32, hidden: int = 128):
         super().__init__(kg, sites)
         self.embeddings, self.networks = nn.ModuleDict(), nn.ModuleDict()
         for kind in kg.families:

@@ -6,6 +6,7 @@ usual embedding model, with or without its regulariser. What is reported is a lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import EllipsisType
 
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
 
 
@@ -23,7 +25,7 @@ class Point(Guide):
 
     point = True
 
-    def __init__(self, kg: Setting, sites: set[str]):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site]):
         super().__init__(kg, sites)
         self.sparse = kg.sparse
         tables = {kind: torch.empty(kg.count(kind), kg.family(kind).loc_size(kg.size(kind))) for kind in self.families}

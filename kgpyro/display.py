@@ -59,6 +59,8 @@ class Metrics(dict[str, Any]):
         """The objective, and the bound with its parts."""
         if "objective" not in self:
             return {}
+        if "elbo_per_fact" not in self:
+            return {"objective": self["objective"]}
         bound = "log joint" if self["objective"].startswith("log joint") else "ELBO"
         return {
             "objective": self["objective"],

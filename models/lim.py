@@ -1,12 +1,13 @@
 """The Latent Information Model: latents are global, one per entity and one per relation.
 
     h_e ~ prior_E                 for every entity e
-    h_p ~ prior_R                 for every relation p
-    y_τ ~ Bernoulli(κ sigmoid(φ(h_s, h_p, h_o) + b_p))   for every fact τ = (s, p, o)
+    h_r ~ prior_R                 for every relation r (and for its inverse)
+    b_r ~ Normal(logit of the base rate, 3²)
+    y_τ ~ Bernoulli(κ sigmoid(φ(h_h, h_r, h_t) + b_r))   for every fact τ = (h, r, t)
 
 Cowen-Rivers & Minervini 2018, section 3, with ``κ = 1``. Below 1 a true fact may be missing from the graph
-(``--completeness``). With ``--likelihood categorical`` each observed answer of a query ``(s, p)`` is drawn from
-softmax_o φ(h_s, h_p, h_o) instead. Each latent's KL divergence is paid once, whatever the number of its facts.
+(``completeness``). With a categorical likelihood each observed answer of a query ``(h, r)`` is drawn from
+softmax_t φ(h_h, h_r, h_t) instead. Each latent's KL divergence is paid once, whatever the number of its facts.
 """
 
 import pyro
@@ -17,12 +18,12 @@ from kgpyro.program.setting import Setting
 
 def lim(kg: Setting, batch: Batch) -> None:
     entity_prior, relation_prior = kg.priors()
+    intercepts = kg.intercepts()
 
     with batch.entity_plate() as e:
         entities = pyro.sample("entities", entity_prior(e))
-    with batch.relation_plate() as p:
-        relations = pyro.sample("relations", relation_prior(p))
+    with batch.relation_plate() as r:
+        relations = pyro.sample("relations", relation_prior(r))
 
-    head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
     with batch.fact_plate():
-        pyro.sample("y", kg.likelihood(head, relation, tail, batch), obs=batch.y)
+        pyro.sample("y", kg.likelihood(entities, relations, intercepts, batch), obs=batch.y)

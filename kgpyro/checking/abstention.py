@@ -106,9 +106,8 @@ def abstention(
     for part in dict.fromkeys(("valid", split)):
         labels[part] = labelled_facts(posterior.graph, part, negatives, seed)
         ids = posterior._ids(labels[part])
-        score, margin = _scores(posterior, ids)
         found = posterior.facts(ids, draws, seed=seed, recalibrated=False)
-        predicted[part] = found.assign(margin=margin, point=expit(score))
+        predicted[part] = found.assign(margin=_margins(posterior, ids), point=expit(found["score"]))
     scaled = {}
     for name, method, column in (
         ("score", "platt", "point"),
@@ -125,19 +124,14 @@ def abstention(
     return Abstention(labels[split].assign(decision=decision, **certainty), labels[split].attrs["negatives"])
 
 
-def _scores(posterior: Predictions, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Of facts ``(n, 3)``: posterior mean of the log-odds, both ways, and how far it is above the best open tail's."""
-    known, R = posterior.graph.training_queries, posterior.graph.num_relations
-    found, margins = [], []
+def _margins(posterior: Predictions, ids: Tensor) -> np.ndarray:
+    """Of facts ``(n, 3)``: how far the posterior mean of the score is above the best open tail's."""
+    known, found = posterior.graph.training_queries, []
     for part in ids.split(max(1, (1 << 22) // posterior.graph.num_entities)):
         here = torch.arange(len(part))
-        both = []
-        for anchor, row, answer in ((part[:, 2], part[:, 1] + R, part[:, 0]), (part[:, 0], part[:, 1], part[:, 2])):
-            scores = posterior.mean_scores(anchor, row).cpu()
-            both.append(scores[here, answer] + posterior.intercepts(row).cpu())
+        scores = posterior.mean_scores(part[:, 0], part[:, 1], both=True).cpu()
         others = open_candidates(part[:, 0], part[:, 1], known, posterior.graph.num_entities)
         others[here, part[:, 2]] = False
         best = scores.masked_fill(~others, -torch.inf).amax(1)
-        margins.append(scores[here, part[:, 2]] - best)
-        found.append((both[0] + both[1]) / 2)
-    return torch.cat(found).double().numpy(), torch.cat(margins).double().numpy()
+        found.append(scores[here, part[:, 2]] - best)
+    return torch.cat(found).double().numpy()

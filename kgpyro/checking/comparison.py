@@ -85,9 +85,10 @@ def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) 
     facts = labels.sum().clamp_min(1)
     p = probabilities.clamp(1e-12, 1 - 1e-12)
     log_density = torch.where(labels > 0, p.log(), (-p).log1p()).sum() / facts
-    modules = (posterior.guide, posterior.kg)
+    guide = posterior.its_guide("comparisons")
+    modules = (guide, posterior.kg)
     return {
-        "elbo_per_fact": float("nan") if posterior.guide.point else posterior.metrics["elbo_per_fact"],
+        "elbo_per_fact": float("nan") if guide.point else posterior.metrics["elbo_per_fact"],
         "log_density": float(log_density),
         "mrr": posterior.metrics[split]["realistic"]["mrr"],
         "calibration_error": float((expected - observed).abs().sum() / facts),

@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 from kgpyro.data.graph import Graph, load_graph
 from kgpyro.display import as_html, new_figure, write
 from kgpyro.errors import InputError
-from kgpyro.posterior.fitted import build_setting
-from kgpyro.posterior.scores import seeded
+from kgpyro.posterior.building import build_setting
 from kgpyro.posterior.uncertainty import spread
 from kgpyro.program.batches import Batches
 from kgpyro.program.interactions import Score
 from kgpyro.program.priors import PriorLike
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import OwnParameters, pyro_alone
+from kgpyro.randomness import seeded
 
 SURE = 0.99  # probability from which on a fact counts as claimed for sure
 SYMBOLS = 50  # of a draw, whose coordinates are shown
@@ -160,9 +161,8 @@ def prior_predictive(
 ) -> PriorPredictive:
     """What a prior and a score claim about a graph of this size, before any fit.
 
-    Intercepts stand where a fit starts them, at the relations' base rates among the candidates of their training
-    queries, so a prior implies more facts than the graph has where many pairs are never asked about. Learned parameters
-    of a prior stand where learning starts, latent ones are drawn.
+    All latents are drawn from their priors, intercepts and latent parameters of priors among them. Learned parameters
+    of a prior stand where learning starts.
 
     Args:
         graph: a Graph, the name of a data set, or a folder of triples files.
@@ -185,8 +185,9 @@ def prior_predictive(
         if value < 1:
             raise InputError(f"--{name} must be a positive number; got {value}.")
     config = {"prior": prior, "entity_prior": entity_prior, "relation_prior": relation_prior}
-    kg = build_setting(graph, config | {"score": score, "dim": dim, "inverse": False})
-    kg.start_at_base_rates(Batches(graph.training_queries, graph.num_entities, inverse=False))
+    rest = {"score": score, "dim": dim, "inverse": False, "completeness": 1.0, "likelihood": "bernoulli"}
+    kg = build_setting(graph, config | rest)
+    kg.start_at_base_rates(Batches(graph.training_queries, graph.num_entities, inverse=False, unanswered=1))
     found, degrees, drawn = [], [], []
     with seeded(seed):
         for _ in tqdm(range(draws), desc="prior", unit="draw", disable=not progress, leave=False):
@@ -206,7 +207,8 @@ def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tens
     """Probabilities of random facts of each relation, ``(R, f)``, drawn numbers of answers of random queries, and
     coordinates of entities and relations.
     """
-    entity_prior, relation_prior = kg.priors()
+    with pyro_alone(), OwnParameters():
+        (entity_prior, relation_prior), intercepts = kg.priors(), kg.intercepts()
     latents = []
     for prior, count in ((entity_prior(...), kg.num_entities), (relation_prior(...), kg.num_relations)):
         latents.append(prior.sample() if prior.batch_shape else prior.sample((count,)))
@@ -215,9 +217,9 @@ def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tens
     relation = torch.arange(graph.num_relations).repeat_interleave(per_relation)
     head, tail = torch.randint(graph.num_entities, (2, len(relation)))
     scores = kg.score.facts(entities[head], relations[relation], entities[tail])
-    probabilities = (scores + kg.intercept[relation]).sigmoid().reshape(graph.num_relations, per_relation)
+    probabilities = (scores + intercepts[relation]).sigmoid().reshape(graph.num_relations, per_relation)
     row, anchor = torch.randint(graph.num_relations, (queries,)), torch.randint(graph.num_entities, (queries,))
-    logits = kg.score.candidates(entities[anchor], relations[row], entities) + kg.intercept[row].unsqueeze(-1)
+    logits = kg.score.candidates(entities[anchor], relations[row], entities) + intercepts[row].unsqueeze(-1)
     coordinates = entities[:SYMBOLS].flatten(), relations[:SYMBOLS].flatten()
     return probabilities, torch.bernoulli(logits.sigmoid()).sum(-1), coordinates
 

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from tqdm.auto import tqdm
 
 from kgpyro.errors import InputError
-from kgpyro.names import MODELS, is_dotted, resolve
+from kgpyro.inference.estimators import CountFacts
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.inference_data import load_arviz
-from kgpyro.posterior.scores import seeded
 from kgpyro.program.batches import Batch, Batches
+from kgpyro.program.sites import PER_FACT, pyro_alone
+from kgpyro.program.variational import Guide
+from kgpyro.randomness import seeded
 
 GOOD, USABLE = 0.5, 0.7  # Yao et al. 2018, section 3.1
 LARGEST = 50_000  # numbers that all latents together may be
@@ -59,7 +61,6 @@ def psis_khat(
     posterior: Posterior,
     draws: int = 1000,
     *,
-    model: str | Callable | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> KHat:
@@ -67,79 +68,71 @@ def psis_khat(
 
     Draws all latents from the guide, takes the ratios ``p(y, h) / q(h)`` with every candidate of every training query,
     and fits a generalised Pareto distribution to the largest of them (Vehtari et al. 2024). The true posterior is that
-    of the untempered model, at the fitted intercepts and learned parameters of priors, whatever the KL weight of the
+    of the untempered model, at the learned parameters of priors, whatever the KL weight of the
     fit. It is a verdict on all latents jointly: in thousands of dimensions small errors in each add up.
 
     Args:
         posterior: of a model with latents per entity and relation, such as lim.
         draws: posterior draws; the estimate is noisy below some thousands.
-        model: the model where it is your own; by default the one the posterior was fitted with.
         seed: of the draws.
         progress: show a progress bar.
 
     Raises:
         InputError: ArviZ is not installed; a point estimate; latents per fact; too many latents; entities that training
-            has not seen; too few draws; or your own model has to be named.
+            has not seen; or too few draws.
     """
     load_arviz()
-    kg, guide, graph = posterior.kg, posterior.guide, posterior.graph
+    guide, graph = posterior.guide, posterior.graph
     if draws < FEWEST:
         raise InputError(f"k-hat is of the tail of the draws; give at least {FEWEST}, not {draws}.")
+    if guide is None:
+        raise InputError("draws of NUTS are of the true posterior already; k-hat is of a guide's.")
     if guide.point:
         raise InputError("a point estimate is no posterior to compare with the true one; fit another --guide.")
-    if guide.sites - {"entities", "relations"} - kg.hyper_latents.keys():
+    values = posterior.joint(0)
+    if any(frame in PER_FACT for frame in guide.symbols):
         raise InputError(
             "k-hat compares joint posteriors, and here every fact has latents of its own; fit --model lim."
         )
-    latents = sum(kg.count(kind) * kg.size(kind) for kind in kg.families)
-    latents += sum(int(np.prod(shape)) for _, shape in kg.hyper_latents.values())
+    latents = sum(value.numel() for value in values.values())
     if latents > LARGEST:
         raise InputError(
             f"k-hat is for small graphs: all latents together are {latents:,} numbers here; {LARGEST:,} are the most."
         )
     if guide.inductive and not bool(graph.seen.all()):
         raise InputError("k-hat is of the graph that was fitted, without the entities that training has not seen.")
-    found = _model(posterior, model)
-    queries = graph.queries_of(posterior.config.get("closed_world", "local"))
+    queries = graph.queries_of(posterior.config["closed_world"])
     batches = Batches(queries, graph.num_entities, posterior.inverse, dtype=posterior.dtype).to(posterior.device)
     index = torch.arange(len(queries), device=posterior.device)
     parts = [batches(part) for part in index.split(max(1, FACTS // graph.num_entities))]
     ratios = np.empty(draws)
-    with seeded(seed), pyro.validation_enabled(False):
+    with seeded(seed):
         for draw in tqdm(range(draws), desc="k-hat", unit="draw", disable=not progress, leave=False):
             with guide.using(draw):
-                ratios[draw] = _log_ratio(found, posterior, parts)
+                ratios[draw] = _log_ratio(posterior, guide, parts)
     return KHat(_pareto_shape(ratios), latents, ratios)
 
 
-def _model(posterior: Posterior, named: str | Callable | None) -> Callable:
-    given = named or posterior.config["model"]
-    if named is None and isinstance(given, str) and is_dotted(given):
-        raise InputError(f"this run was fitted with your own model {given}; name it again: model='{given}'.")
-    found = resolve(given, MODELS, "model")
-    if isinstance(found, type):
-        raise InputError(
-            f"model {given} has parameters, which a posterior does not keep; give the fitted module itself."
-        )
-    return found
-
-
-def _log_ratio(model: Callable, posterior: Posterior, parts: list[Batch]) -> float:
+def _log_ratio(posterior: Posterior, guide: Guide, parts: list[Batch]) -> float:
     """``log p(y, h) - log q(h)`` of one draw; the facts in parts, whose likelihoods add up."""
-    guide, kg = posterior.guide, posterior.kg
-    drawn = prune_subsample_sites(poutine.trace(guide).get_trace(kg, parts[0]))
+    kg, program = posterior.kg, posterior.program
+
+    def run(what: Callable, batch: Batch) -> Trace:
+        with pyro_alone(), program.parameters:
+            return prune_subsample_sites(poutine.trace(what).get_trace(kg, batch))
+
+    drawn = run(guide, parts[0])
     under = []  # each member of a mixture, which could all have drawn this
     for number in range(guide.members):
         with guide.using(number):
-            again = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(kg, parts[0])
-        under.append(prune_subsample_sites(again).log_prob_sum())
+            under.append(run(poutine.replay(guide, trace=drawn), parts[0]).log_prob_sum())
     total = math.log(guide.members) - float(torch.stack(under).logsumexp(0))
+    whole = sum(len(part.anchor) for part in parts)
     for i, part in enumerate(parts):
-        run = prune_subsample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(posterior.kg, part))
+        trace = run(CountFacts(part)(poutine.replay(program.model, trace=drawn)), part)
         if not i:
-            total += float(run.log_prob_sum(lambda _, site: not site["is_observed"]))
-        share = len(part.index) / part.num_queries
-        total += share * float(run.log_prob_sum(lambda _, site: site["is_observed"]))
+            total += float(trace.log_prob_sum(lambda _, site: not site["is_observed"]))
+        total += len(part.anchor) / whole * float(trace.log_prob_sum(lambda _, site: site["is_observed"]))
     return total
 
 

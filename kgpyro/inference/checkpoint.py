@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kgpyro.files import write_whole
-from kgpyro.inference.training import Progress, Training, put_tensors, tensors_of
+from kgpyro.inference.progress import Progress, put_tensors, tensors_of
+from kgpyro.inference.training import Training
 from kgpyro.posterior.runs import FORMAT, check_format, refusing
 from kgpyro.version import VERSION
 
@@ -42,10 +43,10 @@ class Checkpoint:
         """That of a training loop between two steps."""
         within_epoch = module.step % module.schedule.steps_per_epoch
         tensors = _prefixed("module", tensors_of(module).items())
-        tensors["random"] = torch.get_rng_state()
+        tensors["random"] = module.randomness.generator("cpu").get_state()
         tensors["order"] = module.queries.before if within_epoch else module.queries.generator.get_state()
         if module.device.type == "cuda":
-            tensors["random_cuda"] = torch.cuda.get_rng_state(module.device)
+            tensors["random_cuda"] = module.randomness.generator(module.device).get_state()
         for i, state in trainer.optimizers[0].state_dict()["state"].items():
             tensors |= _prefixed(f"optimizer.{i}", ((k, v) for k, v in state.items() if isinstance(v, Tensor)))
         facts = {
@@ -56,7 +57,6 @@ class Checkpoint:
             "rows": progress.rows,
             "sums": progress.sums,
             "seconds": time.monotonic() - progress.started,
-            "draws": module.elbo.draws,
             "precision": trainer.precision_plugin.state_dict(),
             "best": None,
         }
@@ -79,7 +79,7 @@ class Checkpoint:
         if module.kg.features is not None and not any(torch.equal(value, module.kg.features) for value in features):
             raise ValueError("the features are others than those it began with")
         put_tensors(module, saved)
-        module.step, module.elbo.draws = self.facts["step"], self.facts["draws"]
+        module.step = self.facts["step"]
         module.skipped, module.failures = self.facts["skipped"], self.facts["failures"]
         progress.rows, progress.sums = list(self.facts["rows"]), list(self.facts["sums"])
         progress.before, progress.finished = self.facts["seconds"], self.facts["finished"]
@@ -96,9 +96,9 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         trainer.precision_plugin.load_state_dict(self.facts["precision"])
         module.queries.go_on(self.tensors["order"], module.step % module.schedule.steps_per_epoch)
-        torch.set_rng_state(self.tensors["random"])
+        module.randomness.generator("cpu").set_state(self.tensors["random"].cpu())
         if "random_cuda" in self.tensors and module.device.type == "cuda":
-            torch.cuda.set_rng_state(self.tensors["random_cuda"], module.device)
+            module.randomness.generator(module.device).set_state(self.tensors["random_cuda"].cpu())
         trainer.should_stop = self.facts["finished"]
 
     def _under(self, prefix: str) -> dict[str, Tensor]:

@@ -1,9 +1,7 @@
-"""The evidence lower bound, told apart into likelihood and KL, with a weight on the KL."""
+"""The evidence lower bound, likelihood and KL apart, with a weight on the KL."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,118 +15,105 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from kgpyro.errors import InputError
+from kgpyro.inference.estimators import CountFacts, DrawLater
 from kgpyro.kernels.gaussian import gaussian_kl
 from kgpyro.program.families import is_gaussian, log_scale_of
-from kgpyro.program.likelihood import Integrate, Postpone
+from kgpyro.program.lazy import Undrawn
+from kgpyro.program.sites import PER_FACT, OwnParameters, pyro_alone
 from kgpyro.program.variational import Guide
 
 
 @dataclass
 class Terms:
-    """One estimate of the bound: its likelihood part, its KL (unweighted), and the mean KL of one latent per site."""
+    """One estimate of the bound: its likelihood part, its KL (unweighted), and the mean KL of one latent per site.
+
+    ``global_kl`` is the part of the KL that latents have which are not of single facts.
+    """
 
     log_likelihood: float | Tensor = 0.0
     kl: float | Tensor = 0.0
-    kl_per_latent: dict[str, float] = field(default_factory=dict)
-
-
-# When Gaussian tables are drawn: the later the better, and not at all where local noise takes their place.
-DRAWS = ("not at all", "in the model", "in the guide")
-FIRST_DRAWS = {"local": "not at all", "shared": "in the model", "plain": "in the guide"}
+    global_kl: float | Tensor = 0.0
+    kl_per_latent: dict[str, Any] = field(default_factory=dict)
 
 
 class WeightedELBO(ELBO):
     """``Σ_τ E_q[log p(y_τ | h)] - β Σ KL(q ‖ p)``, estimated with one reparameterised draw.
 
     At ``kl_weight`` β = 1 and with the ``plain`` estimator this is Pyro's ``TraceMeanField_ELBO``: KL divergences are
-    analytic where PyTorch knows them and Monte Carlo where not, plates and scales count as the *model* has them. A
-    weight of exactly 0 is allowed (the first step of a warm-up).
+    analytic where PyTorch knows them and Monte Carlo where not. A weight of exactly 0 is allowed (the first step of a
+    warm-up).
 
     Args:
         kl_weight: β; may be set between steps.
         estimator: how a step integrates over the latents: ``local``, ``shared`` or ``plain``
-            (:class:`kgpyro.program.likelihood.Integrate`).
+            (:class:`kgpyro.program.likelihood.AllCandidates`).
+        parameters: where ``pyro.param`` reads and makes parameters.
+
+    Attributes:
+        global_weight: what the KL of latents that are not of single facts is multiplied by, where a model has both;
+            None for β.
     """
 
-    def __init__(self, kl_weight: float = 1.0, estimator: str = "local"):
+    def __init__(self, kl_weight: float = 1.0, estimator: str = "local", parameters: OwnParameters | None = None):
         super().__init__()
         self.kl_weight, self.estimator = kl_weight, estimator
+        self.global_weight: float | None = None
+        self.parameters = parameters or OwnParameters()
         self.last = Terms()
-        self._draws = DRAWS[DRAWS.index(FIRST_DRAWS[estimator]) :]
 
-    @property
-    def draws(self) -> int:
-        """How many of the ways to draw are left to try; part of the state of a fit."""
-        return len(self._draws)
-
-    @draws.setter
-    def draws(self, left: int) -> None:
-        self._draws = DRAWS[len(DRAWS) - left :]
-
-    def _get_trace(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> tuple[Trace, Trace, dict[str, Tensor]]:
-        if self._draws[0] != "in the guide":
-            guide = Postpone()(guide)
-        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        replayed = poutine.replay(model, trace=guide_trace)
-        integrate = Integrate(guide_trace, self.estimator, draw=self._draws[0] == "in the model")
-        if self.estimator != "plain":
-            replayed = integrate(replayed)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
-        latent = {name for name, site in model_trace.iter_stochastic_nodes()}
-        if mismatch := latent.symmetric_difference(name for name, _ in guide_trace.iter_stochastic_nodes()):
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        with pyro_alone(), self.parameters:
+            if self.estimator != "plain":
+                guide = DrawLater()(guide)
+            guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+            counted = CountFacts(args[1], self.estimator)(poutine.replay(model, trace=guide_trace))
+            model_trace = prune_subsample_sites(poutine.trace(counted).get_trace(*args, **kwargs))
+        latent = set(model_trace.stochastic_nodes)
+        if mismatch := latent.symmetric_difference(guide_trace.stochastic_nodes):
             raise InputError(
                 f"model and guide disagree on the sites {', '.join(sorted(mismatch))}; each must sample them all."
             )
-        return model_trace, guide_trace, integrate.kl
+        return model_trace, guide_trace
 
     def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         """One estimate, as tensors that carry gradients; of a mixture the mean over one of each of its members."""
         if not isinstance(guide, Guide):
-            return self._estimate(model, guide, *args, **kwargs)
+            return self._terms(model, guide, *args, **kwargs)
         found = []
         for number in range(guide.members):
             with guide.using(number):
-                found.append(self._estimate(model, guide, *args, **kwargs))
+                found.append(self._terms(model, guide, *args, **kwargs))
         return _mean(found)
 
-    def _estimate(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
-        ways = self._draws
-        for i in range(len(ways) - 1):
-            self._draws = ways[i:]
-            with contextlib.suppress(Exception):  # whatever a NaN leads to in a user's code, the last attempt tells
-                result = self._terms(model, guide, *args, **kwargs)
-                if not math.isnan(_number(result.log_likelihood - result.kl)):
-                    return result  # a draw was needed earlier, or not
-        self._draws = ways[-1:]
-        result = self._terms(model, guide, *args, **kwargs)
-        if math.isnan(_number(result.log_likelihood - result.kl)):
-            self._draws = ways  # no way helps, so that it was none's fault
-        return result
-
     def _terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
-        model_trace, guide_trace, known = self._get_trace(model, guide, args, kwargs)
-        result = Terms()
-        for name, site in model_trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            if site["is_observed"]:
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        result, sites = Terms(), list(model_trace.nodes.items())
+        for _, site in sites:  # first, since it may draw what a KL then comes along with
+            if site["type"] == "sample" and site["is_observed"]:
                 value = site["fn"].log_prob(site["value"])
                 result.log_likelihood = result.log_likelihood + _scaled_sum(value, site)
-            else:
+        for name, site in sites:
+            if site["type"] == "sample" and not site["is_observed"]:
                 q = guide_trace.nodes[name]["fn"]
-                value = known[name] if name in known else _kl(q, site["fn"], site["value"], self.estimator != "plain")
-                result.kl = result.kl + _scaled_sum(value, site)
-                if value.dim():  # of symbols; the parameters of priors are no one's
-                    result.kl_per_latent[name] = float(value.detach().mean())
+                each = _kl(q, site["fn"], site["value"], self.estimator != "plain")
+                value = _scaled_sum(each, site)
+                result.kl = result.kl + value
+                frame = (site["infer"] or {}).get("symbols", ("",))[0]
+                if frame not in PER_FACT:
+                    result.global_kl = result.global_kl + value
+                if each.dim():  # of symbols; what is one for all is no one's
+                    result.kl_per_latent[name] = each.detach().mean()
         return result
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the β-weighted bound; ``last`` then holds its terms, detached."""
         terms = self.terms(model, guide, *args, **kwargs)
-        self.last = Terms(_number(terms.log_likelihood), _number(terms.kl), terms.kl_per_latent)
-        return torch.as_tensor(self.kl_weight * terms.kl - terms.log_likelihood)
+        kl_per_latent = {site: float(kl) for site, kl in terms.kl_per_latent.items()}
+        kl = terms.kl * self.kl_weight
+        if self.global_weight is not None:
+            kl = kl + terms.global_kl * (self.global_weight - self.kl_weight)
+        self.last = Terms(_number(terms.log_likelihood), _number(terms.kl), _number(terms.global_kl), kl_per_latent)
+        return torch.as_tensor(kl - terms.log_likelihood)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():
@@ -145,8 +130,9 @@ def _mean(found: list[Terms]) -> Terms:
         return found[0]
     sites = found[0].kl_per_latent
     kl_per_latent = {site: sum(each.kl_per_latent[site] for each in found) / len(found) for site in sites}
-    likelihood, kl = (sum(getattr(each, name) for each in found) / len(found) for name in ("log_likelihood", "kl"))
-    return Terms(likelihood, kl, kl_per_latent)
+    names = ("log_likelihood", "kl", "global_kl")
+    likelihood, kl, global_kl = (sum(getattr(each, name) for each in found) / len(found) for name in names)
+    return Terms(likelihood, kl, global_kl, kl_per_latent)
 
 
 def _number(value: float | Tensor) -> float:
@@ -154,12 +140,15 @@ def _number(value: float | Tensor) -> float:
 
 
 def _kl(q: Any, p: Any, drawn: Tensor, fused: bool) -> Tensor:
+    if isinstance(drawn, Undrawn) and drawn.kl is not None:
+        return drawn.kl
     if fused and is_gaussian(q) and is_gaussian(p) and p.event_shape == q.event_shape:
         a, b = q.base_dist, p.base_dist
         return gaussian_kl(a.loc, log_scale_of(a), b.loc, b.scale)
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
+        drawn = drawn[...] if isinstance(drawn, Undrawn) else drawn
         return q.log_prob(drawn) - p.log_prob(drawn)
 
 

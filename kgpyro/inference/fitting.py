@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import pandas as pd
-import pyro
 import torch
 
 from kgpyro.data.features import FeaturesLike, load_features
@@ -23,26 +20,18 @@ from kgpyro.data.graph import Graph, load_graph
 from kgpyro.display import Metrics
 from kgpyro.errors import InputError
 from kgpyro.files import claim
+from kgpyro.inference.bound import estimate_elbo
 from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.checkpoint import Checkpoint, Checkpoints
 from kgpyro.inference.elbo import Terms, WeightedELBO
-from kgpyro.inference.memory import shortage
-from kgpyro.inference.training import (
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    SCHEDULES,
-    SPARSE_OPTIMIZERS,
-    Diverged,
-    KLSchedule,
-    Progress,
-    Training,
-    estimate_elbo,
-    latent_sites,
-    precision_in_use,
-    train,
-)
-from kgpyro.names import GUIDES, MODELS, name_of, resolve
-from kgpyro.posterior.fitted import Posterior, build_guide, build_setting
+from kgpyro.inference.nuts import draw_posterior, refuse_nuts, report
+from kgpyro.inference.options import EXACT_UP_TO, config_of, objective_name
+from kgpyro.inference.progress import Progress
+from kgpyro.inference.schedules import KLSchedule
+from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, Training, precision_in_use, train
+from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
+from kgpyro.posterior.fitted import Posterior
+from kgpyro.posterior.replay import Program
 from kgpyro.posterior.runs import (
     OWN,
     POSTERIOR,
@@ -54,16 +43,24 @@ from kgpyro.posterior.runs import (
     read_graph,
     refusing,
     start_run,
-)
-from kgpyro.posterior.scores import seeded
-from kgpyro.program.batches import Batches
-from kgpyro.program.interactions import SCORES, Score, resolve_score
-from kgpyro.program.likelihood import ESTIMATORS, LIKELIHOODS
-from kgpyro.program.priors import PriorLike, resolve_prior
+)  # fmt: skip
+from kgpyro.program.interactions import Score
+from kgpyro.program.priors import PriorLike
+from kgpyro.program.sites import PER_FACT, Site
+from kgpyro.randomness import seeded
 
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
-_ONE_AT_A_TIME = threading.RLock()  # Pyro's handlers and PyTorch's random state are the whole process'
-EXACT_UP_TO = 100_000  # entities up to which all candidates are the default
+NOT_OPTIONS = ("graph", "out", "resume", "progress", "logger", "callbacks")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Who sees a fit: its progress bars, Lightning's loggers and callbacks; and where its random numbers come from."""
+
+    progress: bool
+    logger: Any
+    callbacks: Sequence[Any]
+    randomness: seeded
 
 
 def fit(
@@ -75,6 +72,9 @@ def fit(
     relation_prior: PriorLike | None = None,
     score: str | Score | Callable = "ComplEx",
     guide: str | Callable = "lookup",
+    inference: Literal["svi", "nuts"] = "svi",
+    warmup_draws: int = 500,
+    posterior_draws: int = 500,
     features: FeaturesLike | None = None,
     dim: int = 100,
     epochs: int = 100,
@@ -85,10 +85,11 @@ def fit(
     kl_schedule: Literal["warmup", "constant", "compression"] = "warmup",
     warmup: float = 0.3,
     estimator: Literal["local", "shared", "plain"] = "local",
-    inverse: bool = True,
+    inverse: bool | None = None,
     likelihood: Literal["bernoulli", "categorical"] = "bernoulli",
     completeness: float = 1.0,
-    closed_world: Literal["local", "full"] = "local",
+    closed_world: Literal["local", "full"] | None = None,
+    unanswered: int | Literal["all"] | None = None,
     lr: float = 0.1,
     lr_schedule: Literal["constant", "linear"] = "constant",
     optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
@@ -103,11 +104,13 @@ def fit(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: bool = True,
+    logger: Any = None,
+    callbacks: Sequence[Any] = (),
 ) -> Posterior:
     """Fit a Bayesian knowledge-graph embedding by stochastic variational inference.
 
     Ctrl-C ends the fit after the present step; it is then evaluated, and saved where ``out`` says, as if it were
-    complete. A second one stops at once. Fits in several threads wait for each other.
+    complete. A second one stops at once. Fits in several threads do not disturb each other.
 
     Args:
         graph: a Graph, the name of a data set, or a folder of triples files; with ``resume`` it is the run's.
@@ -124,6 +127,10 @@ def fit(
             normalising flow), features(hidden=128) (entities known by --features alone), mixture(members=4) (several
             lookup tables with starts of their own, as in an ensemble), point (a point estimate), or your own as
             package.module:object.
+        inference: svi (a guide, optimised), or nuts (draws from the posterior itself, by Pyro's No-U-Turn sampler; for
+            small graphs and models with global latents such as lim).
+        warmup_draws: draws by which NUTS adapts, and which it throws away.
+        posterior_draws: draws that NUTS keeps.
         features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
             row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
             in it, and are predicted all the same.
@@ -135,20 +142,26 @@ def fit(
             entities, 100 above.
         negative_weight: fixed weight of a drawn candidate instead of the unbiased one; 1 is plain negative sampling, a
             different objective.
-        kl_weight: weight of the KL divergence at the end of its schedule. Default: 1 where latents are global (lim); 2
-            over the number of training queries where they are per fact (lfm), since at 1 that model's optimum is the
-            prior.
+        kl_weight: weight of the KL divergence at the end of its schedule. At 1 the bound is the posterior's; below it
+            the posterior is a colder one, by choice. Default: 1 where latents are global (lim); 2 over the number of
+            queries where they are per fact (lfm), since at 1 that model's optimum is the prior.
         kl_schedule: warmup (from 0, linearly), constant, or compression (Blundell et al. 2015).
         warmup: share of all steps that the warm-up takes.
         estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
             admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
-        inverse: give every relation an inverse with latents of its own, which answers head queries.
+        inverse: give every relation an inverse with latents of its own, which answers head queries. A fact's log-odds
+            are then the mean of both readings. Default: yes; no for nuts, where a relation has one latent.
         likelihood: bernoulli (each fact of a query is true or not; the paper's), or categorical (each answer of a query
             is drawn from all entities, which says who answers and not whether a fact is true).
         completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
             lacks is false, below 1 a fact may be true and missing (Elkan & Noto 2008).
-        closed_world: local (the facts are those of queries that training answers), or full (of every entity and
-            relation, so that where training answers nothing all is false); for small, dense graphs.
+        closed_world: full (the data are all facts of every entity and relation: what training does not hold is false),
+            or local (only the facts of queries that training answers, a conditional likelihood: ranks as well or better
+            on large graphs, and says nothing of other facts). Default: full; local where answers are drawn from all
+            entities, or candidates are sampled.
+        unanswered: how many of the queries that training does not answer each step of a full closed world sees, at
+            random and weighted without bias; all to go through them as through the others. Default: all on small
+            graphs, else an eighth of the batch size.
         lr: learning rate.
         lr_schedule: constant, or linear (from --lr down to 0 over the fit; for Adam, whose steps do not shrink by
             themselves).
@@ -166,6 +179,8 @@ def fit(
         resume: folder of a fit that was interrupted, to go on to the very result it would have had. All options are
             those of the run; only your own code is to be named again.
         progress: show progress bars.
+        logger: Lightning's, such as a TensorBoardLogger, or a list of them; each is given a row per epoch.
+        callbacks: Lightning's, which see the trainer and the module of this fit.
 
     Returns:
         The posterior; its ``metrics`` hold the test and validation ranks and the ELBO (in the first process only, where
@@ -174,7 +189,7 @@ def fit(
     Raises:
         InputError: whatever of the above cannot be, in one sentence.
     """
-    options = {name: value for name, value in locals().items() if name not in ("graph", "out", "resume", "progress")}
+    options = {name: value for name, value in locals().items() if name not in NOT_OPTIONS}
     folder = None if out is None else Path(out)
     saved = None
     if resume is not None:
@@ -183,7 +198,7 @@ def fit(
     elif graph is None:
         raise InputError("name a data set or a folder of triples files, or a run to --resume.")
     graph = graph if isinstance(graph, Graph) else load_graph(graph)
-    config = _config(graph, options, folder is not None)
+    config = config_of(graph, options, folder is not None)
     for key, value in (saved or {}).items():
         if key in config and key not in ("dataset", "checkpoint_every") and config[key] != value:
             raise InputError(f"--{key.replace('_', '-')} is {value} in the run in {folder}; --resume cannot change it.")
@@ -193,7 +208,7 @@ def fit(
             new_run_folder(folder)
         else:
             config["dataset"] = saved["dataset"]
-    with _ONE_AT_A_TIME, ExitStack() as held, seeded(config["seed"]), pyro.validation_enabled(False):
+    with ExitStack() as held, seeded(config["seed"]) as randomness:
 
         def begin() -> None:
             assert folder is not None and isinstance(graph, Graph)
@@ -203,7 +218,8 @@ def fit(
                 held.push(partial(_clear, folder))
                 start_run(folder, graph, config)
 
-        posterior, complete = _fit(graph, config, options["features"], progress, folder, begin)
+        watched = Watched(progress, False if logger is None else logger, callbacks, randomness)
+        posterior, complete = _fit(graph, config, options["features"], watched, folder, begin)
         if folder is not None and posterior.metrics:
             posterior.save(folder, unfinished=True)
             if complete:
@@ -245,45 +261,11 @@ def _resumed(
     return graph, merged, saved
 
 
-def _config(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str, Any]:
-    """The options as ``config.yaml`` has them. Raises InputError for one that cannot be."""
-    _check_numbers(options)
-    _check_choices(
-        kl_schedule=(options["kl_schedule"], SCHEDULES),
-        lr_schedule=(options["lr_schedule"], LR_SCHEDULES),
-        optimizer=(options["optimizer"], tuple(OPTIMIZERS)),
-        estimator=(options["estimator"], ESTIMATORS),
-        likelihood=(options["likelihood"], LIKELIHOODS),
-        closed_world=(options["closed_world"], ("local", "full")),
-        precision=(options["precision"], ("32", "64", "bf16", "16")),
-    )
-    config = {"dataset": graph.source or graph.name, **options}
-    config["model"] = _named(options["model"], MODELS, "model", saving)
-    config["guide"] = _named(options["guide"], GUIDES, "guide", saving)
-    config |= {key: _prior_text(options[key]) for key in ("prior", "entity_prior", "relation_prior")}
-    config["score"] = _score_text(options["score"])
-    if isinstance(options["features"], (Path, pd.DataFrame)):
-        config["features"] = str(options["features"]) if isinstance(options["features"], Path) else None
-    categorical = options["likelihood"] == "categorical"
-    if options["negatives"] is None:
-        config["negatives"] = "all" if categorical or graph.num_entities <= EXACT_UP_TO else 100
-    if categorical and (config["negatives"], options["completeness"], options["closed_world"]) != ("all", 1, "local"):
-        raise InputError(
-            "--likelihood categorical draws each query's answers from all entities; leave out --negatives and "
-            "--completeness and --closed-world."
-        )
-    if config["early_stopping"] and not len(graph.valid):
-        raise InputError(f"--early-stopping watches validation triples, and graph {graph.name!r} has none.")
-    if config["negatives"] == "all" and options["negative_weight"] is not None:
-        raise InputError("--negative-weight weighs drawn candidates; give it together with --negatives K.")
-    return config
-
-
 def _fit(
     whole: Graph,
     config: dict[str, Any],
     features: FeaturesLike | None,
-    progress: bool,
+    watched: Watched,
     folder: Path | None,
     begin: Callable[[], None],
 ) -> tuple[Posterior, bool]:
@@ -297,29 +279,26 @@ def _fit(
     graph, values = whole, None
     if features is not None:
         graph, values = whole.training_part(), load_features(features, whole)
-    dtype = torch.float64 if config["precision"] == "64" else torch.float32
-    queries = graph.queries_of(config["closed_world"])
-    sampled = None if config["negatives"] == "all" else int(config["negatives"])
-    batches = Batches(queries, graph.num_entities, config["inverse"], sampled, config["negative_weight"], dtype)
+    dtype = torch.float64 if config["precision"] == "64" or config["inference"] == "nuts" else torch.float32
+    batches = batches_of(graph, config, dtype)
     kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype)).to(dtype)
     if values is not None and not bool(whole.seen.all()):
         kg.refuse_a_parameter_per_entity()
     kg.start_at_base_rates(batches)
-    found = resolve(config["model"], MODELS, "model")
-    model = found(kg).to(dtype) if isinstance(found, type) else found
-    sites = latent_sites(model, kg, batches)
+    program = program_of(config["model"], kg, batches)
+    sites = sites_of(program)
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
-    kg.sparse = sampled is not None and alone and config["optimizer"] in SPARSE_OPTIMIZERS
-    if short := shortage(kg, config, batches.num_observed / len(batches)):
-        print(f"kgpyro: {short}", file=sys.stderr)
-    guide = build_guide(config, kg, sites).to(dtype)
+    kg.sparse = config["negatives"] != "all" and alone and config["optimizer"] in SPARSE_OPTIMIZERS
+    if config["inference"] == "nuts":
+        return _by_nuts(whole, program, sites, config, watched, started, begin if folder else None), True
+    guide = build_guide(config["guide"], kg, sites).to(dtype)
     if values is not None and not guide.inductive:
         raise InputError(f"guide {config['guide']} makes no use of --features; add --guide features.")
-    local = not sites & {"entities", "relations"}
+    per_fact = any(site.frame in PER_FACT for site in sites.values())
     if config["kl_weight"] is None:
-        config["kl_weight"] = 2.0 / len(queries) if local else 1.0
+        config["kl_weight"] = 1 / batches.total if per_fact else 1.0
 
-    posterior = Posterior(graph, kg, guide, config)
+    posterior = Posterior(graph, program, guide, config)
     precision = precision_in_use(config["precision"], config["device"])
     posterior.provenance = provenance(whole, config | {"precision": precision})
 
@@ -327,13 +306,15 @@ def _fit(
         posterior.forget()
         return posterior.evaluation("valid")["realistic"]["mrr"]
 
-    steps = math.ceil(len(queries) / config["batch_size"])
+    steps = math.ceil(len(batches) / config["batch_size"])
     schedule = KLSchedule(config["kl_schedule"], config["kl_weight"], config["warmup"], steps, config["epochs"])
-    elbo = WeightedELBO(config["kl_weight"], config["estimator"])
+    elbo = WeightedELBO(config["kl_weight"], config["estimator"], program.parameters)
     how = config["optimizer"], config["lr"], config["batch_size"], config["seed"], config["lr_schedule"]
-    module = Training(kg, model, guide, elbo, batches, schedule, *how)
+    random = watched.randomness
+    module = Training(kg, program.model, guide, elbo, batches, schedule, *how, randomness=random, per_fact=per_fact)
+    progress = watched.progress
     bar = Progress(validate, steps * config["epochs"], config["early_stopping"], config["validate_every"], progress)
-    callbacks: list[pl.Callback] = [bar]
+    callbacks: list[pl.Callback] = [bar, *watched.callbacks]
     if folder is not None:
         callbacks.append(Checkpoints(bar, folder, config["checkpoint_every"], begin))
         if (checkpoint := Checkpoint.read(folder)) is not None:
@@ -341,7 +322,8 @@ def _fit(
                 checkpoint.put_into(module, bar)
     how_many = config["devices"], config["nodes"]
     try:
-        rank = train(module, config["epochs"], config["device"], precision, callbacks, *how_many, bar.interrupt)
+        where = config["device"], precision
+        rank = train(module, config["epochs"], *where, callbacks, *how_many, bar.interrupt, watched.logger)
     except Diverged as failure:
         raise _save_good(posterior, module, bar, folder, failure) from failure
     posterior.forget()
@@ -351,13 +333,16 @@ def _fit(
         return posterior, bar.finished  # the first process says how good it is
 
     facts = batches
-    if sampled is not None:
-        few = sampled if graph.num_entities > EXACT_UP_TO else None
-        facts = Batches(queries, graph.num_entities, config["inverse"], few, dtype=dtype)
+    if config["negatives"] != "all":  # the bound is over all candidates, whatever the fit saw of them
+        few = config["negatives"] if graph.num_entities > EXACT_UP_TO else "all"
+        facts = batches_of(graph, config | {"negatives": few, "negative_weight": None}, dtype)
     with seeded(config["seed"]):
-        bound, error, terms = estimate_elbo(elbo, kg, model, guide, facts.to(posterior.device), progress=progress)
+        bound, error, terms = estimate_elbo(
+            elbo, kg, program.model, guide, facts.to(posterior.device), progress=progress
+        )
     if module.failures and not math.isfinite(bound):
         raise _save_good(posterior, module, bar, folder, Diverged(module.cause()))
+    posterior.check_form()
     if values is not None:
         posterior = posterior.extend(whole, values)
     held_out = [split for split in ("test", "valid") if len(getattr(whole, split))]
@@ -368,9 +353,39 @@ def _fit(
         "kl_per_fact": float(terms.kl),
         "kl_per_latent": terms.kl_per_latent,
         "objective": objective_name(config, guide.point),
-        "warnings": whole.problems + _warnings(config, module, bar, terms, local),
+        "warnings": whole.problems + _warnings(config, module, bar, terms, per_fact),
     }
     return posterior, bar.finished
+
+
+def _by_nuts(
+    graph: Graph,
+    program: Program,
+    sites: Mapping[str, Site],
+    config: dict[str, Any],
+    watched: Watched,
+    started: float,
+    begin: Callable[[], None] | None,
+) -> Posterior:
+    """The posterior as draws of NUTS, with its metrics."""
+    refuse_nuts(program, sites)
+    if begin is not None:
+        begin()
+    config["kl_weight"] = 1.0
+    warmup, draws = config["warmup_draws"], config["posterior_draws"]
+    samples, table = draw_posterior(program, warmup, draws, watched.progress)
+    posterior = Posterior(graph, program, None, config, samples=samples)
+    posterior.provenance = provenance(graph, config)
+    posterior.seconds = round(time.monotonic() - started, 1)
+    mixed, warned = report(table, started, warmup, draws)
+    held_out = [split for split in ("test", "valid") if len(getattr(graph, split))]
+    posterior.metrics = Metrics({split: posterior.evaluation(split, watched.progress) for split in held_out}) | {
+        "objective": f"{draws} draws of NUTS after {warmup} of warm-up; worst R-hat {mixed['r_hat']:.3f}, smallest "
+        f"effective sample size {mixed['ess']:.0f}",
+        "nuts": mixed,
+        "warnings": graph.problems + warned,
+    }
+    return posterior
 
 
 def _save_good(
@@ -382,9 +397,7 @@ def _save_good(
     if (checkpoint := Checkpoint.read(folder)) is not None:
         checkpoint.put_into(module, bar)
     with torch.no_grad():
-        module.bound(
-            module.kg, module.batches.to(module.kg.intercept.device)(module.index.to(module.kg.intercept.device))
-        )
+        module.bound(module.kg, module.batches.to(module.device)(module.index.to(module.device)))
     last = module.elbo.last
     if not math.isfinite(last.log_likelihood - last.kl):
         return failure
@@ -395,36 +408,13 @@ def _save_good(
     return InputError(f"{failure} The last good state, after {module.step} steps, is saved in {folder}.")
 
 
-def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
-    """What was optimised, in words; of a point estimate it is no bound."""
-    if config.get("likelihood") == "categorical":
-        facts = "answers drawn from all candidates (categorical)"
-    elif config["negatives"] == "all":
-        facts = "exact over all candidates"
-    elif config["negative_weight"] is None:
-        facts = f"Bernoulli-sampled, {config['negatives']} unobserved candidates per query with 1/b weights (unbiased)"
-    else:
-        facts = (
-            f"negative sampling, {config['negatives']} candidates per query with weight {config['negative_weight']:g}: "
-            f"NOT the ELBO over all facts"
-        )
-    if config.get("closed_world") == "full":
-        facts += " of all queries, answered or not (full closed world)"
-    if config["completeness"] < 1:
-        facts += f", of which the graph is taken to hold {config['completeness']:g} of the true ones"
-    weight = config["kl_weight"]
-    bound = "log joint density (a point estimate, no bound)" if point else "ELBO"
-    bound += "" if weight == 1 else f" with {'prior' if point else 'KL'} weight {weight:.3g}"
-    return f"{bound}, {facts}; KL schedule {config['kl_schedule']}"
-
-
-def _warnings(config: Mapping[str, Any], module: Training, bar: Progress, terms: Terms, local: bool) -> list[str]:
+def _warnings(config: Mapping[str, Any], module: Training, bar: Progress, terms: Terms, per_fact: bool) -> list[str]:
     found = []
     if not bar.finished:
         found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; --resume goes on with it.")
     collapsed = [site for site, kl in terms.kl_per_latent.items() if kl < COLLAPSED]
     if collapsed:
-        way_out = "lower --kl-weight" if local else "train longer, or lower --kl-weight"
+        way_out = "lower --kl-weight" if per_fact else "train longer, or lower --kl-weight"
         found.append(
             f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "
             f"{COLLAPSED:g} nat): these latents carry next to no information about their symbols; {way_out}."
@@ -437,52 +427,3 @@ def _warnings(config: Mapping[str, Any], module: Training, bar: Progress, terms:
             f"{module.schedule.warmup_steps}."
         )
     return found
-
-
-def _named(given: Any, table: dict[str, str], kind: str, saving: bool) -> Any:
-    resolve(given, table, kind)
-    try:
-        return name_of(given, table, kind)
-    except InputError:
-        if saving:
-            raise
-        return given
-
-
-def _prior_text(prior: PriorLike | None) -> Any:
-    if prior is None:
-        return None
-    return resolve_prior(prior).text or prior
-
-
-def _score_text(given: str | Score | Callable) -> Any:
-    score = resolve_score(given)
-    return score.name if isinstance(given, str) or SCORES.get(score.name.lower()) is score else given
-
-
-def _check_numbers(options: Mapping[str, Any]) -> None:
-    drawn = 1 if options["negatives"] in (None, "all") else options["negatives"]
-    if not isinstance(drawn, int):
-        raise InputError(f"--negatives is 'all' or a whole number; got {drawn!r}.")
-    positive = {name: options[name] for name in ("dim", "epochs", "batch_size", "lr")} | {"negatives": drawn}
-    at_least_0 = {
-        name: options[name] for name in ("negative_weight", "kl_weight", "early_stopping", "checkpoint_every")
-    }
-    for name, value in positive.items():
-        if not value > 0 or math.isinf(value):
-            raise InputError(f"--{name.replace('_', '-')} must be a positive number; got {value}.")
-    for name, least in at_least_0.items():
-        if least is not None and (not least >= 0 or math.isinf(least)):
-            raise InputError(f"--{name.replace('_', '-')} must be at least 0; got {least}.")
-    if not 0 <= options["warmup"] <= 1:
-        raise InputError(f"--warmup is a share of all steps, from 0 to 1; got {options['warmup']}.")
-    if not 0 < options["completeness"] <= 1:
-        raise InputError(f"--completeness is a probability above 0 and up to 1; got {options['completeness']}.")
-    if min(options["devices"], options["nodes"]) < 1:
-        raise InputError(f"--devices and --nodes must be at least 1; got {options['devices']} and {options['nodes']}.")
-
-
-def _check_choices(**given: tuple[Any, tuple[str, ...]]) -> None:
-    for name, (value, choices) in given.items():
-        if value not in choices:
-            raise InputError(f"unknown --{name.replace('_', '-')} {value!r}; choose from {', '.join(choices)}.")

@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from kgpyro.data.graph import Graph
 from kgpyro.evaluation.conformal import open_candidates
-from kgpyro.posterior.scores import PosteriorScores, seeded
+from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.posterior.uncertainty import entropy, label_entropy
+from kgpyro.randomness import seeded
 
 MEASURES = ("epistemic", "entropy", "probability")
 NUMBERS_AT_ONCE = 1 << 22
@@ -54,7 +55,7 @@ def shortlist(
             (int(p), part) for p in row.unique() for part in head[row == p].split(max(1, NUMBERS_AT_ONCE // longest))
         ]
         for p, heads in tqdm(blocks, desc="acquire", unit="block", disable=not progress, leave=False):
-            values = _measure(by, *_moments(posterior, heads, p, draws)).cpu()
+            values = _measure(by, *_moments(posterior, heads, p, draws, seed)).cpu()
             values[~open_candidates(heads, torch.full_like(heads, p), graph.training_queries, count)] = -math.inf
             top, where = values.flatten().topk(min(size, values.numel()))
             facts = torch.stack([heads[where // count], torch.full_like(where, p), where % count], dim=1)
@@ -79,23 +80,12 @@ def _measure(by: str, mean: Tensor, aleatoric: Tensor) -> Tensor:
     return label_entropy(mean) - (aleatoric if by == "epistemic" else 0)
 
 
-def _moments(posterior: PosteriorScores, heads: Tensor, relation: int, draws: int) -> tuple[Tensor, Tensor]:
-    """Mean probability and mean entropy, in nats, of all facts of a relation with these heads, ``(b,) -> (b, E)`` each.
-
-    Facts are asked both ways where relations have inverses, with half the draws each.
-    """
-    kg, rows = posterior.kg, posterior.graph.num_relations
-    heads, everyone = heads.to(posterior.device), torch.arange(posterior.graph.num_entities, device=posterior.device)
-    tails = everyone.split(max(1, NUMBERS_AT_ONCE // max(len(heads), kg.entity_size, kg.relation_size)))
-    mean, aleatoric = torch.zeros(2, len(heads), len(everyone), device=posterior.device, dtype=posterior.dtype)
-    rounds = -(-draws // 2) if posterior.inverse else draws
-    for number in range(rounds):
-        with posterior.guide.using(number):
-            ways = [posterior._draw_logits(heads, torch.full_like(heads, relation))]
-            if posterior.inverse:
-                asked = [posterior._draw_logits(t, torch.full_like(t, relation + rows), heads) for t in tails]
-                ways.append(torch.cat(asked).T)
-        for logits in ways:
-            mean += logits.sigmoid() / (rounds * len(ways))
-            aleatoric += entropy(logits) / (rounds * len(ways))
+def _moments(posterior: PosteriorScores, heads: Tensor, relation: int, draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean probability and mean entropy, in nats, of all facts of a relation with these heads, ``(b, E)`` each."""
+    heads = heads.to(posterior.device)
+    mean = aleatoric = torch.zeros((), device=posterior.device)
+    for number in posterior.numbers(draws, seed):
+        logits = posterior.draw_logits(heads, torch.full_like(heads, relation), number)
+        mean = mean + logits.sigmoid() / draws
+        aleatoric = aleatoric + entropy(logits) / draws
     return mean, aleatoric

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kgpyro.data.features import FeaturesLike, load_features
 from kgpyro.data.graph import SPLITS, Graph
@@ -18,17 +19,16 @@ from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration
 from kgpyro.evaluation.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
-from kgpyro.names import GUIDES, resolve
 from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
+from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
 from kgpyro.posterior.predictions import Predictions
-from kgpyro.posterior.runs import Bounded, Run, refusing, store_recalibration
-from kgpyro.posterior.scores import seeded
+from kgpyro.posterior.replay import Program
+from kgpyro.posterior.runs import Run, refusing, store_recalibration
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score
-from kgpyro.program.priors import resolve_prior
-from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide
+from kgpyro.randomness import seeded
 
 
 class Posterior(Predictions):
@@ -37,7 +37,8 @@ class Posterior(Predictions):
     Attributes:
         graph: the graph, all three splits.
         kg: the setting: score, priors, intercepts.
-        guide: ``q(h | symbol)``.
+        guide: ``q(h | symbol)``; None where NUTS drew from the posterior.
+        program: the model and what it takes to run it.
         config: the resolved options of the fit, as in ``config.yaml``.
         metrics: what ``metrics.json`` holds, as a dictionary that prints as a table.
         log: one row per epoch, as in ``log.csv``.
@@ -49,13 +50,14 @@ class Posterior(Predictions):
     def __init__(
         self,
         graph: Graph,
-        kg: Setting,
-        guide: Guide,
+        program: Program,
+        guide: Guide | None,
         config: Mapping[str, Any],
         metrics: Mapping[str, Any] | None = None,
         log: pd.DataFrame | None = None,
+        samples: Mapping[str, Tensor] | None = None,
     ):
-        super().__init__(graph, kg, guide)
+        super().__init__(graph, program, guide, samples)
         self.config, self.metrics = dict(config), Metrics(metrics or {})
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
@@ -138,6 +140,11 @@ class Posterior(Predictions):
         table = self.facts(ids, draws=draws, seed=seed)
         return table.assign(entropy=table["aleatoric"] + table["epistemic"])
 
+    @property
+    def both_readings(self) -> bool:
+        """Whether facts are ranked by the mean score of both their readings."""
+        return self.one_probability and self.config["closed_world"] == "full"
+
     # ---- ranks ------------------------------------------------------------------------------------------------------
 
     def ranks(
@@ -152,7 +159,9 @@ class Posterior(Predictions):
 
         Args:
             split: ``"train"``, ``"valid"`` or ``"test"``.
-            by: ``"score"``, the posterior mean of the score, or ``"probability"``, the posterior predictive.
+            by: ``"score"``, the posterior mean of the score, or ``"probability"``, the posterior predictive. Under a
+                local closed world half of the readings of unknown facts are untrained, so that a score there is that
+                of the query's own reading; else it is that of both, as the probability always is.
             draws: Monte-Carlo draws; by default 32 for scores that need them and 100 for probabilities.
             unseen: only the triples with an entity that training has not seen.
             progress: show a progress bar.
@@ -162,7 +171,8 @@ class Posterior(Predictions):
         """
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
-        functions = {"score": self.mean_scores, "probability": self.probabilities}
+        score = partial(self.mean_scores, both=self.both_readings)
+        functions: dict[str, Callable[..., Tensor]] = {"score": score, "probability": self.probabilities}
         if by not in functions:
             raise InputError(f"facts are ranked by 'score' or 'probability', not by {by!r}.")
         options = {} if draws is None else {"draws": draws}
@@ -222,7 +232,10 @@ class Posterior(Predictions):
             prior = self.kg.symbol_prior(kind)
             found += [(kind, name, "learned", value) for name, value in prior.values().items()]
             for site in prior.latents:
-                mean = posterior_mean(self.guide.hyper[site]())
+                if self.guide is None or self.samples is not None:
+                    mean = (self.samples or {})[site].mean(0)
+                else:
+                    mean = posterior_mean(self.guide.field(site)())
                 found.append((kind, site.removeprefix(f"{kind}_"), "latent", mean))
         rows = []
         for kind, name, how, values in found:
@@ -241,7 +254,7 @@ class Posterior(Predictions):
         Raises:
             InputError: the guide does not go by features, or graph or features do not fit.
         """
-        if not self.guide.inductive:
+        if self.guide is None or not self.guide.inductive:
             raise InputError(
                 f"guide {self.config['guide']} knows only the entities it was fitted to; fit with --guide features."
             )
@@ -256,7 +269,9 @@ class Posterior(Predictions):
         if found.shape[1] != old.shape[1]:
             raise InputError(f"these entities have {found.shape[1]} features; the guide was fitted to {old.shape[1]}.")
         guide.features, kg.num_entities = found.to(old), graph.num_entities
-        extended = Posterior(graph, kg, guide, self.config, self.metrics, self.log)
+        batches = batches_of(graph, self.config, self.dtype).to(self.device)
+        program = replace(self.program, kg=kg, batches=batches)
+        extended = Posterior(graph, program, guide, self.config, self.metrics, self.log)
         extended.seconds, extended.provenance = self.seconds, self.provenance
         extended.recalibration = self.recalibration
         return extended
@@ -270,11 +285,21 @@ class Posterior(Predictions):
 
         Raises InputError where the folder holds another run, unless it is the ``unfinished`` one of this fit.
         """
-        parts = (("guide", self.guide), ("setting", self.kg))
-        state = {f"{part}.{key}": value for part, module in parts for key, value in module.state_dict().items()}
-        run = Run(self.graph, self.config, self.metrics, self.log, state, self.guide.sites, self.provenance)
+        state = {f"draws.{site}": value for site, value in (self.samples or {}).items()}
+        for part, module in self._modules().items():
+            state |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
+        run = Run(self.graph, self.config, self.metrics, self.log, state, self.provenance)
         run.write(folder, unfinished)
         self.store_recalibration(folder)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Whose parameters a run keeps."""
+        found = {"setting": self.kg, "own": self.program.parameters.made}
+        if self.guide is not None:
+            found["guide"] = self.guide
+        if isinstance(self.program.model, nn.Module):
+            found["model"] = self.program.model
+        return found
 
     def store_recalibration(self, folder: str | Path) -> None:
         """Write ``recalibration.json`` to a run's folder, or remove it. Raises InputError where that cannot be."""
@@ -286,8 +311,8 @@ class Posterior(Predictions):
 
         Args:
             folder: what :meth:`save` wrote.
-            **own: ``prior``, ``entity_prior``, ``relation_prior``, ``score`` or ``guide`` where the run was fitted with
-                your own code (``package.module:object``): code is never imported on the word of a run folder.
+            **own: ``model``, ``prior``, ``entity_prior``, ``relation_prior``, ``score`` or ``guide`` where it was fit
+                with your own code (``package.module:object``): code is never imported on the word of a run folder.
 
         Raises:
             InputError: no run there, or a file of it is missing or damaged.
@@ -295,18 +320,22 @@ class Posterior(Predictions):
         run = Run.read(folder)
         run.refuse_own_code(set(own))
         config = run.config | own
-        with refusing(Path(folder)), Bounded(run.state.values()), seeded(0):
+        dtype = run.dtype
+        with refusing(Path(folder)), seeded(0):
             _refuse_claims(run, config, own)
-            kg = build_setting(run.graph, config, run.state.get("guide.features"))
-            guide = build_guide(config, kg, run.sites)
+            graph = run.graph
+            kg = build_setting(graph, config, run.state.get("guide.features")).to(dtype)
+            program = program_of(config["model"], kg, batches_of(graph, config, dtype))
+            samples = {k.removeprefix("draws."): v for k, v in run.state.items() if k.startswith("draws.")}
+            guide = None if samples else build_guide(config["guide"], kg, sites_of(program)).to(dtype)
+            found = cls(graph, program, guide, run.config, run.metrics, run.log, samples or None)
         try:
-            for part, module in (("guide", guide), ("setting", kg)):
+            for part, module in found._modules().items():
                 state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
-                module.to(run.state["setting.intercept"].dtype).load_state_dict(state)
+                module.load_state_dict(state)
         except RuntimeError as error:
             what = " ".join(str(error).split())[:300]
             raise InputError(f"the weights in {folder} do not fit its config.yaml: {what}.") from error
-        found = cls(run.graph, kg, guide, run.config, run.metrics, run.log)
         found.provenance = run.provenance
         if run.recalibration is not None:
             found.recalibration = Recalibration.of(run.recalibration)
@@ -317,27 +346,5 @@ def _refuse_claims(run: Run, config: Mapping[str, Any], own: Mapping[str, Any]) 
     """Raise InputError, before memory is taken, where the options claim more than the file of weights has."""
     widest = max((size for value in run.state.values() for size in value.shape), default=0)
     sizes = resolve_score(config["score"]).sizes(config["dim"])
-    if "score" not in own and "guide" not in own and max(sizes) > widest + 1:  # a simplex takes a number less
+    if not {"score", "guide"} & own.keys() and max(sizes) > widest + 1:  # a simplex takes a number less
         raise InputError(f"the weights do not fit the dim {config['dim']} of config.yaml.")
-    if run.state["setting.intercept"].dtype not in (torch.float32, torch.float64):
-        raise InputError("the weights do not fit: they are no floating-point numbers of 32 or 64 bits.")
-
-
-def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | None = None) -> Setting:
-    """The setting that a configuration names. Raises InputError for names there are none of."""
-    relation_rows = graph.num_relations * (2 if config["inverse"] else 1)
-    entity_prior = resolve_prior(config["entity_prior"] or config["prior"])
-    relation_prior = resolve_prior(config["relation_prior"] or config["prior"])
-    score = resolve_score(config["score"])
-    kg = Setting(graph.num_entities, relation_rows, score, config["dim"], entity_prior, relation_prior)
-    kg.features, kg.completeness = features, config.get("completeness", 1.0)
-    kg.categorical = config.get("likelihood") == "categorical"
-    return kg
-
-
-def build_guide(config: Mapping[str, Any], kg: Setting, sites: set[str]) -> Guide:
-    """The guide that a configuration names, over a model's latent sites. Raises InputError for what is no guide."""
-    guide = resolve(config["guide"], GUIDES, "guide")(kg, sites)
-    if not isinstance(guide, Guide):
-        raise InputError(f"guide {config['guide']} gives {type(guide).__name__}; derive it from kgpyro.Guide.")
-    return guide

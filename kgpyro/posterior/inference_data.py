@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from pyro import poutine
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.posterior.scores import PosteriorScores, seeded
+from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.program.likelihood import observed_logits
 from kgpyro.program.setting import Setting
+from kgpyro.randomness import seeded
 
 SYMBOLS = 50  # of a kind that are exported where none are named
 VALUES = 1 << 24  # of the latents of these, at most
@@ -77,10 +78,10 @@ def to_arviz(
             "entity": _chosen(entities, g.entity_id, g.num_entities, VALUES // (draws * kg.entity_size)),
             "relation": torch.cat([rows, rows + g.num_relations]) if scores.inverse else rows,
         }
-        asked, y = _training_facts(scores, facts, observed)
+        asked, y = _some_facts(scores, facts, observed)
         chosen = {kind: ids.to(scores.device) for kind, ids in chosen.items()}
         prior = _prior_draws(kg, chosen, draws)
-        posterior, logits = _posterior_draws(scores, chosen, asked.to(scores.device), draws)
+        posterior, logits = _posterior_draws(scores, chosen, asked.to(scores.device), draws, seed)
         logits = observed_logits(logits, kg.completeness, torch.eq(asked[:, 0], asked[:, 2]).expand_as(logits))
         predicted = torch.bernoulli(logits.sigmoid()).long()
     found = {
@@ -101,6 +102,8 @@ def to_arviz(
     for site, (_, shape) in kg.hyper_latents.items():
         kind = site.partition("_")[0]
         dims[site] = [[], [f"{kind}_dim"], [kind]][len(shape)]
+    if "intercept" in posterior:
+        coords["intercept_relation"], dims["intercept"] = list(g.relations), ["intercept_relation"]
     if new:
         return arviz.from_dict(groups, coords=coords, dims=dims)
     return arviz.from_dict(**groups, coords=coords, dims=dims)
@@ -113,18 +116,12 @@ def _chosen(names: Sequence[str] | None, id_of: Callable[[str], int], count: int
     return torch.randperm(count)[: max(1, min(SYMBOLS, most))].sort().values
 
 
-def _training_facts(scores: PosteriorScores, number: int, observed: float | None) -> tuple[Tensor, Tensor]:
-    """Distinct facts of training queries, ``(anchor, row, candidate)``, shape ``(n, 3)``, and their labels ``(n,)``.
-
-    Where relations have inverses the facts of head queries are among them, as triples of the inverse; else those of
-    tail queries are all that there are to know.
-    """
-    g, queries = scores.graph, scores.graph.training_queries
-    mine = torch.arange(len(queries))
-    if not scores.inverse:
-        mine = mine[queries.relation < g.num_relations]
-    row, answer = queries.answer_pairs(mine)
-    true, total = row * g.num_entities + answer, len(mine) * g.num_entities
+def _some_facts(scores: PosteriorScores, number: int, observed: float | None) -> tuple[Tensor, Tensor]:
+    """Distinct facts ``(head, relation, tail)``, shape ``(n, 3)``, and whether training holds them, ``(n,)``."""
+    g = scores.graph
+    size = g.num_entities
+    true = (g.train[:, 1] * size + g.train[:, 0]) * size + g.train[:, 2]
+    total = g.num_relations * size * size
     if total <= FACTS:
         pool = torch.randperm(total)
     else:
@@ -134,50 +131,30 @@ def _training_facts(scores: PosteriorScores, number: int, observed: float | None
         known = true[torch.randperm(len(true))][: round(observed * number)]
         pool = torch.cat([known, pool[~torch.isin(pool, true)][: number - round(observed * number)]])
     chosen = pool[:number]
-    query = mine[chosen // g.num_entities]
-    facts = torch.stack([queries.anchor[query], queries.relation[query], chosen % g.num_entities], dim=1)
-    return facts, torch.isin(chosen, true).to(scores.kg.intercept)
+    facts = torch.stack([chosen // size % size, chosen // size**2, chosen % size], dim=1)
+    return facts, torch.isin(chosen, true).to(scores.kg.start)
 
 
 def _posterior_draws(
-    scores: PosteriorScores, chosen: dict[str, Tensor], asked: Tensor, draws: int
+    scores: PosteriorScores, chosen: dict[str, Tensor], facts: Tensor, draws: int, seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws of the chosen symbols' latents, ``(draws, n, d)``, and of the facts' logits, ``(draws, f)``.
-
-    Global latents are drawn once for both.
-    """
-    kg, guide = scores.kg, scores.guide
-    a, r, c = asked.unbind(1)
-    used = {"entity": torch.cat([a, c]), "relation": r} if scores._global_latents else {}
-    needed = {
-        kind: torch.cat([ids, used.get(kind, ids[:0])]).unique(return_inverse=True) for kind, ids in chosen.items()
-    }
-    values = sum(len(ids) * kg.size(kind) for kind, (ids, _) in needed.items())
-    values += len(asked) * (2 * kg.entity_size + kg.relation_size)
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    for share in _shares(scores, draws, max(1, (1 << 23) // values)):
-        shape = torch.Size([share])
-        tables = {}
-        for kind, (ids, place) in needed.items():
-            tables[kind] = guide.posterior(kind, ids).rsample(shape)
-            found[VARIABLES[kind]].append(tables[kind][:, place[: len(chosen[kind])]])
-        if scores._global_latents:
-            ends, rows = (needed[kind][1][len(chosen[kind]) :] for kind in chosen)
-            head, tail = (tables["entity"][:, end] for end in ends.chunk(2))
-            found["logits"].append(kg.score.triples(head, tables["relation"][:, rows], tail) + kg.intercept[r])
-        else:
-            found["logits"].append(scores._draw_pairs_of_member(a, r, c, share))
-    order = torch.randperm(draws) if guide.members > 1 else slice(None)  # or the draws' order would tell the member
-    latents = {name: torch.cat(values)[order] for name, values in found.items()}
-    logits = latents.pop("logits")
-    hyper = {site: guide.hyper[site]().sample(torch.Size([draws])) for site in kg.hyper_latents}
-    return latents | _of_chosen(hyper, chosen), logits
-
-
-def _shares(scores: PosteriorScores, draws: int, at_once: int) -> Iterator[int]:
-    """So many draws, ``at_once`` at most, for each member of a mixture, which is in use meanwhile."""
-    for share in scores.in_turn(draws):
-        yield from (min(at_once, share - start) for start in range(0, share, at_once))
+    """Draws of the chosen symbols' latents, ``(draws, n, d)``, of all other latents, and of the facts' logits."""
+    logits = scores.fact_logits(facts, draws, seed)
+    if scores.form is not None and not (scores.guide is not None and scores.guide.members > 1):
+        entities, relations, intercepts = scores.drawn(draws, seed, chosen["entity"], chosen["relation"])
+        found = {"entities": entities, "relations": relations}
+        if scores.form.intercept:
+            found["intercept"] = intercepts
+        if (guide := scores.guide) is not None:
+            rest = (site for site, _ in guide.others.get("", ()) if site != "intercept")
+            found |= {site: guide.field(site)().sample(torch.Size([draws])) for site in rest}
+        return _of_chosen(found, chosen, scores.kg), logits
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    for number in scores.numbers(draws, seed):
+        for site, value in scores.joint(number).items():
+            kind = next((k for k in VARIABLES if VARIABLES[k] == site), None)
+            parts[site].append(value if kind is None else value[chosen[kind]])
+    return _of_chosen({site: torch.stack(values) for site, values in parts.items()}, chosen, scores.kg), logits
 
 
 def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str, Tensor]:
@@ -194,13 +171,13 @@ def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str
         for site in kg.hyper_latents:
             found[site].append(trace.nodes[site]["value"].unsqueeze(0))
     drawn = {name: torch.cat(values) for name, values in found.items()}
-    hyper = {site: drawn.pop(site) for site in kg.hyper_latents}
-    return drawn | _of_chosen(hyper, chosen)
+    return _of_chosen(drawn, chosen, kg)
 
 
-def _of_chosen(hyper: dict[str, Tensor], chosen: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of priors, those with a value per symbol (``(draws, count, 1)``) only for the chosen ones."""
-    return {
-        site: value[:, chosen[site.partition("_")[0]], 0] if value.dim() == 3 else value
-        for site, value in hyper.items()
-    }
+def _of_chosen(latents: dict[str, Tensor], chosen: dict[str, Tensor], kg: Setting) -> dict[str, Tensor]:
+    """Latents; of parameters of priors that have a value per symbol, ``(draws, count, 1)``, the chosen ones."""
+    found = dict(latents)
+    for site in kg.hyper_latents.keys() & found.keys():
+        if found[site].dim() == 3:
+            found[site] = found[site][:, chosen[site.partition("_")[0]], 0]
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -14,9 +15,9 @@ from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Calibration, Recalibration
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
-from kgpyro.posterior.scores import PosteriorScores, seeded
+from kgpyro.posterior.replay import Program
+from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.posterior.uncertainty import summary
-from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide
 
 
@@ -27,8 +28,10 @@ class Predictions(PosteriorScores):
         recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
     """
 
-    def __init__(self, graph: Graph, kg: Setting, guide: Guide):
-        super().__init__(graph, kg, guide)
+    def __init__(
+        self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
+    ):
+        super().__init__(graph, program, guide, samples)
         self.recalibration: Recalibration | None = None
         self._thresholds: dict[int, Thresholds] = {}
 
@@ -57,8 +60,9 @@ class Predictions(PosteriorScores):
         Returns:
             A row per fact, as given: ``head``, ``relation``, ``tail``, ``probability``, ``std``, ``low``, ``high``,
             ``aleatoric`` and ``epistemic`` (:func:`.summary`), ``score``, the mean of its log-odds
-            over the draws, and ``frequency``, in how many places of training triples its rarer entity is. Where
-            relations have inverses a draw's probability is asked both ways, and the fact's draws are those of either.
+            over the draws, ``frequency``, in how many places of training triples its rarer entity is, and ``error``,
+            the Monte-Carlo standard error of ``probability``. A fact has one probability, the one that :meth:`predict`
+            has too, whichever end is asked for, and whatever other facts are asked with it.
 
         Raises:
             InputError: an unknown name, or a categorical likelihood.
@@ -66,13 +70,9 @@ class Predictions(PosteriorScores):
         self.refuse_categorical("predictions of single facts")
         ids = self._ids(triples).to(self.device)
         found = []
-        with seeded(seed):
-            for part in ids.split(max(1, (1 << 23) // (draws * max(self.kg.entity_size, self.kg.relation_size)))):
-                ways = [(part[:, 0], part[:, 1], part[:, 2])]
-                if self.inverse:
-                    ways.append((part[:, 2], part[:, 1] + self.graph.num_relations, part[:, 0]))
-                each = torch.cat([self._draw_pairs(*way, draws=-(-draws // len(ways))) for way in ways])
-                found.append(self._summary(each, interval, (part[:, 0], part[:, 2]), recalibrated))
+        for part in ids.split(max(1, (1 << 24) // max(1, draws))):
+            logits = self.fact_logits(part, draws, seed)
+            found.append(self._summary(logits, interval, (part[:, 0], part[:, 2]), recalibrated))
         names = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]} if found else {}
         g = self.graph
         h, r, t = (
@@ -87,6 +87,7 @@ class Predictions(PosteriorScores):
         """:func:`.summary` of facts that have these entities, recalibrated where this posterior is."""
         frequency = torch.stack([self.graph.frequency[e.cpu()] for e in torch.broadcast_tensors(*entities)]).amin(0)
         found = summary(logits, interval) | {"score": logits.double().mean(0), "frequency": frequency}
+        found["error"] = found["std"] / math.sqrt(len(logits))
         if recalibrated and self.recalibration is not None:
             moved = self.recalibration({key: value.cpu().numpy() for key, value in found.items()})
             found |= {key: torch.as_tensor(value) for key, value in moved.items()}
@@ -172,25 +173,25 @@ class Predictions(PosteriorScores):
             One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive, of
             the fact; under a categorical likelihood, that it is the answer), ``std`` and ``low``, ``high`` (standard
             deviation and interval of that probability over the posterior), ``aleatoric`` and ``epistemic`` (the two
-            parts of the doubt, in nats; :func:`.summary`), ``score`` and ``frequency`` as in
-            :meth:`facts`, ``known`` (the split that holds the fact, or an empty string).
+            parts of the doubt, in nats; :func:`.summary`), ``score``, ``frequency`` and
+            ``error`` as in :meth:`facts`, ``known`` (the split that holds the fact, or an empty string).
 
         Raises:
             InputError: unknown names, or not exactly one given entity.
         """
         side, given, relation_id, row = self._query(head, relation, tail)
+        logits = self.answer_logits(given, row, draws, seed)
         everyone = torch.arange(self.graph.num_entities, device=self.device)
-        chosen = everyone if top is None else self._most_probable(given, row, top, draws, seed)
-        parts = chosen.split(max(1, (1 << 22) // draws))
+        parts = everyone.split(max(1, (1 << 22) // draws))
         anchor = torch.tensor([given])
-        found = [self._summary(self._draws(given, row, part, draws, seed), interval, (anchor, part)) for part in parts]
-        columns = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]}
+        found = [self._summary(logits[:, part], interval, (anchor, part)) for part in parts]
+        columns = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
+        chosen = columns["probability"].argsort(descending=True, stable=True)[:top]
         known = self._known(given, relation_id, side)
         ids = chosen.tolist()
-        frame = pd.DataFrame(
-            {side: [self.graph.entities[i] for i in ids], **columns, "known": [known.get(i, "") for i in ids]}
-        )
-        return frame.sort_values("probability", ascending=False, kind="stable", ignore_index=True)
+        names = [self.graph.entities[i] for i in ids]
+        shown = {key: value[chosen].numpy() for key, value in columns.items()}
+        return pd.DataFrame({side: names, **shown, "known": [known.get(i, "") for i in ids]})
 
     @torch.no_grad()
     def predict_set(
@@ -249,18 +250,6 @@ class Predictions(PosteriorScores):
         given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
         relation_id = self.graph.relation_id(relation)
         return side, given, relation_id, relation_id if side == "tail" else relation_id + self.graph.num_relations
-
-    def _most_probable(self, given: int, row: int, top: int, draws: int, seed: int) -> Tensor:
-        """The ids of a query's answers with the highest predictive probability, in blocks of draws."""
-        total = torch.zeros(self.graph.num_entities, device=self.device, dtype=self.dtype)
-        at_once = max(1, (1 << 22) // self.graph.num_entities) if self._cheap_draws else 1
-        a, r = (torch.tensor([value], device=self.device) for value in (given, row))
-        with seeded(seed):
-            for share in self.in_turn(draws):
-                for start in range(0, share, at_once):
-                    rows = min(at_once, share - start)
-                    total += self._draw_logits(a.expand(rows), r.expand(rows)).sigmoid_().sum(0)
-        return total.topk(min(top, len(total))).indices
 
     def _known(self, given: int, relation: int, side: str) -> dict[int, str]:
         found: dict[int, str] = {}

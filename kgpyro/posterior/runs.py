@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +20,6 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.errors import InputError
@@ -28,12 +27,14 @@ from kgpyro.files import write_text, write_whole
 from kgpyro.names import is_dotted
 from kgpyro.version import VERSION
 
-FORMAT = "1"
+FORMAT = "2"
 POSTERIOR = "posterior.safetensors"
-OWN = ("prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
+OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
 REQUIRED: dict[str, tuple[type, ...]] = {
     "model": (str,), "prior": (str,), "entity_prior": (str, type(None)), "relation_prior": (str, type(None)),
-    "score": (str,), "guide": (str,), "dim": (int,), "inverse": (bool,),
+    "score": (str,), "guide": (str,), "dim": (int,), "inverse": (bool,), "closed_world": (str,),
+    "likelihood": (str,), "completeness": (int, float), "negatives": (str, int),
+    "negative_weight": (int, float, type(None)), "unanswered": (str, int, type(None)),
 }  # fmt: skip
 DAMAGE = (
     OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, RecursionError, MemoryError, OverflowError,
@@ -50,8 +51,7 @@ class Run:
         config: the resolved options of the fit (``config.yaml``).
         metrics: ``metrics.json``.
         log: one row per epoch (``log.csv``); empty where there is none.
-        state: parameters of guide and setting (``posterior.safetensors``).
-        sites: the model's latent sites (metadata of the same file).
+        state: parameters of guide, setting and model, or draws of the latents (``posterior.safetensors``).
         provenance: :func:`provenance` of the fit (``run.json``); empty where there is none.
         recalibration: of predicted probabilities (``recalibration.json``); None where there is none.
     """
@@ -61,7 +61,6 @@ class Run:
     metrics: dict[str, Any]
     log: pd.DataFrame
     state: dict[str, Tensor]
-    sites: set[str]
     provenance: dict[str, Any] = field(default_factory=dict)
     recalibration: dict[str, Any] | None = None
 
@@ -76,7 +75,7 @@ class Run:
         folder = Path(folder) if unfinished else new_run_folder(folder)
         check_writable_config(self.config)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state.items()}
-        metadata = {"format": FORMAT, "kgpyro": VERSION, "sites": ",".join(sorted(self.sites))}
+        metadata = {"format": FORMAT, "kgpyro": VERSION}
         start_run(folder, self.graph, self.config)
         write_text(folder / "run.json", json.dumps(self.provenance, indent=2) + "\n")
         write_text(folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
@@ -104,9 +103,16 @@ class Run:
             log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").is_file() else pd.DataFrame()
             path = folder / "recalibration.json"
             recalibration = _object(path) if path.is_file() else None
-            sites = set(metadata["sites"].split(","))
             graph, config = read_graph(folder), read_config(folder)
-            return cls(graph, config, metrics, log, state, sites, provenance, recalibration)
+            return cls(graph, config, metrics, log, state, provenance, recalibration)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights. Raises InputError where they are no floating-point numbers."""
+        found = self.state["setting.base_rate"].dtype if "setting.base_rate" in self.state else None
+        if found not in (torch.float32, torch.float64):
+            raise InputError("the weights do not fit: they are no floating-point numbers of 32 or 64 bits.")
+        return found
 
     def refuse_own_code(self, named_again: set[str]) -> None:
         """Raise InputError where the options name code of the user's that was not named again."""
@@ -159,28 +165,6 @@ def refusing(folder: Path) -> Iterator[None]:
     except DAMAGE as error:
         what = " ".join(str(error).split())[:300]
         raise InputError(f"the run in {folder} is incomplete or damaged: {what or type(error).__name__}.") from error
-
-
-class Bounded(TorchFunctionMode):
-    """Refuses to make many more tensors and numbers than a file of weights accounts for.
-
-    Each tensor that is made counts for a thousand numbers at least, so that a claim of a billion small layers ends too.
-    """
-
-    MATRIX = 10_000  # rows of a prior's covariance that is believed
-    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
-
-    def __init__(self, weights: Iterable[Tensor]):
-        super().__init__()
-        self.left = 10_000_000 + 4 * sum(value.numel() + 1000 for value in weights)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in self.MAKERS:
-            self.left -= max(1000, func(*args, **kwargs | {"device": "meta"}).numel())
-        if self.left < 0 or (func is torch.diag_embed and args[0].shape[-1] > self.MATRIX):
-            raise InputError("the weights do not fit config.yaml, which claims far more of them.")
-        return func(*args, **kwargs)
 
 
 def check_format(folder: Path, metadata: Mapping[str, str]) -> None:

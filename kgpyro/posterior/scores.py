@@ -1,9 +1,16 @@
-"""Scores under the posterior: their exact means, draws, and predictive probabilities, of all candidates or of pairs."""
+"""Log-odds of facts under the posterior: their means, draws, and predictive probabilities, of candidates or of facts.
+
+A model is replayed on draws of its latents (:mod:`kgpyro.posterior.replay`). Where its labels are what the setting's
+likelihood makes of the latents as they are (:class:`Standard`), closed forms take the place of the replay.
+
+A fact has two readings where relations have inverses, φ(h, r, t) and φ(t, r⁻¹, h). Its log-odds are their mean plus the
+relation's intercept, in each draw: one probability, whichever end is asked for. The bound of a fit, which counts half
+of the log-likelihood of each reading, is a bound of this model too, since softplus is convex.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from types import EllipsisType
 
 import torch
@@ -11,126 +18,127 @@ from torch import Tensor
 
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
+from kgpyro.posterior.replay import Program, joint_draw, replayed_logits, standard_form
 from kgpyro.program.families import is_gaussian, posterior_mean, posterior_variance
-from kgpyro.program.likelihood import AllCandidates
-from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide
+from kgpyro.randomness import seeded
 
-Moments = tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor] | None]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run with the random state of a seed, and give the caller's back."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+KEPT = 1 << 25  # numbers in the draws of all latents, up to which they are drawn whole and kept
+AT_ONCE = 1 << 22  # numbers of latents or scores at once
+Tables = tuple[Tensor, Tensor, Tensor]  # draws of entities (S, m, d_e), relations (S, k, d_r), intercepts (S, R)
 
 
 class PosteriorScores:
-    """Scores of a graph's facts under a guide.
+    """Scores of a graph's facts under a posterior.
 
     Attributes:
         graph: the graph, all three splits.
-        kg: the setting: score, priors, intercepts.
-        guide: ``q(h | symbol)``.
+        kg: the setting: score, priors, likelihood.
+        guide: ``q(h | symbol)``; None where the posterior is a set of draws.
+        program: the model and what it takes to run it.
+        samples: draws of every latent site, shape ``(S, *)`` each, where the posterior is a set of them.
+        form: :class:`kgpyro.posterior.replay.Standard`, or None where every prediction is a replay.
     """
 
-    def __init__(self, graph: Graph, kg: Setting, guide: Guide):
-        self.graph, self.kg, self.guide = graph, kg.eval(), guide.eval()
-        self._cached: dict[int, Moments] = {}
+    def __init__(
+        self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
+    ):
+        self.graph, self.program, self.kg = graph, program, program.kg.eval()
+        self.guide = None if guide is None else guide.eval()
+        self.samples = samples
+        self.form = standard_form(program, guide)
+        self._means: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._tables: dict[tuple[int, int], Tables] = {}
 
     def forget(self) -> None:
-        """Drop what is cached of the guide; for whoever trains it further."""
-        self._cached.clear()
-
-    @contextmanager
-    def draw(self, number: int) -> Iterator[None]:
-        """Run in the random state of a draw's number; a mixture's members take turns."""
-        with seeded(number), self.guide.using(number):
-            yield
+        """Drop what is cached of the posterior; for whoever trains it further."""
+        self._means.clear()
+        self._tables.clear()
 
     def in_turn(self, draws: int, first: int = 0) -> Iterator[int]:
         """Each member of a mixture in turn, from that of draw ``first`` on, with its share of ``draws`` draws."""
-        members = self.guide.members
-        for i in range(min(draws, members)):
+        if self.guide is None:
+            yield draws
+            return
+        for i in range(min(draws, self.guide.members)):
             with self.guide.using(first + i):
-                yield len(range(i, draws, members))
+                yield len(range(i, draws, self.guide.members))
 
     @property
     def inverse(self) -> bool:
         return self.kg.num_relations == 2 * self.graph.num_relations
 
-    def _rows(self, row: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The relation latents of query rows (``p``, or ``p + R`` for heads), and which queries ask for heads."""
-        if self.inverse:
-            return row, None
-        return row % self.graph.num_relations, row >= self.graph.num_relations
+    @property
+    def device(self) -> torch.device:
+        return self.kg.start.device
 
-    @torch.no_grad()
-    def mean_scores(self, anchor: Tensor, row: Tensor, draws: int = 32) -> Tensor:
-        """Posterior mean of the score of every candidate, shapes ``(b,), (b,) -> (b, E)``.
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.kg.start.dtype
 
-        Exact for multilinear scores: under independent latents the score of the means, and for the self-loop of a
-        global latent that plus its variances. For the other scores the mean of ``draws`` posterior draws, the same in
-        every call. Relation rows are ``p`` for tail queries and ``p + R`` for head queries.
-        """
-        anchor, row = anchor.to(self.device), row.to(self.device)
-        relation, reverse = self._rows(row)
-        if self.kg.score.multilinear:
-            found = None
-            for _ in self.in_turn(self.guide.members):
-                entities, relations, loops = self._moments()
-                scores = self.kg.score.candidates(entities[anchor], relations[relation], entities, reverse)
-                if loops is not None:
-                    scores = scores.scatter_add(1, anchor[:, None], loops(anchor, relation)[:, None])
-                found = scores if found is None else found + scores
-            assert found is not None
-            return found / self.guide.members if self.guide.members > 1 else found
-        total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
-        for number in range(draws):
-            with self.draw(number):
-                total += self._draw_scores(anchor, row) - self.kg.intercept[relation].unsqueeze(-1)
-        return total / draws
+    @property
+    def one_probability(self) -> bool:
+        """Whether a fact has one probability, of both readings: a categorical likelihood has one of each answer."""
+        return not self.kg.categorical
 
-    def intercepts(self, row: Tensor) -> Tensor:
-        """``b_p`` of relation rows, shape of ``row``: what turns their scores into log-odds."""
-        return self.kg.intercept.detach()[self._rows(row.to(self.device))[0]]
+    def other(self, row: Tensor) -> Tensor:
+        """The row that asks for the other end of the same relation."""
+        return (row + self.graph.num_relations) % (2 * self.graph.num_relations)
 
-    def _moments(self) -> Moments:
-        """Posterior means of entities and relations, and what a self-loop adds to their score; cached by member."""
-        if self.guide.member not in self._cached:
-            q, kg = self.guide.posterior("entity", ...), self.kg
-            entities, relations = posterior_mean(q), posterior_mean(self.guide.posterior("relation", ...))
-            loops = None
-            if self._global_latents:
-                variance, weights = posterior_variance(q), kg.score.self_loop_weights(relations, kg.entity_size)
-                loops = lambda e, r: (variance[e] * weights[r]).sum(-1)  # noqa: E731
-            self._cached[self.guide.member] = entities, relations, loops
-        return self._cached[self.guide.member]
+    def refuse_categorical(self, what: str) -> None:
+        """Raise InputError where the likelihood does not say how probable a single fact is."""
+        if self.kg.categorical:
+            raise InputError(
+                f"{what} need the probability that a fact is true, and a categorical likelihood says only which entity "
+                f"answers a query; fit with likelihood='bernoulli'."
+            )
 
-    @torch.no_grad()
-    def probabilities(
-        self, anchor: Tensor, row: Tensor, draws: int = 100, candidates: Tensor | EllipsisType = ...
+    def its_guide(self, what: str) -> Guide:
+        """The guide. Raises InputError where the posterior is a set of draws."""
+        if self.guide is None:
+            raise InputError(f"{what} are of a guide's distributions, and NUTS leaves draws; fit with inference='svi'.")
+        return self.guide
+
+    def share_observed(self, anchor: Tensor, candidate: Tensor) -> Tensor:
+        """How probable it is that the graph holds a fact if it is true, shapes broadcast."""
+        complete = anchor.to(self.device) == candidate.to(self.device)
+        return torch.where(complete, 1.0, self.kg.completeness)
+
+    # ---- one draw of many queries -----------------------------------------------------------------------------------
+
+    def joint(self, number: int) -> dict[str, Tensor]:
+        """The latents that are not of single facts in a numbered draw, the same at every call: values by site."""
+        if self.samples is not None:
+            return {name: value[number % len(value)] for name, value in self.samples.items()}
+        assert self.guide is not None
+        return joint_draw(self.program, self.guide, number)
+
+    def _replayed(
+        self, values: Mapping[str, Tensor], anchor: Tensor, row: Tensor, number: int, both: bool = True
     ) -> Tensor:
-        """Monte-Carlo posterior predictive probability of candidates (all, or ids ``(c,)``), ``(b, E)`` or ``(b, c)``.
+        """Log-odds ``(b, E)`` by replay; of both readings of each fact, or of the query's own."""
+        own = replayed_logits(self.program, self.guide, values, anchor, row, number)
+        if not both or not self.one_probability:
+            return own
+        everyone = torch.arange(self.graph.num_entities, device=self.device)
+        asked, place = torch.unique(self.other(row), return_inverse=True)
+        read = torch.empty_like(own)
+        for i, relation in enumerate(asked):  # every candidate as the anchor of the other reading
+            back = replayed_logits(self.program, self.guide, values, everyone, relation.expand(len(everyone)), number)
+            mine = place == i
+            read[mine] = back[:, anchor[mine]].T
+        return (own + read) / 2
 
-        Of the fact that one makes with the query, or under the categorical likelihood that it is the answer. Queries
-        are ``anchor`` and ``row`` of shape ``(b,)``.
-        """
-        return self._mean_probabilities(anchor, row, range(draws), candidates)
-
-    def _mean_probabilities(
-        self, anchor: Tensor, row: Tensor, numbers: range, candidates: Tensor | EllipsisType
-    ) -> Tensor:
-        """Mean over the draws of these numbers."""
-        anchor, row = anchor.to(self.device), row.to(self.device)
-        columns = self.graph.num_entities if isinstance(candidates, EllipsisType) else len(candidates)
-        total = torch.zeros(len(anchor), columns, device=self.device, dtype=self.dtype)
-        for number in numbers:
-            with self.draw(number):
-                total += self._draw_logits(anchor, row, candidates).sigmoid_()
-        return total / len(numbers)
+    def _read(self, anchor: Tensor, row: Tensor, candidates: Tensor, relations: Tensor, both: bool) -> Tensor:
+        """Scores of candidates, ``(b, d_e), (b,), (c, d_e) -> (b, c)``, given latents of all relations."""
+        R, score = self.graph.num_relations, self.kg.score
+        if not self.inverse:
+            return score.candidates(anchor, relations[row % R], candidates, row >= R)
+        own = score.candidates(anchor, relations[row], candidates)
+        if not both:
+            return own
+        reverse = torch.ones_like(row, dtype=torch.bool)
+        return (own + score.candidates(anchor, relations[self.other(row)], candidates, reverse)) / 2
 
     @torch.no_grad()
     def joint_probabilities(
@@ -144,133 +152,310 @@ class PosteriorScores:
         """
         anchor, row = anchor.to(self.device), row.to(self.device)
         candidates = candidates if isinstance(candidates, EllipsisType) else candidates.to(self.device)
-        if not self._global_latents:
-            found: dict[int, Tensor] = {}
-            for number in numbers:
+        found: dict[int, Tensor] = {}
+        for number in numbers:
+            if self.form is not None and self.form.per_fact:
+                assert self.guide is not None
                 member = number % self.guide.members
                 if member not in found:
-                    its_draws = range(member, 100 * self.guide.members, self.guide.members)
-                    found[member] = self._mean_probabilities(anchor, row, its_draws, candidates)
+                    draws = range(member, 100 * self.guide.members, self.guide.members)
+                    found[member] = self._mean_probabilities(anchor, row, draws, candidates)
                 yield found[member]
-            return
-        relation, reverse = self._rows(row)
-        for number in numbers:
-            entities, relations = self._joint_latents(number)
-            scores = self.kg.score.candidates(entities[anchor], relations[relation], entities[candidates], reverse)
-            yield (scores + self.kg.intercept[relation].unsqueeze(-1)).sigmoid_()
+            else:
+                yield self._joint_logits(anchor, row, number, candidates).sigmoid_()
+
+    def _joint_logits(self, anchor: Tensor, row: Tensor, number: int, candidates: Tensor | EllipsisType) -> Tensor:
+        values = self.joint(number)
+        if self.form is None or self.form.per_fact:
+            return self._replayed(values, anchor, row, number)[:, candidates].clone()
+        entities, relations = values[self._site("entity")], values[self._site("relation")]
+        if self.kg.categorical:
+            return _log_odds(self._read(entities[anchor], row, entities, relations, False))[:, candidates]
+        scores = self._read(entities[anchor], row, entities[candidates], relations, True)
+        if self.form.intercept:
+            scores = scores + values["intercept"][row % self.graph.num_relations].unsqueeze(-1)
+        return scores
+
+    def _site(self, kind: str) -> str:
+        frame = f"{kind}_plate"
+        if self.guide is not None:
+            return next(name for name, its in self.guide.symbols[frame] if its == kind)
+        return {"entity": "entities", "relation": "relations"}[kind]
 
     @torch.no_grad()
-    def joint_pairs(self, anchor: Tensor, row: Tensor, candidate: Tensor, number: int) -> Tensor:
-        """Probabilities of paired queries and candidates in the joint draw of a number, ``(n,) -> (n,)``.
+    def probabilities(
+        self, anchor: Tensor, row: Tensor, draws: int = 100, candidates: Tensor | EllipsisType = ...
+    ) -> Tensor:
+        """Monte-Carlo posterior predictive probability of candidates (all, or ids ``(c,)``), ``(b, E)`` or ``(b, c)``.
 
-        Where each fact has latents of its own they are drawn here, from the global random state.
+        Of the fact that one makes with the query, or under the categorical likelihood that it is the answer. Queries
+        are ``anchor`` and ``row`` of shape ``(b,)``.
         """
-        anchor, row, candidate = (ids.to(self.device) for ids in (anchor, row, candidate))
-        at_once = max(1, (1 << 23) // max(self.kg.entity_size, self.kg.relation_size))
-        parts = torch.arange(len(anchor), device=self.device).split(at_once)
-        if not self._global_latents:
-            drawn = [self._draw_pairs(anchor[i], row[i], candidate[i], draws=1, first=number)[0] for i in parts]
+        return self._mean_probabilities(anchor.to(self.device), row.to(self.device), range(draws), candidates)
+
+    def _mean_probabilities(
+        self, anchor: Tensor, row: Tensor, numbers: range, candidates: Tensor | EllipsisType
+    ) -> Tensor:
+        total: Tensor | None = None
+        for number in numbers:
+            p = self.draw_logits(anchor, row, number, candidates).sigmoid_()
+            total = p if total is None else total.add_(p)
+        assert total is not None
+        return total / len(numbers)
+
+    def draw_logits(self, anchor: Tensor, row: Tensor, number: int, candidates: Tensor | EllipsisType = ...) -> Tensor:
+        """Log-odds of candidates in a numbered draw, ``(b, E)`` or ``(b, c)``.
+
+        Where candidates' scores are Gaussian given the query, each is drawn on its own, and rows are independent draws.
+        """
+        if self.form is None or not self._score_noise:
+            return self._joint_logits(anchor, row, number, candidates)
+        assert self.guide is not None
+        with seeded(number), self.guide.using(number):
+            rows = torch.cat([row, self.other(row)]) if self.inverse else row % self.graph.num_relations
+            head, relations, intercepts = (table[0] for table in self._rows(1, anchor, rows))
+            own, back = relations[: len(row)], relations[-len(row) :]
+            return self._noisy(head, own, back, intercepts, anchor, row, candidates)
+
+    @property
+    def _score_noise(self) -> bool:
+        """Whether the score of a candidate is Gaussian, given the query."""
+        if self.guide is None or self.form is None or not self.kg.score.linear:
+            return False
+        return is_gaussian(self.guide.posterior("entity", torch.zeros(1, dtype=torch.long, device=self.device)))
+
+    def _noisy(
+        self, head: Tensor, own: Tensor, back: Tensor, intercepts: Tensor, anchor: Tensor, row: Tensor,
+        candidates: Tensor | EllipsisType,
+    ) -> Tensor:  # fmt: skip
+        """Log-odds ``(b, c)`` with each score drawn on its own, given draws of queries' ends and relations."""
+        assert self.guide is not None and self.form is not None
+        score, R = self.kg.score, self.graph.num_relations
+        if not self.inverse:
+            query = score.queries(head, own, row >= R)
+        elif self.kg.categorical:
+            query = score.tail_query(head, own)
         else:
-            entities, relations = self._joint_latents(number)
-            drawn = []
-            for i in parts:
-                relation, reverse = self._rows(row[i])
-                scores = self.kg.score.facts(entities[anchor[i]], relations[relation], entities[candidate[i]], reverse)
-                drawn.append(scores + self.kg.intercept[relation])
-        return torch.cat(drawn).sigmoid_()
-
-    def share_observed(self, anchor: Tensor, candidate: Tensor) -> Tensor:
-        """How probable it is that the graph holds a fact if it is true, shapes broadcast."""
-        complete = anchor.to(self.device) == candidate.to(self.device)
-        return torch.where(complete, 1.0, self.kg.completeness)
-
-    def _joint_latents(self, number: int) -> tuple[Tensor, Tensor]:
-        """One draw of all entities and all relations, the same at every call with a number."""
-        with self.draw(number):
-            return self.guide.posterior("entity", ...).rsample(), self.guide.posterior("relation", ...).rsample()
-
-    @property
-    def device(self) -> torch.device:
-        return self.kg.intercept.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.kg.intercept.dtype
-
-    @property
-    def _global_latents(self) -> bool:
-        """Whether an entity has one latent for all its facts (LIM), or one per fact (LFM)."""
-        return "entities" in self.guide.sites
-
-    def _draw_logits(self, anchor: Tensor, row: Tensor, candidates: Tensor | EllipsisType = ...) -> Tensor:
-        """Log-odds of candidates (all, or ids ``(c,)``) in one posterior draw, ``(b, E)`` or ``(b, c)``.
-
-        Under the Bernoulli likelihood those of the facts that they make, under the categorical one those of being the
-        answer.
-        """
-        if not self.kg.categorical:
-            return self._draw_scores(anchor, row, candidates)
-        log_p = self._draw_scores(anchor, row).log_softmax(-1).clamp_max(-1e-7)[:, candidates]
-        return log_p - (-torch.expm1(log_p)).log()
-
-    def refuse_categorical(self, what: str) -> None:
-        """Raise InputError where the likelihood does not say how probable a single fact is."""
+            query = (score.tail_query(head, own) + score.head_query(head, back)) / 2
+        everyone = candidates if not self.kg.categorical else ...
+        q = self.guide.posterior("entity", everyone).base_dist
+        mean, variance = query @ q.loc.mT, query.square() @ q.scale.square().mT
+        scores = torch.addcmul(mean, variance.clamp_min(1e-20).sqrt(), torch.randn_like(mean))
+        if not self.form.per_fact:  # a self-loop has the anchor's draw at both ends
+            ids = torch.arange(self.graph.num_entities, device=self.device)[everyone]
+            loops = (query * head).sum(-1, keepdim=True)
+            scores = torch.where(anchor.unsqueeze(1) == ids, loops, scores)
         if self.kg.categorical:
-            raise InputError(
-                f"{what} need the probability that a fact is true, and a categorical likelihood says only which entity "
-                f"answers a query; fit with --likelihood bernoulli."
-            )
+            return _log_odds(scores)[:, candidates]
+        return (
+            scores + intercepts[row % R].unsqueeze(-1)
+            if intercepts.dim() == 1
+            else scores + intercepts.gather(1, (row % R).unsqueeze(1))
+        )
 
-    def _draw_scores(self, anchor: Tensor, row: Tensor, candidates: Tensor | EllipsisType = ...) -> Tensor:
-        """``φ + b_p`` of candidates (all, or ids ``(c,)``) in one posterior draw, ``(b, E)`` or ``(b, c)``.
+    # ---- many draws of few facts ------------------------------------------------------------------------------------
 
-        Under local noise rows are independent draws, also of the same query; else they share one table.
+    def _rows(self, draws: int, entities: Tensor | EllipsisType, relations: Tensor | EllipsisType) -> Tables:
+        """Draws of these latents, from the present random state; members of a mixture have their shares, in turn."""
+        if self.samples is not None:
+            of = next(iter(self.samples.values()))
+            index = torch.linspace(0, len(of) - 1, min(draws, len(of)), device=self.device).round().long()
+            e, r = (self.samples[self._site(kind)][index] for kind in ("entity", "relation"))
+            b = self.samples.get("intercept", e.new_zeros(len(of), self.graph.num_relations))[index]
+            return e[:, entities], r[:, relations], b
+        assert self.guide is not None and self.form is not None
+        found: list[Tables] = []
+        if self.guide.members == 1 or draws == 1:
+            shares: Iterator[int] = iter([draws])
+        else:
+            shares = self.in_turn(draws)
+        for share in shares:
+            shape = torch.Size([share])
+            e = self.guide.posterior("entity", entities).rsample(shape)
+            r = self.guide.posterior("relation", relations).rsample(shape)
+            b = e.new_zeros(share, self.graph.num_relations)
+            if self.form.intercept:
+                b = self.guide.field("intercept")().rsample(shape)
+            found.append((e, r, b))
+        e, r, b = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return e, r, b
+
+    def drawn(self, draws: int, seed: int, entities: Tensor, relations: Tensor) -> Tables:
+        """Draws of the latents with these ids, ``(m,)`` and ``(k,)``; all of a small graph's are drawn together."""
+        kg, few = self.kg, min(draws, 1 << 20)
+        size = few * (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
+        if size > KEPT and self.samples is None:
+            with seeded(seed):
+                return self._rows(draws, entities, relations)
+        if (draws, seed) not in self._tables:
+            with seeded(seed):
+                whole = self._rows(draws, ..., ...)
+            while len(self._tables) > 3:
+                self._tables.pop(next(iter(self._tables)), None)
+            self._tables[draws, seed] = whole
+        e, r, b = self._tables[draws, seed]
+        return e[:, entities], r[:, relations], b
+
+    @torch.no_grad()
+    def fact_logits(self, facts: Tensor, draws: int, seed: int = 0) -> Tensor:
+        """Draws of the log-odds of facts ``(head, relation, tail)``, shapes ``(n, 3) -> (draws, n)``.
+
+        A draw's latents are the same for all facts where they are global. Equal facts have equal draws, whatever the
+        order they stand in.
         """
-        relation, reverse = self._rows(row)
-        kg, q = self.kg, self.guide.posterior("entity", candidates)
-        r = self.guide.posterior("relation", relation).rsample()
-        if kg.score.linear and is_gaussian(q):
-            head = self.guide.posterior("entity", anchor).rsample()
-            facts = AllCandidates(kg.score, head, r, q.base_dist.loc, kg.intercept[relation], reverse)
-            logits = facts.with_local_noise(q.base_dist).logits
-            if self._global_latents:  # a self-loop's score has the anchor's draw at both ends
-                ids = torch.arange(self.graph.num_entities, device=self.device)[candidates]
-                loops = kg.score.facts(head, r, head, reverse) + kg.intercept[relation]
-                logits = torch.where(anchor.unsqueeze(1) == ids, loops.unsqueeze(1), logits)
-            return logits
-        table = self.guide.posterior("entity", ...).rsample()
-        head = table[anchor] if self._global_latents else self.guide.posterior("entity", anchor).rsample()
-        return AllCandidates(kg.score, head, r, table[candidates], kg.intercept[relation], reverse).logits
+        facts, place = torch.unique(facts.to(self.device), dim=0, return_inverse=True)
+        if self.form is None:
+            return self._replayed_facts(facts, draws, seed)[:, place]
+        size = draws * max(self.kg.entity_size, self.kg.relation_size)
+        ends, e = torch.unique(facts[:, [0, 2]], return_inverse=True)
+        R = self.graph.num_relations
+        rows = facts[:, 1].unique()
+        row = torch.searchsorted(rows, facts[:, 1].contiguous())
+        both = torch.cat([rows, rows + R]) if self.inverse else rows
+        tables = self.drawn(draws, seed, ends, both)
+        tails = self.drawn(draws, seed + 1_000_003, ends, both)[0] if self.form.per_fact else tables[0]
+        found = []
+        for part in torch.arange(len(facts), device=self.device).split(max(1, AT_ONCE // size)):
+            loop = (e[part, 0] == e[part, 1]).unsqueeze(-1)
+            h, own, t = tables[0][:, e[part, 0]], tables[1][:, row[part]], tables[0][:, e[part, 1]]
+            t = torch.where(loop, tails[:, e[part, 1]], t) if self.form.per_fact else t
+            scores = self.kg.score.facts(h, own, t)
+            if self.inverse:
+                scores = (scores + self.kg.score.facts(t, tables[1][:, row[part] + len(rows)], h)) / 2
+            found.append(scores + tables[2][:, facts[part, 1]])
+        return torch.cat(found, 1)[:, place] if found else torch.zeros(draws, 0, device=self.device)
 
-    def _draws(self, anchor: int, row: int, candidates: Tensor, draws: int, seed: int) -> Tensor:
-        """Draws of the logits of one query's candidates, ``(draws, c)``."""
+    def _replayed_facts(self, facts: Tensor, draws: int, seed: int) -> Tensor:
+        R, found = self.graph.num_relations, []
+        ways = ((facts[:, 0], facts[:, 1], facts[:, 2]), (facts[:, 2], facts[:, 1] + R, facts[:, 0]))
+        for number in self.numbers(draws, seed):
+            values = self.joint(number)
+            each = []
+            for anchor, row, answer in ways:
+                key, place = torch.unique(row * self.graph.num_entities + anchor, return_inverse=True)
+                asked = key % self.graph.num_entities, key // self.graph.num_entities
+                logits = replayed_logits(self.program, self.guide, values, *asked, number)
+                each.append(logits[place, answer])
+            found.append((each[0] + each[1]) / 2)
+        return torch.stack(found)
+
+    def numbers(self, draws: int, seed: int) -> range:
+        """The numbers of so many joint draws; of stored ones all, at most."""
+        draws = draws if self.samples is None else min(draws, len(next(iter(self.samples.values()))))
+        first = 0 if self.samples is not None else seed * (1 << 20)
+        return range(first, first + draws)
+
+    @torch.no_grad()
+    def answer_logits(self, anchor: int, row: int, draws: int, seed: int = 0) -> Tensor:
+        """Draws of the log-odds of all candidates of one query, ``(draws, E)``."""
         a, r = (torch.tensor([value], device=self.device) for value in (anchor, row))
-        cheap, found = self._cheap_draws, []
-        with seeded(seed):
-            for share in self.in_turn(draws):
-                if cheap:
-                    found.append(self._draw_logits(a.expand(share), r.expand(share), candidates))
-                else:
-                    found += [self._draw_logits(a, r, candidates) for _ in range(share)]
-        return torch.cat(found)
+        kg, g = self.kg, self.graph
+        size = draws * (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
+        if self.form is not None and not kg.categorical and (size <= KEPT or self.samples is not None):
+            everyone = torch.arange(g.num_entities, device=self.device)
+            relation = torch.full_like(everyone, row % g.num_relations)
+            ends = (a.expand_as(everyone), everyone) if row < g.num_relations else (everyone, a.expand_as(everyone))
+            return self.fact_logits(torch.stack([ends[0], relation, ends[1]], 1), draws, seed)
+        if self._score_noise and self.guide is not None:
+            with seeded(seed):
+                rows = torch.cat([r, self.other(r)]) if self.inverse else r % g.num_relations
+                parts = []
+                at_once = max(1, AT_ONCE // g.num_entities)
+                for share in self.in_turn(draws):
+                    for start in range(0, share, at_once):
+                        n = min(at_once, share - start)
+                        e, w, b = self._member_rows(n, a, rows)
+                        back = w[:, -1]
+                        query = e[:, 0], w[:, 0], back, b, a.expand(n), r.expand(n)
+                        parts.append(self._noisy(*query, ...))
+                return torch.cat(parts)
+        found = [self._joint_logits(a, r, number, ...)[0] for number in self.numbers(draws, seed)]
+        return torch.stack(found)
 
-    def _draw_pairs(self, anchor: Tensor, row: Tensor, candidate: Tensor, draws: int, first: int = 0) -> Tensor:
-        """Draws of the logits of paired queries and candidates, ``(n,) -> (draws, n)``, each fact's its own."""
-        shares = self.in_turn(draws, first)
-        return torch.cat([self._draw_pairs_of_member(anchor, row, candidate, share) for share in shares])
-
-    def _draw_pairs_of_member(self, anchor: Tensor, row: Tensor, candidate: Tensor, draws: int) -> Tensor:
-        relation, reverse = self._rows(row)
+    def _member_rows(self, draws: int, entities: Tensor, relations: Tensor) -> Tables:
+        """Draws of these latents from the member of a mixture in use."""
+        assert self.guide is not None and self.form is not None
         shape = torch.Size([draws])
-        head, tail = (self.guide.posterior("entity", e).rsample(shape) for e in (anchor, candidate))
-        r = self.guide.posterior("relation", relation).rsample(shape)
-        if self._global_latents:
-            tail = torch.where((anchor == candidate).unsqueeze(-1), head, tail)
-        flip = None if reverse is None else reverse.expand(draws, -1)
-        return self.kg.score.facts(head, r, tail, flip) + self.kg.intercept[relation]
+        e = self.guide.posterior("entity", entities).rsample(shape)
+        r = self.guide.posterior("relation", relations).rsample(shape)
+        if not self.form.intercept:
+            return e, r, e.new_zeros(draws, self.graph.num_relations)
+        return e, r, self.guide.field("intercept")().rsample(shape)
 
-    @property
-    def _cheap_draws(self) -> bool:
-        """Whether rows of one call are independent draws: local noise, no table drawn."""
-        one = torch.zeros(1, dtype=torch.long, device=self.device)
-        return self.kg.score.linear and is_gaussian(self.guide.posterior("entity", one))
+    # ---- posterior means --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def mean_scores(self, anchor: Tensor, row: Tensor, draws: int = 32, both: bool = False) -> Tensor:
+        """Posterior mean of the score of every candidate, shapes ``(b,), (b,) -> (b, E)``.
+
+        Exact for multilinear scores: under independent latents the score of the means, and for the self-loop of a
+        global latent that plus its variances. For other scores and models the mean of ``draws`` posterior draws (of the
+        log-odds, where the model is replayed), the same in every call.
+
+        Args:
+            both: of both readings of each fact; else of the query's own.
+        """
+        anchor, row = anchor.to(self.device), row.to(self.device)
+        both = both and self.one_probability
+        if self.form is not None and self.kg.score.multilinear and self.guide is not None:
+            found = None
+            for _ in self.in_turn(self.guide.members):
+                entities, relations, variance = self._moments()
+                scores = self._read(entities[anchor], row, entities, relations, both)
+                if variance is not None:
+                    scores = scores.scatter_add(1, anchor[:, None], self._loops(variance[anchor], relations, row, both))
+                found = scores if found is None else found + scores
+            assert found is not None
+            return found / self.guide.members if self.guide.members > 1 else found
+        draws = draws if self.samples is None else len(next(iter(self.samples.values())))
+        total = torch.zeros(len(anchor), self.graph.num_entities, device=self.device, dtype=self.dtype)
+        for number in range(draws):
+            if self.form is None or self.form.per_fact:
+                total += self._replayed(self.joint(number), anchor, row, number, both)
+            else:
+                values = self.joint(number)
+                entities, relations = values[self._site("entity")], values[self._site("relation")]
+                total += self._read(entities[anchor], row, entities, relations, both)
+        return total / draws
+
+    def _loops(self, variance: Tensor, relations: Tensor, row: Tensor, both: bool) -> Tensor:
+        """What variances add to the mean score of a query's anchor with itself, ``(b, 1)``."""
+
+        def added(rows: Tensor) -> Tensor:
+            each, place = torch.unique(rows, return_inverse=True)
+            return (variance * self.kg.score.self_loop_weights(relations[each], self.kg.entity_size)[place]).sum(-1)
+
+        own = added(row if self.inverse else row % self.graph.num_relations)
+        return (own if not (both and self.inverse) else (own + added(self.other(row))) / 2).unsqueeze(1)
+
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Posterior means of entities and relations, and variances of global entities; cached by member."""
+        assert self.guide is not None and self.form is not None
+        if self.guide.member not in self._means:
+            q = self.guide.posterior("entity", ...)
+            variance = None if self.form.per_fact else posterior_variance(q)
+            self._means[self.guide.member] = (
+                posterior_mean(q),
+                posterior_mean(self.guide.posterior("relation", ...)),
+                variance,
+            )
+        return self._means[self.guide.member]
+
+    @torch.no_grad()
+    def check_form(self, queries: int = 8) -> None:
+        """Hold the closed form against the model replayed on the same draw; where they differ, predict by replay."""
+        if self.form is None or self.form.per_fact:
+            return
+        asked = self.graph.training_queries
+        index = torch.linspace(0, len(asked) - 1, min(queries, len(asked))).long()
+        anchor, row = asked.anchor[index].to(self.device), asked.relation[index].to(self.device)
+        closed = self._joint_logits(anchor, row, 0, ...)
+        replayed = self._replayed(self.joint(0), anchor, row, 0)
+        if not torch.allclose(closed, replayed, rtol=1e-3, atol=1e-3, equal_nan=True):
+            self.form = None
+
+
+def _log_odds(scores: Tensor) -> Tensor:
+    """Of each candidate being the answer, from scores of all, ``(b, E)``."""
+    log_p = scores.log_softmax(-1).clamp_max(-1e-7)
+    return log_p - (-torch.expm1(log_p)).log()

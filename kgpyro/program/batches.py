@@ -1,32 +1,46 @@
-"""Which facts a training step sees, and the scales that make their sum an unbiased estimate of the whole.
+"""Which facts a training step sees, and what each counts for, so that their sum is an unbiased estimate of the whole.
 
-The exact objective sums over all facts of all training queries: for each query, every entity as a candidate, labelled
-1 where the triple was observed and 0 elsewhere (local closed world). A batch is a random set of queries with
+The data are all cells (head, relation, tail), labelled 1 where the training graph holds the triple and 0 elsewhere.
+Each cell is asked twice, as an answer of its tail query and of its head query, and counts for one half in each. A batch
+holds
 
-* **all candidates**: every fact of those queries, or
-* **Bernoulli sampling**: their observed facts, and K unobserved ones per query with replacement, each weighted by
-  ``(number of unobserved candidates) / K`` (the paper's 1/b). With a fixed ``negative_weight`` it is plain negative
-  sampling, a different objective.
+* **all candidates** of random queries: those that training answers, and, in the full closed world, others that it does
+  not: all of them in turn, or a random few per step, each weighted by the inverse of its chance; or
+* **Bernoulli sampling**: the observed facts of random queries, and K unobserved ones per query with replacement, each
+  weighted by ``(number of unobserved candidates) / K`` (the paper's 1/b). With a fixed ``negative_weight`` it is plain
+  negative sampling, a different objective; or
+* **listed facts**, each once, with weight 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import EllipsisType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from kgpyro.data.graph import Queries
+from kgpyro.program.lazy import Labels
 
 # ids of symbols, shape (n,), or all of them
 Symbols: TypeAlias = Tensor | EllipsisType
-# a plate, and for each site in it: whose latents they are ("entity" or "relation"), and of which ids
-Frame = tuple[Callable[[], AbstractContextManager[Any]], dict[str, tuple[str, Symbols]]]
+
+
+class _Mark(Messenger):
+    """Notes at every site inside what its rows are, for guides and estimators."""
+
+    def __init__(self, key: str, value: object):
+        super().__init__()
+        self.key, self.value = key, value
+
+    def _pyro_sample(self, msg: dict) -> None:
+        msg["infer"] = {**(msg["infer"] or {}), self.key: self.value}
 
 
 @dataclass(frozen=True)
@@ -34,34 +48,39 @@ class Batch:
     """The facts of one step.
 
     Attributes:
-        index: which of the ``num_queries`` training queries the batch holds, shape ``(b,)``.
         entities: ids of the entities that the batch's facts touch, shape ``(m,)``; ``...`` for all.
         entity_scale: for some entities, what each one's KL counts for, shape ``(m,)``; else None.
         anchor: the entity each query gives, as a row of ``entities``, shape ``(b,)``.
-        relation: the row of each query's relation, shape ``(b,)``.
+        relation: the row of each query's relation, shape ``(b,)``: that of its inverse where it asks for heads.
         reverse: which queries ask for heads, shape ``(b,)``, bool; None where inverse relations have their own rows.
+        query_weight: what each query's facts count for, shape ``(b,)``: ½ over its chance to be in the batch.
         candidate: the fact's other end, as a row of ``entities``, shape ``(n,)``; ``...`` where every query meets every
             entity.
-        query: for sampled facts, the position in the batch of each fact's query, shape ``(n,)``; else None.
-        weight: for sampled facts, how many facts of its query each stands for, shape ``(n,)``; else None.
-        y: labels: shape ``(n,)``, or sparse ``(b, E)`` where every query meets every entity.
-        facts_per_query: number of facts a query's sampled facts stand for, shape ``(b,)``.
+        query: for single facts, the position in the batch of each fact's query, shape ``(n,)``; else None.
+        weight: for single facts, how many facts of its query each stands for, shape ``(n,)``; else None.
+        y: labels: shape ``(n,)``, or ``(b, E)`` where every query meets every entity; None where they are not known.
+        terms_per_query: the number of terms of the log-likelihood that a query's facts stand for, shape ``(b,)``.
+        total: sum of the weights of all queries there are.
     """
 
-    index: Tensor
     entities: Tensor | EllipsisType
     entity_scale: Tensor | None
     anchor: Tensor
     relation: Tensor
     reverse: Tensor | None
+    query_weight: Tensor
     candidate: Tensor | EllipsisType
     query: Tensor | None
     weight: Tensor | None
-    y: Tensor
-    facts_per_query: Tensor
-    num_queries: int
+    y: Tensor | None
+    terms_per_query: Tensor
+    total: float
     num_entities: int
     num_relations: int
+
+    def unlabelled(self) -> Batch:
+        """The same facts without labels: a model run on them draws these."""
+        return replace(self, y=None)
 
     @contextmanager
     def entity_plate(self) -> Iterator[Symbols]:
@@ -72,71 +91,72 @@ class Batch:
 
         Yields the entities' ids, as the other plates yield those of their symbols; ``...`` for all.
         """
-        if self.entity_scale is None:
-            with pyro.plate("entity", self.num_entities):
-                yield self.entities
-        else:
-            with pyro.plate("entity", len(self.entity_scale)), pyro.poutine.scale(scale=self.entity_scale):
-                yield self.entities
+        with _Mark("symbols", ("entity_plate", "entity")):
+            if isinstance(self.entities, EllipsisType):
+                with pyro.plate("entity", self.num_entities):
+                    yield ...
+            else:
+                scale = 1.0 if self.entity_scale is None else self.entity_scale
+                with pyro.plate("entity", len(self.entities)), pyro.poutine.scale(scale=scale):
+                    yield self.entities
 
     @contextmanager
     def relation_plate(self) -> Iterator[Symbols]:
-        """The relations, for latents that exist once per relation, shape ``(num_relations,)``."""
-        with pyro.plate("relation_row", self.num_relations):
+        """The relations and their inverses, for latents that exist once per relation, shape ``(num_relations,)``."""
+        with _Mark("symbols", ("relation_plate", "relation")), pyro.plate("relation_row", self.num_relations):
             yield ...
 
     @contextmanager
-    def query_plate(self) -> Iterator[tuple[Symbols, Symbols]]:
-        """The queries, subsampled: for latents of the anchor and relation of a fact, shape ``(b,)``.
+    def fact_heads(self) -> Iterator[Symbols]:
+        """The given ends of facts, for latents that exist once per fact, shape ``(b,)``.
 
-        The facts of a query share one draw, scaled by the number of facts it stands for: the ELBO is a sum of terms
-        that depend on one fact each, so its expectation is that of a draw per fact. Yields anchors and relations.
+        The facts of a query share one draw, scaled by the number of terms it stands for: the ELBO is a sum of terms
+        that depend on one fact each, so its expectation is that of a draw per fact. Yields the entities' ids.
         """
-        plate = pyro.plate("query", self.num_queries, subsample_size=len(self.index), subsample=self.index)
-        with plate, pyro.poutine.scale(scale=self.facts_per_query):
-            yield self._entity_ids(self.anchor), self.relation
+        with _Mark("symbols", ("fact_heads", "entity")), self._queries("fact_head"):
+            yield self._entity_ids(self.anchor)
 
     @contextmanager
-    def candidate_plate(self) -> Iterator[Symbols]:
-        """The candidates of facts, for latents of the fact's other end, shape ``(n,)`` or ``(E,)``.
+    def fact_relations(self) -> Iterator[Symbols]:
+        """The relations of facts, likewise. Yields the relations' rows."""
+        with _Mark("symbols", ("fact_relations", "relation")), self._queries("fact_relation"):
+            yield self.relation
 
-        Each sampled fact has a draw of its own; where every query meets every entity, a candidate's facts share one.
+    @contextmanager
+    def fact_tails(self) -> Iterator[Symbols]:
+        """The other ends of facts, shape ``(n,)`` or ``(E,)``.
+
+        Each single fact has a draw of its own; where every query meets every entity, a candidate's facts share one.
         """
-        if self.query is None:
-            with pyro.plate("candidate", self.num_entities), pyro.poutine.scale(scale=float(self.num_queries)):
-                yield self._entity_ids(self.candidate)
-        else:
-            with pyro.plate("candidate", len(self.query)), pyro.poutine.scale(scale=self._fact_scale()):
-                yield self._entity_ids(self.candidate)
+        with _Mark("symbols", ("fact_tails", "entity")):
+            if self.query is None:
+                with pyro.plate("fact_tail", self.num_entities), pyro.poutine.scale(scale=self.total):
+                    yield self._entity_ids(self.candidate)
+            else:
+                with pyro.plate("fact_tail", len(self.query)), pyro.poutine.scale(scale=self.fact_weight):
+                    yield self._entity_ids(self.candidate)
 
     @contextmanager
     def fact_plate(self) -> Iterator[None]:
-        """The facts: batch shape ``(b,)`` with an event over all candidates, or ``(n,)`` sampled facts."""
-        if self.query is None:
-            with pyro.plate("fact", self.num_queries, subsample_size=len(self.index), subsample=self.index):
-                yield
-        else:
-            with pyro.plate("fact", len(self.query)), pyro.poutine.scale(scale=self._fact_scale()):
-                yield
+        """The facts: batch shape ``(b,)`` with an event over all candidates, or ``(n,)`` single facts."""
+        weight = self.fact_weight
+        with _Mark("weighted", True), pyro.plate("fact", len(weight)), pyro.poutine.scale(scale=weight):
+            yield
 
-    def frames(self) -> list[Frame]:
-        """Every plate a latent can live in, with the sites kgpyro knows there and the symbols they stand for."""
-        return [
-            (self.entity_plate, {"entities": ("entity", self.entities)}),
-            (self.relation_plate, {"relations": ("relation", ...)}),
-            (
-                self.query_plate,
-                {"head": ("entity", self._entity_ids(self.anchor)), "relation": ("relation", self.relation)},
-            ),
-            (self.candidate_plate, {"tail": ("entity", self._entity_ids(self.candidate))}),
-        ]
+    @property
+    def fact_weight(self) -> Tensor:
+        """What the log-likelihood counts for, of each query ``(b,)`` or of each single fact ``(n,)``."""
+        if self.query is None or self.weight is None:
+            return self.query_weight
+        return self.weight * self.query_weight[self.query]
+
+    @contextmanager
+    def _queries(self, name: str) -> Iterator[None]:
+        with pyro.plate(name, len(self.anchor)), pyro.poutine.scale(scale=self.terms_per_query * self.query_weight):
+            yield
 
     def _entity_ids(self, rows: Symbols) -> Symbols:
         return rows if isinstance(self.entities, EllipsisType) else self.entities[rows]
-
-    def _fact_scale(self) -> Tensor:
-        assert self.weight is not None
-        return self.weight * (self.num_queries / len(self.index))
 
 
 class Batches:
@@ -149,6 +169,8 @@ class Batches:
         negatives: unobserved candidates drawn per query; None for all candidates.
         negative_weight: weight of a drawn candidate; None for the unbiased one.
         dtype: of weights and labels.
+        unanswered: how many of the queries that are not among ``queries`` join each batch, at random (0: none).
+        categorical: whether a query's answers are one draw each, so that the query is one term.
     """
 
     def __init__(
@@ -159,14 +181,20 @@ class Batches:
         negatives: int | None = None,
         negative_weight: float | None = None,
         dtype: torch.dtype | None = None,
+        unanswered: int = 0,
+        categorical: bool = False,
     ):
         self.queries, self.num_entities, self.inverse = queries, num_entities, inverse
-        self.negatives, self.negative_weight = negatives, negative_weight
+        self.negatives, self.negative_weight, self.categorical = negatives, negative_weight, categorical
         self.dtype = dtype or torch.get_default_dtype()
         # key of the i-th answer (from 0) of query q: q·(E+1) + (number of unobserved candidates before it)
         rank = torch.arange(len(queries.answers)) - torch.repeat_interleave(queries.indptr[:-1], queries.counts)
         owner = torch.repeat_interleave(torch.arange(len(queries)), queries.counts)
         self._gap_keys = owner * (num_entities + 1) + queries.answers - rank
+        self.num_unanswered = 2 * queries.num_relations * num_entities - len(queries)
+        self.unanswered = min(unanswered, self.num_unanswered)
+        keys = queries.relation * num_entities + queries.anchor
+        self._query_gaps = keys - torch.arange(len(queries)) if self.unanswered else keys[:0]
         self._occurrences = None if negatives is None else self._expected_occurrences(negatives)
 
     def __len__(self) -> int:
@@ -175,6 +203,7 @@ class Batches:
     def to(self, device: torch.device | str) -> Batches:
         if self.queries.anchor.device != torch.device(device):
             self.queries, self._gap_keys = self.queries.to(device), self._gap_keys.to(device)
+            self._query_gaps = self._query_gaps.to(device)
             self._occurrences = None if self._occurrences is None else self._occurrences.to(device)
         return self
 
@@ -183,9 +212,14 @@ class Batches:
         return self.queries.num_relations * (2 if self.inverse else 1)
 
     @property
-    def num_observed(self) -> int:
-        """Observed facts over all queries: each triple counts once as a tail and once as a head query's answer."""
-        return len(self.queries.answers)
+    def num_observed(self) -> float:
+        """Observed facts, each counted once: half of the answers of tail and head queries."""
+        return len(self.queries.answers) / 2
+
+    @property
+    def total(self) -> float:
+        """What all queries together count for: ½ each."""
+        return (len(self) + (self.num_unanswered if self.unanswered else 0)) / 2
 
     def _expected_occurrences(self, negatives: int) -> Tensor:
         """How often each entity is expected among anchors and candidates of one random query, shape ``(E,)``."""
@@ -196,12 +230,23 @@ class Batches:
         return total.index_add_(0, queries.answers, owner_rate).div_(len(queries)).to(self.dtype)
 
     def __call__(self, index: Tensor) -> Batch:
-        """The batch of the queries ``index``, shape ``(b,)``, with fresh negatives where they are sampled."""
+        """The batch of the queries ``index``, shape ``(b,)``, with fresh draws of whatever is sampled."""
+        if self.negatives is not None:
+            return self.with_negatives(index, *self.draw_negatives(index, self.negatives))
+        others = torch.randint(max(1, self.num_unanswered), (self.unanswered,), device=index.device)
+        return self.with_unanswered(index, others)
+
+    def with_unanswered(self, index: Tensor, others: Tensor) -> Batch:
+        """The batch of the queries ``index``, and of those of the given places among the unanswered, ``(u,)``."""
+        key = others + torch.searchsorted(self._query_gaps, others, right=True)
         row, answer = self.queries.answer_pairs(index)
-        if self.negatives is None:
-            return self._batch(index, ..., None, None, self._sparse_labels(len(index), row, answer))
-        drawn_row, drawn = self.draw_negatives(index, self.negatives)
-        return self.with_negatives(index, drawn_row, drawn)
+        weight = torch.full((len(index),), len(self) / len(index) / 2, dtype=self.dtype, device=index.device)
+        if len(others):
+            weight = torch.cat([weight, weight.new_full((len(others),), self.num_unanswered / len(others) / 2)])
+        anchor = torch.cat([self.queries.anchor[index], key % self.num_entities])
+        relation = torch.cat([self.queries.relation[index], key // self.num_entities])
+        y = Labels.at(row, answer, (len(anchor), self.num_entities), self.dtype)
+        return self._batch(anchor, relation, weight, ..., None, None, y)
 
     def draw_negatives(self, index: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """``number`` unobserved candidates per query, uniform with replacement: batch rows, entity ids.
@@ -230,47 +275,64 @@ class Batches:
             negative_weight = torch.full_like(row, self.negative_weight, dtype=self.dtype)
         ones = torch.ones_like(observed_row, dtype=self.dtype)
         return self._batch(
-            index,
+            self.queries.anchor[index],
+            self.queries.relation[index],
+            torch.full((len(index),), len(self) / len(index) / 2, dtype=self.dtype, device=index.device),
             torch.cat([observed, negative]),
             torch.cat([observed_row, row]),
             torch.cat([ones, negative_weight]),
             torch.cat([ones, torch.zeros_like(negative_weight)]),
         )
 
+    def listed(self, facts: Tensor, y: Tensor | None = None) -> Batch:
+        """The batch of single facts ``(anchor, relation row, candidate)``, shape ``(n, 3)``, each once."""
+        anchor, relation, candidate = facts.unbind(1)
+        ones, query = torch.ones(len(facts), dtype=self.dtype, device=facts.device), torch.arange(len(facts))
+        batch = self._batch(anchor, relation, ones, candidate, query.to(facts.device), ones, y, touched=True)
+        return replace(batch, entity_scale=None, terms_per_query=ones)
+
+    def asked(self, anchor: Tensor, relation: Tensor) -> Batch:
+        """The batch of all candidates of the given queries, shapes ``(b,)``, each once and without labels."""
+        ones = torch.ones(len(anchor), dtype=self.dtype, device=anchor.device)
+        return self._batch(anchor, relation, ones, ..., None, None, None)
+
     def _batch(
-        self, index: Tensor, candidate: Tensor | EllipsisType, query: Tensor | None, weight: Tensor | None, y: Tensor
+        self,
+        anchor: Tensor,
+        relation: Tensor,
+        query_weight: Tensor,
+        candidate: Tensor | EllipsisType,
+        query: Tensor | None,
+        weight: Tensor | None,
+        y: Tensor | None,
+        touched: bool = False,
     ) -> Batch:
-        relation, anchor = self.queries.relation[index], self.queries.anchor[index]
         entities: Tensor | EllipsisType = ...
         entity_scale = None
-        if self._occurrences is not None and not isinstance(candidate, EllipsisType):
+        if not isinstance(candidate, EllipsisType) and (touched or self._occurrences is not None):
             both = torch.cat([anchor, candidate])
             entities, row, count = torch.unique(both, return_inverse=True, return_counts=True)
             anchor, candidate = row.split([len(anchor), len(candidate)])
-            entity_scale = count / (self._occurrences[entities] * len(index))
-        facts = torch.full((len(index),), float(self.num_entities), dtype=self.dtype, device=index.device)
-        if query is not None and weight is not None:
-            facts = torch.zeros_like(facts).index_add(0, query, weight)
+            if self._occurrences is not None:
+                entity_scale = count / (self._occurrences[entities] * len(anchor))
+        terms = torch.full((len(anchor),), float(self.num_entities), dtype=self.dtype, device=anchor.device)
+        if self.categorical:
+            terms = torch.ones_like(terms)
+        elif query is not None and weight is not None:
+            terms = torch.zeros_like(terms).index_add(0, query, weight)
         return Batch(
-            index=index,
             entities=entities,
             entity_scale=entity_scale,
             anchor=anchor,
             relation=relation if self.inverse else relation % self.queries.num_relations,
             reverse=None if self.inverse else relation >= self.queries.num_relations,
+            query_weight=query_weight,
             candidate=candidate,
             query=query,
             weight=weight,
             y=y,
-            facts_per_query=facts,
-            num_queries=len(self.queries),
+            terms_per_query=terms,
+            total=self.total,
             num_entities=self.num_entities,
             num_relations=self.num_relation_rows,
-        )
-
-    def _sparse_labels(self, rows: int, row: Tensor, answer: Tensor) -> Tensor:
-        ones = torch.ones(len(row), dtype=self.dtype, device=row.device)
-        shape = (rows, self.num_entities)
-        return torch.sparse_coo_tensor(
-            torch.stack([row, answer]), ones, shape, is_coalesced=True, check_invariants=False
         )

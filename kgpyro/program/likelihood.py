@@ -1,9 +1,10 @@
-"""Likelihoods over all candidates of a query at once: a Bernoulli of every fact, or a categorical of the answers."""
+"""Likelihoods of facts, given latents: a Bernoulli of every fact, or a categorical of a query's answers."""
 
 from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,17 +12,92 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from kgpyro.kernels.candidates import all_candidates_log_prob, log_normaliser
-from kgpyro.kernels.gaussian import gaussian_draw, gaussian_draw_and_kl
-from kgpyro.program.families import is_gaussian, log_scale_of
+from kgpyro.kernels.gaussian import gaussian_draw
+from kgpyro.program.families import log_scale_of
 from kgpyro.program.interactions import Score
+from kgpyro.program.lazy import Undrawn, ones_of
 
 ESTIMATORS = ("local", "shared", "plain")
 LIKELIHOODS = ("bernoulli", "categorical")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Latents as rows of a table: ``table[..., ids, :]``, or the table as it is where ``ids`` is None."""
+
+    table: Tensor
+    ids: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        return self.table[...] if self.ids is None else self.table[..., self.ids, :]
+
+    @property
+    def sparse_values(self) -> Tensor:
+        """The same of a plain table, with a gradient that has these rows alone: by other uses it is dense anyway."""
+        if self.ids is None or self.table.dim() != 2 or self.table.device.type not in ("cpu", "cuda"):
+            return self.values
+        return F.embedding(self.ids, self.table[...], sparse=True)
+
+    @property
+    def own_draw(self) -> Tensor:
+        """A draw for each row of a table that is not drawn, also where ids are equal; else :attr:`values`."""
+        if self.ids is None or not isinstance(self.table, Undrawn):
+            return self.values
+        normal = self.table.fn.base_dist
+        return gaussian_draw(normal.loc[self.ids], log_scale_of(normal)[self.ids])
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the likelihood of a batch is given: latents by their tables, the symbols, and what a fact's score is.
+
+    Attributes:
+        score: the scoring function.
+        anchor: latents of the queries' given ends, ``(b, d_e)``.
+        relation: latents of the queries' relations, ``(b, d_r)``.
+        candidate: latents of the facts' other ends: ``(n, d_e)``, or ``(E, d_e)`` where every query meets them all.
+        intercept: log-odds of each query's relation, shape ``(b,)``.
+        reverse: which queries ask for heads, ``(b,)``, bool; None for none.
+        loops: the candidate that is the anchor itself, of each query ``(b,)``, or which single facts are self-loops
+            ``(n,)``, bool.
+        completeness: ``κ``, the probability with which a true fact between two entities is observed (Elkan & Noto
+            2008); it is 1 for self-loops.
+        query: of single facts, the query of each, ``(n,)``.
+    """
+
+    score: Score
+    anchor: Rows
+    relation: Rows
+    candidate: Rows
+    intercept: Tensor
+    reverse: Tensor | None
+    loops: Tensor
+    completeness: float = 1.0
+    query: Tensor | None = None
+
+
+class SingleFacts(dist.Bernoulli):
+    """Labels of single facts, ``y ~ Bernoulli(κ sigmoid(φ + b))``, batch shape ``(n,)``.
+
+    Attributes:
+        given: :class:`Given`.
+        true_logits: the log-odds that a fact is true, ``(n,)``; where ``κ`` is 1 these are ``logits``.
+    """
+
+    def __init__(self, given: Given):
+        self.given = given
+        q, g = given.query, given
+        reverse = None if g.reverse is None else g.reverse[q]
+        scores = g.score.facts(g.anchor.values[..., q, :], g.relation.values[..., q, :], g.candidate.values, reverse)
+        self.true_logits = scores + g.intercept[..., q]
+        super().__init__(logits=observed_logits(self.true_logits, g.completeness, g.loops), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> TorchDistribution:
+        return dist.Bernoulli(logits=self.logits.expand(batch_shape), validate_args=False)
 
 
 class AllCandidates(TorchDistribution):
@@ -29,131 +105,94 @@ class AllCandidates(TorchDistribution):
 
         y_c ~ Bernoulli(κ sigmoid(φ(anchor, relation, candidate_c) + b_relation)),  c = 1 … E
 
-    Batch shape ``(b,)``, event shape ``(E,)``. A value is a ``(b, E)`` tensor of 0 and 1, dense or sparse (COO); the
-    log-probability costs one matrix product, and one sum over the observed facts.
+    Batch shape ``(*, b)``, event shape ``(E,)``. The log-probability costs one matrix product, and one sum over the
+    observed facts. ``estimator`` says how it is computed, with the same expectation over latents:
+
+    * ``plain``: all scores in one matrix;
+    * ``shared``: value and gradients in one pass that never stores a ``(b, E)`` matrix;
+    * ``local``: the local reparameterisation trick (Kingma et al. 2015) on top. For a score ``⟨u, h_c⟩`` and Gaussian
+      ``h_c`` the score is Gaussian with mean ``u·μ_c`` and variance ``u²·σ_c²``: each score is drawn on its own, and
+      each query draws its own anchor and relation. A self-loop's score keeps the anchor's draw at both ends.
+
+    Where the score is not linear in the candidate, or the candidates are not a table that a guide has yet to draw, an
+    estimator is the one before it.
 
     Args:
-        score: the scoring function.
-        anchor: latents of the given entities, shape ``(b, d_e)``.
-        relation: latents of the relations, shape ``(b, d_r)``.
-        table: latents of all candidates, shape ``(E, d_e)``.
-        intercept: ``b_p`` of each query, shape ``(b,)``.
-        reverse: which queries ask for heads, shape ``(b,)``, bool; None for none.
-        symbols: entity ids of the anchors and row ids of the relations, both ``(b,)``.
-        completeness: ``κ``, the probability with which a true fact between two entities is observed (Elkan & Noto
-            2008); it is 1 for those of an entity with itself, where ``symbols`` tell which these are.
+        given: :class:`Given`.
+        estimator: one of ``ESTIMATORS``.
     """
 
     support: constraints.Constraint = constraints.independent(constraints.boolean, 1)
     has_rsample = False
 
-    def __init__(
-        self,
-        score: Score,
-        anchor: Tensor,
-        relation: Tensor,
-        table: Tensor,
-        intercept: Tensor,
-        reverse: Tensor | None = None,
-        symbols: tuple[Tensor, Tensor] | None = None,
-        completeness: float = 1.0,
-    ):
-        self.score, self.anchor, self.relation, self.table = score, anchor, relation, table
-        self.intercept, self.reverse, self.symbols, self.completeness = intercept, reverse, symbols, completeness
-        self._kernel = False
-        self._candidates: dist.Normal | None = None
-        self._own: Tensor | None = None
-        super().__init__(torch.Size([len(anchor)]), torch.Size([len(table)]), validate_args=False)
+    def __init__(self, given: Given, estimator: str = "plain"):
+        self.given, self.estimator = given, estimator
+        tables = given.anchor, given.relation, given.candidate
+        lead = torch.broadcast_shapes(*(r.table.shape[:-2] for r in tables), given.intercept.shape[:-1])
+        batch_shape = torch.Size([*lead, given.intercept.shape[-1]])
+        super().__init__(batch_shape, torch.Size([given.candidate.table.shape[-2]]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> AllCandidates:
-        if torch.Size(batch_shape) != self.batch_shape:
-            raise NotImplementedError(f"queries {tuple(self.batch_shape)} cannot be expanded to {tuple(batch_shape)}")
-        return self
-
-    def with_kernel(self) -> AllCandidates:
-        """The same facts, their log-probability computed in one pass that never stores a ``(b, E)`` matrix."""
-        return self._changed(_kernel=self.score.linear)
-
-    def with_local_noise(self, candidates: dist.Normal, own: Tensor | None = None) -> AllCandidates:
-        """The same facts with every score drawn on its own, given Gaussian candidates.
-
-        For a score ``⟨u, h_o⟩`` and Gaussian ``h_o`` the score is Gaussian with mean ``u·μ_o`` and variance ``u²·σ_o²``
-        (Kingma et al. 2015). Each fact's expected log-likelihood is the same as with one shared draw of the table,
-        which is all the ELBO depends on; the noise of its gradient is far smaller. ``own`` are entity ids ``(b,)``
-        where an anchor is the same latent as a candidate: that self-loop's score keeps the anchor's draw at both ends.
-        """
-        return self._changed(_candidates=candidates, _own=own)
-
-    def with_own_draws(self, entities: dist.Normal | None, relations: dist.Normal | None) -> AllCandidates:
-        """The same facts with a fresh draw of anchor or relation for every query instead of one per symbol."""
-        assert self.symbols is not None
-        anchor = self.anchor if entities is None else _draw(entities, self.symbols[0])
-        relation = self.relation if relations is None else _draw(relations, self.symbols[1])
-        return self._changed(anchor=anchor, relation=relation)
-
-    def with_anchors_of_table(self) -> AllCandidates:
-        """The same facts, the anchors, which are rows of the table, looked up in it by :func:`_rows`."""
-        assert self.symbols is not None
-        return self._changed(anchor=_rows(self.table, self.symbols[0]))
-
-    def _changed(self, **changes: Any) -> AllCandidates:
         new = copy.copy(self)
-        new.__dict__.update(changes)
+        new._batch_shape = torch.Size(batch_shape)
         return new
+
+    def by(self, estimator: str) -> AllCandidates:
+        """The same facts by another estimator."""
+        fused = self.given.score.linear and self.given.candidate.table.dim() == 2 == self.given.anchor.table.dim()
+        return type(self)(self.given, estimator if fused else "plain")
+
+    @property
+    def true_logits(self) -> Tensor:
+        """``φ + b``, the log-odds that a fact is true, ``(*, b, E)``."""
+        g = self.given
+        scores = g.score.candidates(g.anchor.values, g.relation.values, g.candidate.values, g.reverse)
+        return (scores + g.intercept.unsqueeze(-1)).expand(self.batch_shape + self.event_shape)
 
     @property
     def logits(self) -> Tensor:
-        """``φ + b_p``, the log-odds that a fact is true, ``(b, E)``; drawn afresh at each call under local noise."""
-        if self._candidates is None:
-            scores = self.score.candidates(self.anchor, self.relation, self.table, self.reverse)
-            return scores + self.intercept.unsqueeze(-1)
-        loc, scale = self._candidates.loc, self._candidates.scale
-        query = self.score.queries(self.anchor, self.relation, self.reverse)
-        mean, variance = query @ loc.mT, query.square() @ scale.square().mT
-        scores = torch.addcmul(mean, variance.clamp_min(1e-20).sqrt(), torch.randn_like(mean))
-        if self._own is not None:
-            own = self.score.compare(query, self.anchor)
-            scores = scores.scatter(1, self._own.unsqueeze(1), own.unsqueeze(1))
-        return scores + self.intercept.unsqueeze(-1)
+        """The log-odds that a fact is observed, ``(*, b, E)``."""
+        logits = self.true_logits
+        loops = self.given.loops.unsqueeze(1) == torch.arange(self.event_shape[0], device=logits.device)
+        return observed_logits(logits, self.given.completeness, loops)
 
     @property
-    def observed_logits(self) -> Tensor:
-        """The log-odds that a fact is observed, ``(b, E)``; drawn afresh at each call under local noise."""
-        logits = self.logits
-        loops = None
-        if self.symbols is not None:
-            loops = self.symbols[0].unsqueeze(1) == torch.arange(len(self.table), device=logits.device)
-        return observed_logits(logits, self.completeness, loops)
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._kernel:
-            return self._kernel_log_prob(value if value.is_sparse else value.to_sparse())
-        logits = self.observed_logits
-        if not value.is_sparse:
-            return -F.binary_cross_entropy_with_logits(logits, value.to(logits), reduction="none").sum(-1)
-        rows, columns = value._indices()
-        observed = logits.new_zeros(len(logits)).index_add(0, rows, logits[rows, columns])
-        return observed - F.softplus(logits).sum(-1)
-
-    def _kernel_log_prob(self, value: Tensor) -> Tensor:
-        query = self.score.queries(self.anchor, self.relation, self.reverse)
-        rows, columns = value._indices()
-        missing = self.completeness, None if self.symbols is None else self.symbols[0]
-        if self._candidates is None:
-            return all_candidates_log_prob(query, self.table, None, self.intercept, (rows, columns), None, *missing)
-        loc, log_scale, own = self._candidates.loc, log_scale_of(self._candidates), self._own
+        if self.estimator == "plain":
+            logits = self.logits
+            return -F.binary_cross_entropy_with_logits(
+                logits, value.to(logits).expand_as(logits), reduction="none"
+            ).sum(-1)
+        g, observed = self.given, ones_of(value)
+        query, loc, log_scale, own = self._walk()
+        missing = g.completeness, g.loops
         if own is None:
-            return all_candidates_log_prob(query, loc, log_scale, self.intercept, (rows, columns), None, *missing)
+            return all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, None, *missing)
+        rows, columns = observed
         loops = columns == own[rows]
+        score = g.score.compare(query, self._anchor) + g.intercept
+        hit = torch.zeros_like(score).index_fill(0, rows[loops], 1.0)
         others = rows[~loops], columns[~loops]
-        score = self.score.compare(query, self.anchor) + self.intercept
-        observed = torch.zeros_like(score).index_fill(0, rows[loops], 1.0)
-        loop = observed * score - F.softplus(score)
-        return loop + all_candidates_log_prob(query, loc, log_scale, self.intercept, others, own, *missing)
+        loop = hit * score - F.softplus(score)
+        return loop + all_candidates_log_prob(query, loc, log_scale, g.intercept, others, own, *missing)
+
+    def _walk(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Query vectors ``(b, d)``, candidates, their log-scales where scores are drawn, and then the self-loops."""
+        g, table = self.given, self.given.candidate.table
+        global_latents = g.anchor.table is table
+        if self.estimator == "local" and isinstance(table, Undrawn):
+            self._anchor = g.anchor.own_draw
+            query, normal = g.score.queries(self._anchor, g.relation.own_draw, g.reverse), table.fn.base_dist
+            return query, normal.loc, log_scale_of(normal), g.loops if global_latents else None
+        self._anchor = g.anchor.sparse_values if global_latents else g.anchor.values
+        return g.score.queries(self._anchor, g.relation.values, g.reverse), table[...], None, None
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
-            return torch.bernoulli(self.observed_logits.sigmoid().expand(torch.Size(sample_shape) + self.shape()))
+            return torch.bernoulli(self.mean.expand(torch.Size(sample_shape) + self.shape()))
 
 
 class Answers(AllCandidates):
@@ -162,52 +201,46 @@ class Answers(AllCandidates):
         answer ~ Categorical(softmax_c φ(anchor, relation, candidate_c)),  c = 1 … E
 
     The likelihood of Lacroix et al. 2018 (and of every "1vsAll" loss): it says which entities answer a query, and
-    nothing of how many do. Batch shape ``(b,)``, event shape ``(E,)``. A value counts a query's answers, a ``(b, E)``
-    tensor, dense or sparse; its log-probability is that of the answers in their order, one term each.
-
-    Args:
-        score, anchor, relation, table, reverse, symbols: as of :class:`AllCandidates`.
-        number: of answers of each query, shape ``(b,)``; what :meth:`sample` draws.
+    nothing of how many do. Batch shape ``(*, b)``, event shape ``(E,)``. A value counts a query's answers, ``(b, E)``;
+    its log-probability is that of the answers in their order, one term each. A sample has one answer per query.
     """
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    def __init__(
-        self,
-        score: Score,
-        anchor: Tensor,
-        relation: Tensor,
-        table: Tensor,
-        number: Tensor,
-        reverse: Tensor | None = None,
-        symbols: tuple[Tensor, Tensor] | None = None,
-    ):
-        super().__init__(score, anchor, relation, table, torch.zeros_like(anchor[:, 0]), reverse, symbols)
-        self.number = number
+    @property
+    def true_logits(self) -> Tensor:
+        """The log-odds that a candidate is the answer, ``(*, b, E)``."""
+        log_p = self.scores.log_softmax(-1).clamp_max(-1e-7)
+        return log_p - (-torch.expm1(log_p)).log()
+
+    @property
+    def scores(self) -> Tensor:
+        """``φ`` of all candidates, ``(*, b, E)``."""
+        g = self.given
+        scores = g.score.candidates(g.anchor.values, g.relation.values, g.candidate.values, g.reverse)
+        return scores.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.scores.softmax(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if not self._kernel:
-            return (value.to_dense() * self.logits.log_softmax(-1)).sum(-1)
-        query = self.score.queries(self.anchor, self.relation, self.reverse)
-        rows, columns = (value if value.is_sparse else value.to_sparse())._indices()
-        table, log_scale, own = self.table, None, self._own
-        if self._candidates is not None:  # the observed scores are taken at their means, as they enter linearly
-            table, log_scale = self._candidates.loc, log_scale_of(self._candidates)
-        scores = (query[rows] * _rows(table, columns)).sum(-1)
-        normaliser = log_normaliser(query, table, log_scale, own)
+        if self.estimator == "plain":
+            return (value * self.scores.log_softmax(-1)).sum(-1)
+        rows, columns = ones_of(value)
+        query, loc, log_scale, own = self._walk()
+        # the observed scores are taken at their means, as they enter linearly
+        scores = (query[rows] * Rows(loc, columns).sparse_values).sum(-1)
+        normaliser = log_normaliser(query, loc, log_scale, own)
         if own is not None:
-            loops = self.score.compare(query, self.anchor)
+            loops = self.given.score.compare(query, self._anchor)
             scores = torch.where(columns == own[rows], loops[rows], scores)
             normaliser = torch.logaddexp(normaliser, loops)
         return torch.zeros_like(normaliser).index_add(0, rows, scores - normaliser[rows])
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
-            counts = [
-                dist.Multinomial(int(n), logits=logits).sample(sample_shape)
-                for n, logits in zip(self.number, self.logits, strict=True)
-            ]
-            return torch.stack(counts, -2)
+            return dist.Multinomial(1, logits=self.scores, validate_args=False).sample(sample_shape)
 
 
 def observed_logits(logits: Tensor, completeness: float, never_missing: Tensor | None = None) -> Tensor:
@@ -221,116 +254,15 @@ def observed_logits(logits: Tensor, completeness: float, never_missing: Tensor |
     return observed if never_missing is None else torch.where(never_missing, logits, observed)
 
 
-def _rows(table: Tensor, ids: Tensor) -> Tensor:
-    """``table[ids]``, of a table whose gradient is dense by other uses: that of this one has these rows only."""
-    return F.embedding(ids, table, sparse=table.device.type in ("cpu", "cuda"))
+def true_logits_of(fn: Any) -> Tensor:
+    """The log-odds that facts are true, from whatever distribution a model has at the site of their labels.
 
-
-def _draw(normal: dist.Normal, rows: Tensor) -> Tensor:
-    return gaussian_draw(normal.loc[rows], log_scale_of(normal)[rows])
-
-
-class Postpone(Messenger):
-    """Effect handler around a guide: Gaussian tables are not drawn yet, for the model may say how, or not at all.
-
-    In place of the draw stands NaN, without memory of its own but with a place in the autograd graph, by which
-    :class:`Integrate` knows its rows. A use that ``Integrate`` does not replace makes the bound NaN, and the bound is
-    then computed again with every latent drawn.
+    Raises TypeError for one that is no distribution of independent labels.
     """
-
-    def _pyro_sample(self, msg: dict) -> None:
-        fn = msg["fn"]
-        if not msg["done"] and not msg["is_observed"] and is_gaussian(fn) and torch.is_grad_enabled():
-            nan = torch.full_like(fn.base_dist.loc[:1, :1].detach(), torch.nan).requires_grad_()
-            msg["value"] = nan.expand(fn.shape())
-            msg["done"] = True
-
-
-def _postponed(value: Tensor) -> bool:
-    return value.numel() > 1 and not any(value.stride())
-
-
-class Integrate(Messenger):
-    """Effect handler: how a step integrates over the latents of an :class:`AllCandidates`.
-
-    Runs around a model that is replayed against ``guide_trace``; everything but the likelihood is left as the model
-    wrote it. A handler, so that neither models nor guides know of it: the model goes on saying what is true, this says
-    how to integrate it. The estimators all have the same expectation:
-
-    * ``plain``: Pyro's own: one draw of every latent, all scores of a batch in one matrix;
-    * ``shared``: the same draws, log-likelihood and gradients by :func:`kgpyro.kernels.all_candidates_log_prob`;
-    * ``local``: the local reparameterisation trick on top. Where the table is the value the guide drew at a Normal
-      site, each fact's score is drawn instead of the candidates' latents; and where anchors or relations are rows of
-      such a value, each query draws its own.
-
-    What a score or a guide does not admit falls back to the estimator before it.
-
-    Args:
-        guide_trace: a run of the guide.
-        estimator: one of the above.
-        draw: draw at the model's sites what the guide postponed, each in one pass with its KL.
-
-    Attributes:
-        kl: by site, the KL of each latent that was drawn along with it.
-    """
-
-    def __init__(self, guide_trace: Trace, estimator: str, draw: bool = False):
-        super().__init__()
-        self.estimator, self.draw = estimator, draw
-        self.guide = guide_trace.nodes
-        self.kl: dict[str, Tensor] = {}
-        self.normals: list[tuple[Tensor, dist.Normal]] = []
-        for site in guide_trace.nodes.values():
-            if site["type"] == "sample" and is_gaussian(site["fn"]):
-                self.normals.append((site["value"], site["fn"].base_dist))
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if msg["is_observed"] and isinstance(msg["fn"], AllCandidates):
-            msg["fn"] = self._likelihood(msg["fn"])
-        elif self.draw and msg["done"] and _postponed(msg["value"]):
-            q, p = self.guide[msg["name"]]["fn"], msg["fn"]
-            if is_gaussian(p) and p.event_shape == q.event_shape:
-                a, b = q.base_dist, p.base_dist
-                drawn = gaussian_draw_and_kl(a.loc, log_scale_of(a), b.loc, b.scale)
-                msg["value"], self.kl[msg["name"]] = drawn
-            else:
-                msg["value"] = q.rsample()
-            self.normals.append((msg["value"], q.base_dist))
-
-    def _likelihood(self, fn: AllCandidates) -> AllCandidates:
-        fn = fn.with_kernel()
-        candidates = next((normal for drawn, normal in self.normals if _same_memory(fn.table, drawn)), None)
-        if self.estimator == "local" and candidates is not None and fn.score.linear:
-            own = None
-            if fn.symbols is not None:
-                entities = self._drawn_rows(fn.anchor, fn.symbols[0])
-                own = fn.symbols[0] if entities is candidates else None
-                fn = fn.with_own_draws(entities, self._drawn_rows(fn.relation, fn.symbols[1]))
-            fn = fn.with_local_noise(candidates, own)
-        elif candidates is not None and fn.table.requires_grad and fn.symbols is not None:
-            entities = self._drawn_rows(fn.anchor, fn.symbols[0])
-            fn = fn.with_anchors_of_table() if entities is candidates else fn
-        return fn
-
-    def _drawn_rows(self, latents: Tensor, rows: Tensor) -> dist.Normal | None:
-        """The Normal whose draw has ``latents`` as the given rows, if any does."""
-        for drawn, normal in self.normals:
-            fits = len(drawn) > int(rows.max()) and drawn.shape[1:] == latents.shape[1:]
-            if fits and not _same_memory(drawn, latents) and _are_rows(latents, drawn, rows):
-                return normal
-        return None
-
-
-def _are_rows(latents: Tensor, drawn: Tensor, rows: Tensor) -> bool:
-    """Whether ``latents`` is ``drawn[rows]``: by its history, or by value where gradients are not recorded."""
-    if not drawn.requires_grad:
-        return torch.equal(drawn[rows], latents)
-    step = latents.grad_fn
-    if step is None or step.name() != "IndexBackward0" or step.next_functions[0][0] is not drawn.grad_fn:
-        return False
-    indices = step._saved_indices  # type: ignore[attr-defined]
-    return len(indices) == 1 and torch.equal(indices[0], rows)
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, (SingleFacts, AllCandidates)):
+        return fn.true_logits
+    if isinstance(fn, torch.distributions.Bernoulli):
+        return fn.logits
+    raise TypeError(f"labels drawn from {type(fn).__name__} have no log-odds; use Bernoulli, or kg.likelihood")

@@ -1,4 +1,4 @@
-"""What every model is given: sizes, priors, the scoring function and the relations' intercepts."""
+"""What every model is given: sizes, priors, the scoring function, and the likelihood of a batch's facts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import TypeAlias, cast
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -16,11 +17,12 @@ from kgpyro.program.batches import Batch, Batches
 from kgpyro.program.families import Family
 from kgpyro.program.hyperpriors import SymbolPrior
 from kgpyro.program.interactions import Score
-from kgpyro.program.likelihood import AllCandidates, Answers, observed_logits
+from kgpyro.program.likelihood import AllCandidates, Answers, Given, Rows, SingleFacts
 from kgpyro.program.priors import Prior
 
 # of symbol ids, shape (n,), or ... for all
 PriorOf: TypeAlias = Callable[[Tensor | EllipsisType], TorchDistribution]
+INTERCEPT_SCALE = 3.0  # of the prior of intercepts, in log-odds: base rates of relations differ by orders of magnitude
 
 
 class Setting(nn.Module):
@@ -29,26 +31,39 @@ class Setting(nn.Module):
     Attributes:
         num_entities: number of entities.
         num_relations: number of relation rows: twice the relations where each has an inverse.
+        relations: number of relations.
         score: the scoring function.
         symbol_priors: the prior of each kind, with its learned parameters.
-        intercept: ``b_p``, a learnt parameter of shape ``(num_relations,)``.
+        base_rate: log-odds of the share of all cells that the training graph holds, shape ``()``.
         features: of the entities, shape ``(num_entities, f)``; None where there are none.
         completeness: the probability with which a true fact between two entities is in the training graph.
-        categorical: whether :meth:`likelihood` is of answers drawn from all candidates. Then there are no intercepts.
+        categorical: whether :meth:`likelihood` is of answers drawn from all candidates, where intercepts cancel.
     """
 
+    base_rate: Tensor
+    start: Tensor
+
     def __init__(
-        self, num_entities: int, num_relations: int, score: Score, dim: int, entity_prior: Prior, relation_prior: Prior
+        self,
+        num_entities: int,
+        num_relations: int,
+        score: Score,
+        dim: int,
+        entity_prior: Prior,
+        relation_prior: Prior,
+        relations: int | None = None,
     ):
         super().__init__()
         self.num_entities, self.num_relations, self.score = num_entities, num_relations, score
+        self.relations = num_relations if relations is None else relations
         self.entity_size, self.relation_size = score.sizes(dim)
         given = {"entity": entity_prior, "relation": relation_prior}
         self.families: dict[str, Family] = {kind: prior.family(self.size(kind)) for kind, prior in given.items()}
         self.symbol_priors = nn.ModuleDict(
             {kind: SymbolPrior(kind, prior, self.count(kind), self.size(kind)) for kind, prior in given.items()}
         )
-        self.intercept = nn.Parameter(torch.zeros(num_relations))
+        self.register_buffer("base_rate", torch.zeros(()))
+        self.register_buffer("start", torch.zeros(self.relations), persistent=False)
         self.features: Tensor | None = None
         self.completeness = 1.0
         self.categorical = False
@@ -82,7 +97,20 @@ class Setting(nn.Module):
 
         Where a prior's parameters are latents with priors of their own, they are sampled here, outside any plate.
         """
+        if next(self.parameters(), None) is not None:
+            pyro.module("setting", self)
         return self._prior("entity"), self._prior("relation")
+
+    def intercepts(self) -> Tensor:
+        """Sample ``b_r ~ Normal(logit of the base rate, 3²)``, the log-odds of each relation's facts, shape ``(R,)``.
+
+        Without it a score that is never positive could not call a fact likely, and one of a sparse graph would have to
+        say "no" a hundred thousand times. Under the categorical likelihood it cancels, and is 0.
+        """
+        if self.categorical:
+            return self.start.new_zeros(self.relations)
+        prior = dist.Normal(self.base_rate, INTERCEPT_SCALE, validate_args=False)
+        return pyro.sample("intercept", prior.expand([self.relations]).to_event(1), infer={"start": self.start})
 
     def symbol_prior(self, kind: str) -> SymbolPrior:
         """A kind's prior, with its learned parameters."""
@@ -96,7 +124,7 @@ class Setting(nn.Module):
             )
 
     def _prior(self, kind: str) -> PriorOf:
-        prior, like = self.symbol_prior(kind), self.intercept.detach()
+        prior, like = self.symbol_prior(kind), self.start
         drawn = prior.draw(like)
         return lambda symbols: prior.distribution(like, symbols, drawn)
 
@@ -106,50 +134,63 @@ class Setting(nn.Module):
         return {site: found for kind in self.families for site, found in self.symbol_prior(kind).latents.items()}
 
     def start_at_base_rates(self, batches: Batches) -> None:
-        """Start ``b_p`` where relations' facts are observed at their base rates among those of the training queries.
+        """Centre the intercepts' prior at the share of the batches' cells that are observed.
 
-        Where answers are drawn from all candidates it cancels, and stays at 0.
+        The search for their posterior starts at each relation's own share.
         """
-        if self.categorical:
-            self.intercept.requires_grad_(False)
-            return
         queries = batches.queries
-        rows = queries.relation if batches.inverse else queries.relation % queries.num_relations
-        facts = torch.bincount(rows, minlength=self.num_relations) * batches.num_entities
-        observed = torch.bincount(rows, queries.counts.double(), minlength=self.num_relations)
+        rows = queries.relation % queries.num_relations
+        asked = torch.bincount(rows, minlength=self.relations).double()
+        if batches.unanswered:
+            asked = torch.full_like(asked, 2.0 * batches.num_entities)
+        facts = asked * batches.num_entities
+        observed = torch.bincount(rows, queries.counts.double(), minlength=self.relations)
+        each = (observed + 0.5) / (facts + 1.0) / self.completeness
+        every = (observed.sum() + 0.5) / (facts.sum() + 1.0) / self.completeness
         with torch.no_grad():
-            true = (observed + 0.5) / (facts + 1.0) / self.completeness
-            self.intercept.copy_(torch.logit(true.clamp_max(0.99)))
+            self.start.copy_(torch.logit(each.clamp_max(0.99)))
+            self.base_rate.copy_(torch.logit(every.clamp_max(0.99)))
 
-    def likelihood(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
-        """The likelihood of a batch's facts, as ``--likelihood`` says: :meth:`bernoulli` or :meth:`answers`."""
-        return (self.answers if self.categorical else self.bernoulli)(head, relation, tail, batch)
+    def likelihood(self, entities: Tensor, relations: Tensor, intercepts: Tensor, batch: Batch) -> TorchDistribution:
+        """The likelihood of a batch's facts, given one latent per entity and per relation.
 
-    def answers(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
-        """``Categorical(softmax_o φ(h_s, h_p, h_o))`` of each answer of a batch's queries: :class:`Answers`.
+        ``Bernoulli(κ sigmoid(φ(h_h, h_r, h_t) + b_r))`` of each fact, ``κ`` the completeness; or, where it is
+        categorical, ``Categorical(softmax_t φ(h_h, h_r, h_t))`` of each answer of a query. In a query that asks for
+        heads the two ends swap roles.
 
-        Arguments are as of :meth:`bernoulli`, with all entities as ``tail``. Batch shape ``(b,)``, event ``(E,)``.
+        Args:
+            entities: latents, a row for each id that :meth:`Batch.entity_plate` yields, shape ``(m, d_e)``.
+            relations: latents of the relations and their inverses, shape ``(num_relations, d_r)``.
+            intercepts: log-odds of relations, shape ``(R,)``.
+
+        Batch shape ``(n,)`` of single facts; or ``(b,)`` with event ``(E,)``.
         """
-        number = batch.y.sum(-1).to_dense()
-        symbols = batch.anchor, batch.relation
-        return Answers(self.score, head, relation, tail, number, batch.reverse, symbols)
+        candidate = Rows(entities, None if isinstance(batch.candidate, EllipsisType) else batch.candidate)
+        return self._of(Rows(entities, batch.anchor), Rows(relations, batch.relation), candidate, intercepts, batch)
 
-    def bernoulli(self, head: Tensor, relation: Tensor, tail: Tensor, batch: Batch) -> TorchDistribution:
-        """``Bernoulli(κ sigmoid(φ(h_s, h_p, h_o) + b_p))`` of a batch's facts, ``κ`` the completeness.
+    def fact_likelihood(
+        self, head: Tensor, relation: Tensor, tail: Tensor, intercepts: Tensor, batch: Batch
+    ) -> TorchDistribution:
+        """The same, given latents for every fact.
 
         Args:
             head: latents of the queries' given ends, shape ``(b, d_e)``.
             relation: latents of the queries' relations, shape ``(b, d_r)``.
             tail: latents of the facts' other ends: ``(n, d_e)``, or ``(E, d_e)`` where every query meets every entity.
-
-        In a query that asks for heads the two ends swap roles. Batch shape ``(n,)``; or ``(b,)`` with event ``(E,)``.
+            intercepts: log-odds of relations, shape ``(R,)``.
         """
-        intercept = self.intercept[batch.relation]
-        if batch.query is None:
-            symbols = batch.anchor, batch.relation
-            facts = self.score, head, relation, tail, intercept, batch.reverse, symbols
-            return AllCandidates(*facts, completeness=self.completeness)
-        reverse = None if batch.reverse is None else batch.reverse[batch.query]
-        scores = self.score.facts(head[batch.query], relation[batch.query], tail, reverse)
-        loops = torch.eq(batch.anchor[batch.query], torch.as_tensor(batch.candidate))
-        return dist.Bernoulli(logits=observed_logits(scores + intercept[batch.query], self.completeness, loops))
+        return self._of(Rows(head), Rows(relation), Rows(tail), intercepts, batch)
+
+    def _of(self, anchor: Rows, relation: Rows, candidate: Rows, intercepts: Tensor, batch: Batch) -> TorchDistribution:
+        if intercepts.dim() > 1:  # of vectorised particles, with a dimension for the plate of facts
+            intercepts = intercepts.squeeze(-2)
+        intercept = intercepts[..., batch.relation % self.relations]
+        loops = batch.anchor if batch.query is None else torch.eq(batch.anchor[batch.query], batch.candidate)  # type: ignore[arg-type]
+        given = Given(
+            self.score, anchor, relation, candidate, intercept, batch.reverse, loops, self.completeness, batch.query
+        )
+        if self.categorical:
+            if batch.query is not None:
+                raise InputError("a categorical likelihood is of all candidates of a query, not of single facts.")
+            return Answers(given)
+        return AllCandidates(given) if batch.query is None else SingleFacts(given)

@@ -31,7 +31,7 @@ def variances(posterior: Posterior) -> pd.DataFrame:
         "relation": torch.bincount(graph.train[:, 1], minlength=graph.num_relations),
     }
     for kind, names in (("entity", graph.entities), ("relation", graph.relations)):
-        variance = posterior_variance(posterior.guide.posterior(kind, ...)).double().mean(-1)
+        variance = posterior_variance(posterior.its_guide("these figures").posterior(kind, ...)).double().mean(-1)
         found.append(
             pd.DataFrame(
                 {
@@ -137,7 +137,7 @@ def fact_figure(
         )
     corrupted_id = _unknown_tail(posterior, ids[0], ids[1], seed) if corrupted is None else graph.entity_id(corrupted)
     figure = new_figure(6, 5)
-    posteriors = [posterior.guide.posterior(kind, ...) for kind in ("entity", "relation")]
+    posteriors = [posterior.its_guide("these figures").posterior(kind, ...) for kind in ("entity", "relation")]
     means = [posterior_mean(q).double().cpu().numpy() for q in posteriors]
     spreads = np.concatenate([posterior_variance(q).double().cpu().numpy() for q in posteriors])
     places = np.concatenate([*map(PCA(2, random_state=seed).fit(means[0]).transform, means)])

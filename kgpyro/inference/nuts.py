@@ -1,0 +1,99 @@
+"""The posterior by Hamiltonian Monte Carlo: Pyro's No-U-Turn sampler on the same model, for small graphs."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from kgpyro.errors import InputError
+from kgpyro.posterior.inference_data import load_arviz
+from kgpyro.posterior.replay import Program
+from kgpyro.program.sites import PER_FACT, Site, pyro_alone
+
+LARGEST = 20_000  # numbers that all latents together may be
+CELLS = 5_000_000  # facts whose likelihood each step of a trajectory may take
+
+
+def refuse_nuts(program: Program, sites: Mapping[str, Site]) -> None:
+    """Raise InputError where a program is not one for NUTS, with what it would take."""
+    batches = program.batches
+    count = sum(site.prior.shape().numel() for site in sites.values())
+    if program.kg.features is not None:
+        raise InputError("NUTS draws a latent for every entity and knows no features; leave out features.")
+    if any(site.frame in PER_FACT for site in sites.values()):
+        raise InputError("NUTS needs latents that all facts share, and here every fact has its own; use model 'lim'.")
+    if any(True for _ in program.kg.parameters()) or len(program.parameters.made):
+        raise InputError("NUTS learns no parameters; give numbers, or priors such as normal(scale=half_cauchy(1)).")
+    if batches.negatives is not None or batches.unanswered:
+        raise InputError("NUTS needs the whole likelihood in every step; leave out negatives and unanswered.")
+    cells = len(batches) * batches.num_entities
+    if count > LARGEST or cells > CELLS:
+        raise InputError(
+            f"NUTS is for small graphs: here {count:,} latent numbers and {cells:,} facts take part in each of some "
+            f"hundred thousand gradients, and {LARGEST:,} and {CELLS:,} are the most; lower dim, or fit with 'svi'."
+        )
+
+
+def draw_posterior(program: Program, warmup: int, draws: int, progress: bool) -> tuple[dict[str, Tensor], pd.DataFrame]:
+    """Draws of every latent site, shape ``(draws, *)``, and how well they mix.
+
+    The table has a row per site: ``values`` it has, the largest ``r_hat`` (split, of a single chain) and the smallest
+    bulk effective sample size ``ess`` among them (Vehtari et al. 2021), by ArviZ.
+    """
+    batches = program.batches
+    batch = batches(torch.arange(len(batches), device=program.kg.start.device))
+    kernel = NUTS(program.model, ignore_jit_warnings=True)
+    chain = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=not progress)
+    with pyro_alone(), program.parameters, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        chain.run(program.kg, batch)
+    samples = {site: value.detach() for site, value in chain.get_samples().items()}
+    return samples, mixing(samples)
+
+
+def mixing(samples: dict[str, Tensor]) -> pd.DataFrame:
+    """R-hat and effective sample size of draws of one chain, by site."""
+    rows = {}
+    for site, value in samples.items():
+        halves = value[: len(value) // 2 * 2].flatten(1).cpu().double()
+        flat = halves.unflatten(0, (2, -1)).numpy()  # R-hat is between the halves of the chain
+        rows[site] = {"values": flat.shape[-1], "r_hat": _worst(flat, "rhat"), "ess": _worst(flat, "ess")}
+    return pd.DataFrame(rows).T.astype({"values": int}).rename_axis("site")
+
+
+def _worst(chains: Any, what: str) -> float:
+    """The largest R-hat, or the smallest effective sample size, of values ``(chains, draws, n)``."""
+    arviz, new = load_arviz()
+    if chains.shape[1] < 4:
+        return float("nan")
+    if new:
+        from arviz_stats.base import array_stats
+
+        function = array_stats.rhat if what == "rhat" else array_stats.ess
+        found = function(chains, chain_axis=0, draw_axis=1)
+    else:
+        data = arviz.convert_to_dataset({"x": chains})
+        found = (arviz.rhat(data) if what == "rhat" else arviz.ess(data))["x"].to_numpy()
+    return float(found.max() if what == "rhat" else found.min())
+
+
+def report(table: pd.DataFrame, started: float, warmup: int, draws: int) -> tuple[dict[str, Any], list[str]]:
+    """What the metrics say of a chain, and warnings where it has not mixed."""
+    worst, least = float(table["r_hat"].max()), float(table["ess"].min())
+    found: dict[str, Any] = {"warmup": warmup, "draws": draws, "seconds": round(time.monotonic() - started, 1)}
+    found |= {"r_hat": worst, "ess": least, "by_site": table.to_dict(orient="index")}
+    warned = []
+    if worst > 1.05 or least < 100:
+        warned.append(
+            f"The chain has not mixed: R-hat {worst:.2f} (1.05 is the most), effective sample size {least:.0f} (100 is "
+            f"the least). Latents may trade places without any change of the model, which harms no prediction; else "
+            f"raise warmup and draws."
+        )
+    return found, warned
