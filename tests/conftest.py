@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pyro
 import pytest
 import torch
 
-from kgpyro.data.graph import Graph
+from kgpyro.data.graph import Graph, load_graph
 from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.training import latent_sites
-from kgpyro.names import GUIDES, MODELS, resolve
+from kgpyro.posterior.building import build_guide, program_of, sites_of
 from kgpyro.program.batches import Batches
 from kgpyro.program.interactions import resolve_score
 from kgpyro.program.priors import PriorLike, resolve_prior
-from kgpyro.program.setting import Setting
+from kgpyro.program.setting import INTERCEPT_SCALE, Setting
 from kgpyro.program.variational import Guide
 
 
@@ -24,7 +24,9 @@ def validated() -> Iterator[None]:
     torch.manual_seed(0)
     with pyro.validation_enabled(True):
         yield
-    assert not list(pyro.get_param_store()), "something went into Pyro's global parameter store"
+    found = list(pyro.get_param_store())
+    pyro.clear_param_store()
+    assert not found, "something went into Pyro's global parameter store"
 
 
 @pytest.fixture
@@ -41,6 +43,11 @@ def tiny() -> Graph:
     return Graph.from_triples(
         "tiny", *([line.split() for line in part] for part in (train, ["d likes a"], ["e knows a", "b likes c"]))
     )
+
+
+@pytest.fixture(scope="session")
+def nations() -> Graph:
+    return load_graph("nations")
 
 
 class Parts:
@@ -64,18 +71,23 @@ class Parts:
         self.graph, self.closed_world, self.model_name = graph, closed_world, model
         rows = graph.num_relations * (2 if inverse else 1)
         both = resolve_prior(prior)
-        self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both)
+        self.kg = Setting(graph.num_entities, rows, resolve_score(score), dim, both, both, graph.num_relations)
         self.kg.to(torch.get_default_dtype())
         self.kg.features, self.kg.completeness, self.kg.categorical = features, completeness, categorical
-        self.batches = Batches(graph.queries_of(closed_world), graph.num_entities, inverse, **negatives)  # type: ignore[arg-type]
-        self.model: Callable = resolve(model, MODELS, "model")
-        self.sites = latent_sites(self.model, self.kg, self.batches)
-        self.guide: Guide = resolve(guide, GUIDES, "guide")(self.kg, self.sites)
-        with torch.no_grad():
-            self.kg.intercept.copy_(torch.linspace(-1, 1, rows))
+        queries = graph.queries_of(closed_world)
+        self.batches = Batches(queries, graph.num_entities, inverse, categorical=categorical, **negatives)  # type: ignore[arg-type]
+        self.program = program_of(model, self.kg, self.batches)
+        self.model: Callable = self.program.model
+        self.sites = sites_of(self.program)
+        self.guide: Guide = build_guide(guide, self.kg, self.sites).to(torch.get_default_dtype())
+        self.intercepts = torch.linspace(-1, 1, graph.num_relations)
+        if "intercept" in self.sites and not self.guide.point:  # a posterior that is the prior has no KL
+            with torch.no_grad():
+                self.guide.field("intercept").log_scale.fill_(math.log(INTERCEPT_SCALE))
 
     @torch.no_grad()
     def terms(self, index: torch.Tensor | None = None, estimator: str = "plain", **batch: torch.Tensor):
         index = torch.arange(len(self.batches)) if index is None else index
         facts = self.batches.with_negatives(index, **batch) if batch else self.batches(index)
-        return WeightedELBO(estimator=estimator).terms(self.model, self.guide, self.kg, facts)
+        elbo = WeightedELBO(estimator=estimator, parameters=self.program.parameters)
+        return elbo.terms(self.model, self.guide, self.kg, facts)

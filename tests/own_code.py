@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import EllipsisType
 
 import pyro
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from kgpyro import Guide
 from kgpyro.program.batches import Batch
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import Site
 
 
 def shared_scale(kg: Setting, batch: Batch) -> None:
@@ -23,9 +25,9 @@ def shared_scale(kg: Setting, batch: Batch) -> None:
     with batch.relation_plate() as p:
         relations = pyro.sample("relations", relation_prior(p))
     scores = kg.score.candidates(entities[batch.anchor], relations[batch.relation], entities, batch.reverse)
-    logits = scores + kg.intercept[batch.relation].unsqueeze(-1)
+    logits = scores + kg.intercepts()[batch.relation % kg.relations].unsqueeze(-1)
     with batch.fact_plate():
-        pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y.to_dense())
+        pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y)
 
 
 def doubled_relations(kg: Setting, batch: Batch) -> None:
@@ -35,9 +37,8 @@ def doubled_relations(kg: Setting, batch: Batch) -> None:
         entities = pyro.sample("entities", entity_prior(e))
     with batch.relation_plate() as p:
         relations = pyro.sample("relations", relation_prior(p))
-    head, relation, tail = entities[batch.anchor], 2 * relations[batch.relation], entities[batch.candidate]
     with batch.fact_plate():
-        pyro.sample("y", kg.likelihood(head, relation, tail, batch), obs=batch.y)
+        pyro.sample("y", kg.likelihood(entities, 2 * relations, kg.intercepts(), batch), obs=batch.y)
 
 
 class Tempered(nn.Module):
@@ -53,15 +54,14 @@ class Tempered(nn.Module):
             entities = pyro.sample("entities", entity_prior(e))
         with batch.relation_plate() as p:
             relations = pyro.sample("relations", relation_prior(p)) * self.log_temperature.exp()
-        head, relation, tail = entities[batch.anchor], relations[batch.relation], entities[batch.candidate]
         with batch.fact_plate():
-            pyro.sample("y", kg.likelihood(head, relation, tail, batch), obs=batch.y)
+            pyro.sample("y", kg.likelihood(entities, relations, kg.intercepts(), batch), obs=batch.y)
 
 
 class OneScale(Guide):
     """A guide with a location per symbol and one scale for all."""
 
-    def __init__(self, kg: Setting, sites: set[str]):
+    def __init__(self, kg: Setting, sites: Mapping[str, Site]):
         super().__init__(kg, sites)
         self.entity = nn.Parameter(0.1 * torch.randn(kg.count("entity"), kg.size("entity")))
         self.relation = nn.Parameter(0.1 * torch.randn(kg.count("relation"), kg.size("relation")))
@@ -76,6 +76,7 @@ class Chained(OneScale):
     """A guide whose relations depend on the entities it drew."""
 
     def forward(self, kg: Setting, batch: Batch) -> None:
+        self.sample_others()
         with batch.entity_plate():
             entities = pyro.sample("entities", self.posterior("entity", ...))
         with pyro.plate("relation_row", kg.num_relations):
@@ -103,5 +104,5 @@ def without_data(kg: Setting, batch: Batch) -> None:
         pyro.sample("entities", entity_prior(e))
 
 
-def not_a_guide(kg: Setting, sites: set[str]) -> None:
+def not_a_guide(kg: Setting, sites: Mapping[str, Site]) -> None:
     return None

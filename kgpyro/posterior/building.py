@@ -17,7 +17,7 @@ from kgpyro.program.interactions import resolve_score
 from kgpyro.program.likelihood import Answers
 from kgpyro.program.priors import resolve_prior
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import OwnParameters, Site, latent_sites, run_of
+from kgpyro.program.sites import OwnParameters, Site, latent_sites, pyro_alone, run_of
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
@@ -60,7 +60,7 @@ def program_of(model: str | Callable, kg: Setting, batches: Batches) -> Program:
     if isinstance(found, nn.Module):
         found = found.to(kg.start)
     program = Program(kg, found, OwnParameters(), batches)
-    with program.parameters:
+    with pyro_alone(), program.parameters:
         trace = run_of(found, kg, first_batch(batches))
     if len(trace.observation_nodes) > 1:
         raise InputError(f"the model observes {', '.join(trace.observation_nodes)}; it can observe the labels only.")
@@ -73,7 +73,7 @@ def program_of(model: str | Callable, kg: Setting, batches: Batches) -> Program:
 
 def sites_of(program: Program) -> dict[str, Site]:
     """The latent sites of a program's model. Raises InputError for what kgpyro cannot fit."""
-    with program.parameters, seeded(0):
+    with pyro_alone(), program.parameters, seeded(0):
         return latent_sites(program.model, program.kg, first_batch(program.batches))
 
 

@@ -68,16 +68,17 @@ class Predictions(PosteriorScores):
             InputError: an unknown name, or a categorical likelihood.
         """
         self.refuse_categorical("predictions of single facts")
-        ids = self._ids(triples).to(self.device)
+        given = self._ids(triples).to(self.device)
+        ids, place = torch.unique(given, dim=0, return_inverse=True)  # so that no result hangs on the others' order
         found = []
         for part in ids.split(max(1, (1 << 24) // max(1, draws))):
             logits = self.fact_logits(part, draws, seed)
             found.append(self._summary(logits, interval, (part[:, 0], part[:, 2]), recalibrated))
-        names = {key: torch.cat([part[key] for part in found]).cpu().numpy() for key in found[0]} if found else {}
+        names = {key: torch.cat([part[key].to(place.device) for part in found])[place].cpu().numpy() for key in found[0]}
         g = self.graph
         h, r, t = (
             [table[i] for i in column]
-            for table, column in zip((g.entities, g.relations, g.entities), ids.T.tolist(), strict=True)
+            for table, column in zip((g.entities, g.relations, g.entities), given.T.tolist(), strict=True)
         )
         return pd.DataFrame({"head": h, "relation": r, "tail": t} | names)
 

@@ -43,6 +43,12 @@ class _Mark(Messenger):
         msg["infer"] = {**(msg["infer"] or {}), self.key: self.value}
 
 
+def _plate(name: str, size: int) -> pyro.plate:
+    """A plate that can be opened again in the same run, for no handler sees the site of its subsample."""
+    with pyro.poutine.block():
+        return pyro.plate(name, size)
+
+
 @dataclass(frozen=True)
 class Batch:
     """The facts of one step.
@@ -93,17 +99,17 @@ class Batch:
         """
         with _Mark("symbols", ("entity_plate", "entity")):
             if isinstance(self.entities, EllipsisType):
-                with pyro.plate("entity", self.num_entities):
+                with _plate("entity", self.num_entities):
                     yield ...
             else:
                 scale = 1.0 if self.entity_scale is None else self.entity_scale
-                with pyro.plate("entity", len(self.entities)), pyro.poutine.scale(scale=scale):
+                with _plate("entity", len(self.entities)), pyro.poutine.scale(scale=scale):
                     yield self.entities
 
     @contextmanager
     def relation_plate(self) -> Iterator[Symbols]:
         """The relations and their inverses, for latents that exist once per relation, shape ``(num_relations,)``."""
-        with _Mark("symbols", ("relation_plate", "relation")), pyro.plate("relation_row", self.num_relations):
+        with _Mark("symbols", ("relation_plate", "relation")), _plate("relation_row", self.num_relations):
             yield ...
 
     @contextmanager
@@ -130,17 +136,17 @@ class Batch:
         """
         with _Mark("symbols", ("fact_tails", "entity")):
             if self.query is None:
-                with pyro.plate("fact_tail", self.num_entities), pyro.poutine.scale(scale=self.total):
+                with _plate("fact_tail", self.num_entities), pyro.poutine.scale(scale=self.total):
                     yield self._entity_ids(self.candidate)
             else:
-                with pyro.plate("fact_tail", len(self.query)), pyro.poutine.scale(scale=self.fact_weight):
+                with _plate("fact_tail", len(self.query)), pyro.poutine.scale(scale=self.fact_weight):
                     yield self._entity_ids(self.candidate)
 
     @contextmanager
     def fact_plate(self) -> Iterator[None]:
         """The facts: batch shape ``(b,)`` with an event over all candidates, or ``(n,)`` single facts."""
         weight = self.fact_weight
-        with _Mark("weighted", True), pyro.plate("fact", len(weight)), pyro.poutine.scale(scale=weight):
+        with _Mark("weighted", True), _plate("fact", len(weight)), pyro.poutine.scale(scale=weight):
             yield
 
     @property
@@ -152,7 +158,7 @@ class Batch:
 
     @contextmanager
     def _queries(self, name: str) -> Iterator[None]:
-        with pyro.plate(name, len(self.anchor)), pyro.poutine.scale(scale=self.terms_per_query * self.query_weight):
+        with _plate(name, len(self.anchor)), pyro.poutine.scale(scale=self.terms_per_query * self.query_weight):
             yield
 
     def _entity_ids(self, rows: Symbols) -> Symbols:

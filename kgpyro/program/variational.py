@@ -86,12 +86,7 @@ class Guide(nn.Module):
 
     def forward(self, kg: Setting, batch: Batch) -> None:
         """Sample every latent site of the model, in the plates the model has it in."""
-        pyro.module("guide", self)
-        for name, plates in self.others.get("", ()):
-            with ExitStack() as stack:
-                for plate, size, dim in plates:
-                    stack.enter_context(pyro.plate(plate, size, dim=dim))
-                pyro.sample(name, self.field(name)())
+        self.sample_others()
         for frame in [*{**self.symbols, **self.others}]:
             if frame:
                 with getattr(batch, frame)() as ids:
@@ -99,6 +94,16 @@ class Guide(nn.Module):
                         pyro.sample(name, self.posterior(kind, ids))
                     for name, _ in self.others.get(frame, ()):
                         pyro.sample(name, self.field(name)(ids))
+
+
+    def sample_others(self) -> None:
+        """Sample the sites that are not of symbols, such as intercepts; for a ``forward`` of your own."""
+        pyro.module("guide", self)
+        for name, plates in self.others.get("", ()):
+            with ExitStack() as stack:
+                for plate, size, dim in plates:
+                    stack.enter_context(pyro.plate(plate, size, dim=dim))
+                pyro.sample(name, self.field(name)())
 
 
 class MeanField(nn.Module):
