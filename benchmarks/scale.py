@@ -25,7 +25,7 @@ import torch
 from machine import machine
 from speed import memory, random_batches, reset_peak
 
-from kgpyro.data.graph import Queries
+from kgpyro.data.queries import Queries
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.inference.fitting import build_guide, build_setting
 from kgpyro.inference.training import KLSchedule, Training

@@ -28,7 +28,8 @@ from torch import Tensor
 
 import kgpyro
 from kgpyro.checking.abstention import risk_coverage
-from kgpyro.data.graph import Graph, Queries
+from kgpyro.data.graph import Graph
+from kgpyro.data.queries import Queries
 from kgpyro.evaluation.calibration import Calibration, Recalibration
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.guides.lookup import Lookup

@@ -10,8 +10,9 @@ from kgpyro.checking.comparison import compare
 from kgpyro.checking.posterior_predictive import posterior_predictive
 from kgpyro.checking.prior_predictive import prior_predictive
 from kgpyro.checking.psis import psis_khat
-from kgpyro.data.graph import Graph, load_graph
+from kgpyro.data.graph import Graph
 from kgpyro.data.labelled import labelled_facts
+from kgpyro.data.reading import load_graph
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.program.priors import resolve_prior

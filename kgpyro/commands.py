@@ -18,7 +18,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from kgpyro.checking.posterior_predictive import PosteriorPredictive, posterior_predictive
 from kgpyro.checking.prior_predictive import PriorPredictive, prior_predictive
 from kgpyro.checking.psis import psis_khat
-from kgpyro.data.graph import load_graph
+from kgpyro.data.reading import load_graph
 from kgpyro.display import as_text, write
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior

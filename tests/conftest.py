@@ -9,7 +9,8 @@ import pyro
 import pytest
 import torch
 
-from kgpyro.data.graph import Graph, load_graph
+from kgpyro.data.graph import Graph
+from kgpyro.data.reading import load_graph
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.posterior.building import build_guide, program_of, sites_of
 from kgpyro.program.batches import Batches

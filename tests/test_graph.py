@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kgpyro.data.graph import Graph, Queries, load_graph
+from kgpyro.data.graph import Graph
+from kgpyro.data.queries import Queries
+from kgpyro.data.reading import load_graph
 from kgpyro.errors import InputError
 
 LINES = {"train": "a\tlikes\tb\nb\tlikes\tc\n", "valid": "c\tlikes\ta\n", "test": "007\tlikes\ta\n"}

@@ -9,7 +9,8 @@ import torch
 from pykeen.evaluation import RankBasedEvaluator
 from torch import Tensor
 
-from kgpyro.data.graph import Graph, load_graph
+from kgpyro.data.graph import Graph
+from kgpyro.data.reading import load_graph
 from kgpyro.errors import InputError
 from kgpyro.evaluation import ranking
 from kgpyro.evaluation.ranking import TIES, all_metrics, metrics_table, per_relation_table, rank_metrics, rank_triples

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kgpyro.data.graph import Queries
+from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError
 from kgpyro.evaluation.conformal import open_candidates
 from kgpyro.posterior.fitted import Posterior

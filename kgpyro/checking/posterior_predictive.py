@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kgpyro.data.graph import Graph, Queries
+from kgpyro.data.graph import Graph
+from kgpyro.data.queries import Queries
 from kgpyro.display import new_figure, write
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior

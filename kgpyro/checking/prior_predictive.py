@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kgpyro.data.graph import Graph, load_graph
+from kgpyro.data.graph import Graph
+from kgpyro.data.reading import load_graph
 from kgpyro.display import as_html, new_figure, write
 from kgpyro.errors import InputError
 from kgpyro.posterior.building import build_setting

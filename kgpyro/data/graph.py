@@ -8,11 +8,8 @@ inverse relations latents of their own.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import os
 import re
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,14 +23,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kgpyro.data.queries import Queries
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.files import write_text
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ("head", "relation", "tail")
-SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
-BLOCK = 1 << 22  # bytes of a file that are read at once, and the longest line
 MOST_QUERIES = 10_000_000  # in a full closed world
 SHORT = Repr()
 SHORT.maxstring = 100  # characters of a name in messages
@@ -193,7 +189,9 @@ class Graph:
         training does not, or negatives name what the graph has not.
         """
         tables = ((_rows(rows) for rows in (train, valid, test)), (f"graph {name!r}, {split}" for split in SPLITS))
-        graph = cls._encoded(name, [(rows, partial(_at, where, "row")) for rows, where in zip(*tables, strict=True)])
+        graph = cls._encoded(
+            name, [(rows, partial(place_of, where, "row")) for rows, where in zip(*tables, strict=True)]
+        )
         if not len(graph.train):
             raise InputError(f"graph {name!r} has no training triples.")
         return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
@@ -235,16 +233,15 @@ class Graph:
         whole = cls.from_triples(name, rows.to_numpy().tolist(), [], [])
         if holdout == 0:
             return whole
-        from pykeen.triples.splitting import split as shares  # imported here: it takes seconds
-
-        try:
-            train, valid, test = shares(whole.train, ratios=[1 - 2 * holdout, holdout, holdout], random_state=seed)
-        except ValueError as error:
+        held = _held_out(whole.train, round(holdout * len(whole.train)), seed)
+        if not len(held):
             raise InputError(
-                f"graph {name!r}: holding out twice {holdout:g} of {len(whole.train)} facts leaves an entity or "
-                f"relation without any; give a smaller holdout, or a column 'split'."
-            ) from error
-        return replace(whole, train=train, valid=valid, test=test)
+                f"graph {name!r}: holding any of its {len(whole.train)} facts out leaves an entity or relation without "
+                f"one; give a column 'split', or holdout=0."
+            )
+        valid, test = whole.train[held[0::2]], whole.train[held[1::2]]
+        left = torch.ones(len(whole.train), dtype=torch.bool).index_fill(0, held, False)
+        return replace(whole, train=whole.train[left], valid=valid, test=test)
 
     def to_dataframe(self) -> pd.DataFrame:
         """All facts by name: columns ``head``, ``relation``, ``tail`` and ``split`` (train, valid or test)."""
@@ -288,8 +285,8 @@ class Graph:
         """The graph of three splits, each its rows and what messages call the i-th of them (from 1)."""
         entities: dict[str, int] = {}
         relations: dict[str, int] = {}
-        train = _encode(*splits[0], entities, relations)
-        valid, test = (_encode(*split, entities, relations, complete=True) for split in splits[1:])
+        train = encode(*splits[0], entities, relations)
+        valid, test = (encode(*split, entities, relations, complete=True) for split in splits[1:])
         graph = cls(name, tuple(sorted(entities)), tuple(sorted(relations)), train, valid, test)
         rank = [torch.empty(len(names), dtype=torch.long) for names in (entities, relations)]
         for ids, table, names in zip(rank, (entities, relations), (graph.entities, graph.relations), strict=True):
@@ -302,7 +299,21 @@ class Graph:
         return replace(graph, train=train, valid=valid, test=test)
 
 
-def _at(file: object, kind: str, number: int) -> str:
+def _held_out(triples: Tensor, each: int, seed: int) -> Tensor:
+    """Twice ``each`` random triples, or as many as leave every entity and relation a triple, shape ``(m,)``."""
+    ends, relations = torch.bincount(triples[:, [0, 2]].flatten()).tolist(), torch.bincount(triples[:, 1]).tolist()
+    found: list[int] = []
+    for i in np.random.default_rng(seed).permutation(len(triples)).tolist():
+        head, relation, tail = triples[i].tolist()
+        ends[head], ends[tail], relations[relation] = ends[head] - 1, ends[tail] - 1, relations[relation] - 1
+        if len(found) < 2 * each and ends[head] and ends[tail] and relations[relation]:
+            found.append(i)
+        else:
+            ends[head], ends[tail], relations[relation] = ends[head] + 1, ends[tail] + 1, relations[relation] + 1
+    return torch.tensor(found, dtype=torch.long)
+
+
+def place_of(file: object, kind: str, number: int) -> str:
     return f"{file}, {kind} {number}"
 
 
@@ -310,7 +321,7 @@ def _rows(triples: Sequence[Sequence[str]]) -> Iterator[list[str]]:
     return ([str(name) for name in row] for row in triples)
 
 
-def _encode(
+def encode(
     rows: Iterable[list[str]],
     where: Callable[[int], str],
     entities: dict[str, int],
@@ -348,196 +359,3 @@ def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(ids)} of them."
         raise InputError(f"graph {graph!r} has no {kind} {SHORT.repr(name)}; {hint}")
     return ids[name]
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Distinct queries and the sets of their answers, in compressed sparse rows.
-
-    Attributes:
-        anchor: the given entity, shape ``(n,)``.
-        relation: the relation row, shape ``(n,)``: ``p`` asks for tails, ``p + R`` for heads.
-        indptr: shape ``(n + 1,)``; query ``i`` has the answers ``indptr[i]:indptr[i + 1]``.
-        answers: entity ids, ascending within a query, shape ``(indptr[-1],)``.
-    """
-
-    anchor: Tensor
-    relation: Tensor
-    indptr: Tensor
-    answers: Tensor
-    num_relations: int
-
-    @classmethod
-    def of(cls, triples: Tensor, num_relations: int) -> Queries:
-        """The tail query and the head query of every triple, duplicates merged."""
-        head, relation, tail = triples.unbind(1)
-        base = int(max(head.max(), tail.max())) + 1
-        rows = torch.cat([relation, relation + num_relations])
-        keys = torch.unique((rows * base + torch.cat([head, tail])) * base + torch.cat([tail, head]))
-        queries, counts = torch.unique_consecutive(keys // base, return_counts=True)
-        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(queries % base, queries // base, indptr, keys % base, num_relations)
-
-    def with_unanswered(self, num_entities: int) -> Queries:
-        """These, and all other queries of the entities and relations, without answers."""
-        counts = self.counts.new_zeros(2 * self.num_relations * num_entities)
-        counts[self.relation * num_entities + self.anchor] = self.counts
-        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        every = torch.arange(len(counts))
-        return Queries(every % num_entities, every // num_entities, indptr, self.answers, self.num_relations)
-
-    def __len__(self) -> int:
-        return len(self.anchor)
-
-    @cached_property
-    def counts(self) -> Tensor:
-        """Number of answers per query, shape ``(n,)``."""
-        return self.indptr.diff()
-
-    @cached_property
-    def _keys(self) -> Tensor:
-        return self.anchor + self._base * self.relation
-
-    @property
-    def _base(self) -> int:
-        return int(max(self.anchor.max(), self.answers.max())) + 1
-
-    def positions(self, anchor: Tensor, relation: Tensor) -> Tensor:
-        """Where the given queries stand, shape of ``anchor``; -1 for a query without a known answer."""
-        keys = anchor + self._base * relation
-        found = torch.searchsorted(self._keys, keys).clamp(max=len(self) - 1)
-        known = (self.anchor[found] == anchor) & (self.relation[found] == relation)
-        return torch.where(known, found, -1)
-
-    def answer_pairs(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """All answers of the queries ``index`` (shape ``(b,)``, -1 for none): rows of ``index``, entity ids."""
-        counts = torch.where(index >= 0, self.counts[index], 0)
-        rows = torch.repeat_interleave(torch.arange(len(index), device=index.device), counts)
-        within = torch.arange(len(rows), device=index.device) - (counts.cumsum(0) - counts)[rows]
-        return rows, self.answers[self.indptr[index[rows]] + within]
-
-    def to(self, device: torch.device | str) -> Queries:
-        anchor, relation, indptr, answers = (
-            x.to(device) for x in (self.anchor, self.relation, self.indptr, self.answers)
-        )
-        return Queries(anchor, relation, indptr, answers, self.num_relations)
-
-
-def load_graph(name_or_folder: str | Path) -> Graph:
-    """Load a graph from a folder of triples files, or one of PyKEEN's data sets by name.
-
-    A folder holds ``train``, ``valid`` and ``test``, each as ``.txt`` or ``.tsv``, plain or gzipped (``.gz``): one
-    triple a line, ``head TAB relation TAB tail``, UTF-8, no header; and, where people have found triples false,
-    ``valid_negatives`` and ``test_negatives`` likewise. Lines end as in Unix or Windows; blank ones do not count. Names
-    are taken as they are, with their blanks. A triple that a file holds twice is one fact; those that a later split
-    shares with an earlier one stay, and :attr:`Graph.problems` tells of them.
-
-    A bare name is looked up first in the folder that the environment variable ``KGPYRO_DATA`` names, then as a path,
-    then among PyKEEN's data sets.
-
-    Raises:
-        InputError: no such folder or data set, a missing or empty split, or a malformed line (named by file and line).
-    """
-    roots = [Path(os.environ["KGPYRO_DATA"])] if os.environ.get("KGPYRO_DATA") else []
-    for folder in [*(root / name_or_folder for root in roots), Path(name_or_folder)]:
-        if folder.is_dir():
-            source = str(name_or_folder) if folder.parent in roots else str(folder.resolve())
-            graph = _of_files(folder.resolve().name, [_split_file(folder, split) for split in SPLITS])
-            false = {split: _first_file(folder, f"{split}_negatives") for split in SPLITS[1:]}
-            negatives = {split: _false_triples(graph, path) for split, path in false.items() if path}
-            return replace(graph, source=source, negatives=negatives)
-    return replace(_load_pykeen(str(name_or_folder), roots), source=str(name_or_folder))
-
-
-def _split_file(folder: Path, split: str) -> Path:
-    if path := _first_file(folder, split):
-        return path
-    raise InputError(f"{folder} has no {split} split: expected {split}{' or '.join(SUFFIXES)}.")
-
-
-def _first_file(folder: Path, stem: str) -> Path | None:
-    return next((path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()), None)
-
-
-def _false_triples(graph: Graph, path: Path) -> Tensor:
-    entities = dict(graph._entity_ids)
-    ids = _encode(_lines(path), partial(_at, path, "line"), entities, dict(graph._relation_ids), complete=True)
-    for unknown in list(entities)[graph.num_entities :]:
-        graph.entity_id(unknown)  # refuses it
-    return ids
-
-
-def _of_files(name: str, files: Sequence[Path]) -> Graph:
-    graph = Graph._encoded(name, [(_lines(file), partial(_at, file, "line")) for file in files])
-    for file, split in zip(files, SPLITS, strict=True):
-        if not len(getattr(graph, split)):
-            raise InputError(f"{file} is empty; it should hold one triple a line: head TAB relation TAB tail.")
-    return graph
-
-
-def _lines(path: Path) -> Iterator[list[str]]:
-    """The columns of every line, of a file that is gzipped or not, whatever it is called; ``[""]`` for a blank line.
-
-    Raises InputError, with the line, for what is no UTF-8 text.
-    """
-    before = 0
-    try:
-        with open(path, "rb") as file:
-            start = file.read(3)
-        with gzip.open(path) if start[:2] == b"\x1f\x8b" else open(path, "rb") as file:
-            rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
-            while read := file.read(BLOCK):
-                lines, newline, rest = (rest + read).rpartition(b"\n")
-                if newline:
-                    yield from _columns(lines + newline, path, before)
-                before += lines.count(b"\n") + len(newline)
-                if len(rest) > BLOCK:
-                    raise InputError(f"{path}, line {before + 1}: longer than {BLOCK:,} bytes.")
-        if rest:
-            yield from _columns(rest.removesuffix(b"\r"), path, before)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read after line {before}: {error}.") from error
-
-
-def _columns(block: bytes, path: Path, before: int) -> Iterator[list[str]]:
-    """The columns of whole lines, of which ``before`` stand ahead in the file."""
-    try:
-        text = block.decode()
-    except UnicodeDecodeError as error:
-        line = before + block.count(b"\n", 0, error.start) + 1
-        utf16 = " (it looks like UTF-16)" if block.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
-        raise InputError(f"{path}, line {line}: no UTF-8 text{utf16}; save the file as UTF-8.") from error
-    text = text.replace("\r\n", "\n")
-    for character, what in (("\0", "a NUL character"), ("\r", "a carriage return amid the line")):
-        if (place := text.find(character)) >= 0:
-            line = before + text.count("\n", 0, place) + 1
-            raise InputError(f"{path}, line {line}: {what}; save the file as plain text.")
-    for row in text.removesuffix("\n").split("\n"):
-        yield row.split("\t")
-
-
-def _load_pykeen(name: str, roots: Iterable[Path]) -> Graph:
-    from pykeen.datasets import dataset_resolver  # imported here: it takes seconds, and folders do not need it
-
-    resolver_key = dataset_resolver.normalize(name)
-    if resolver_key not in dataset_resolver.lookup_dict:
-        here = [p.name for root in roots if root.is_dir() for p in sorted(root.iterdir()) if p.is_dir()]
-        choices = here + sorted(dataset_resolver.lookup_dict)
-        near = get_close_matches(resolver_key, choices, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(choices)}."
-        raise InputError(f"unknown data set {name!r}: neither a folder nor one of PyKEEN's; {hint}")
-    dataset = dataset_resolver.make(resolver_key)
-    try:
-        factory = dataset.training  # downloads where the files do not ship with PyKEEN
-    except Exception as error:  # whatever the network or PyKEEN's cache throws
-        raise InputError(f"PyKEEN could not provide data set {name!r}: {error}") from error
-    files = [Path(getattr(dataset, f"{s}_path", None) or "") for s in ("training", "validation", "testing")]
-    if all(file.is_file() and file.name.endswith(SUFFIXES) for file in files):
-        # PyKEEN drops triples whose entities training lacks; read from its files they are all there
-        return _of_files(resolver_key, files)
-    entities, relations = factory.entity_id_to_label, factory.relation_id_to_label
-    splits = [
-        [(entities[h], relations[r], entities[t]) for h, r, t in part.mapped_triples.tolist()]
-        for part in (factory, dataset.validation, dataset.testing)
-    ]
-    return Graph.from_triples(resolver_key, *splits)

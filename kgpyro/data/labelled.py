@@ -6,7 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.graph import COLUMNS, Graph, Queries
+from kgpyro.data.graph import COLUMNS, Graph
+from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError
 
 KINDS = ("verified", "hard", "random")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kgpyro.data.graph import Queries
+from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError
 
 ENOUGH = 20  # validation facts from which on a relation has a threshold of its own

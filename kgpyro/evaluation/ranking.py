@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kgpyro.data.graph import Graph, Queries
+from kgpyro.data.graph import Graph
+from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError
 
 TIES = ("realistic", "optimistic", "pessimistic")

@@ -16,7 +16,8 @@ import lightning.pytorch as pl
 import torch
 
 from kgpyro.data.features import FeaturesLike, load_features
-from kgpyro.data.graph import Graph, load_graph
+from kgpyro.data.graph import Graph
+from kgpyro.data.reading import load_graph
 from kgpyro.display import Metrics
 from kgpyro.errors import InputError
 from kgpyro.files import claim

@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from kgpyro.kernels.gaussian import autocast_dtype, fast_exp
 
 BLOCK = 1536  # candidates at a time: with fewer, threads wait for each other more often; more leave the cache
+GPU_BLOCK = 1 << 15  # a GPU wants few and large launches
 FACTORS = 16  # of a product whose logarithm stands for as many softplus
 Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as _score_blocks tells
 
@@ -80,14 +81,19 @@ def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, exclude
         return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half)
 
 
+def _block_size(like: Tensor) -> int:
+    return BLOCK if like.device.type == "cpu" else GPU_BLOCK
+
+
 def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """A block of standard normals, shape ``(b, BLOCK)``, and signs ``(b, blocks)``.
 
     Every block of candidates takes the same normals under fresh signs: each score's noise is exactly standard normal,
     any two of a query are uncorrelated, and a step draws ``b · BLOCK`` numbers instead of ``b · E``.
     """
-    b, blocks = len(query), -(-candidates // BLOCK)
-    normal = torch.randn(b, min(BLOCK, candidates), dtype=query.dtype, device=query.device)
+    size = _block_size(query)
+    b, blocks = len(query), -(-candidates // size)
+    normal = torch.randn(b, min(size, candidates), dtype=query.dtype, device=query.device)
     if blocks == 1:
         return normal, torch.ones_like(normal[:, :1])
     return normal, torch.randint(0, 2, (b, blocks), device=query.device).to(query.dtype).mul_(2).sub_(1)
@@ -158,7 +164,7 @@ class _Facts:
     def _blocks(self) -> Iterator[Block]:
         def noise(start: int, part: Tensor) -> Tensor:
             assert self.normal is not None and self.signs is not None
-            return self.normal[:, : len(part)] * self.signs[:, start // BLOCK, None]
+            return self.normal[:, : len(part)] * self.signs[:, start // _block_size(self.query), None]
 
         return _score_blocks(self.query, self.loc, self.log_scale, noise, self.half, self.intercept)
 
@@ -181,15 +187,16 @@ def _score_blocks(
     """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
     left, table = _cast(query, half), _cast(loc, half)
     squared = None if log_scale is None else _cast(query.square(), half)
-    for start in range(0, len(table), BLOCK):
-        part = table[start : start + BLOCK]
+    size = _block_size(query)
+    for start in range(0, len(table), size):
+        part = table[start : start + size]
         scores = (left @ part.mT).to(query.dtype)
         if intercept is not None:
             scores.add_(intercept.unsqueeze(-1))
         if log_scale is None or squared is None:
             yield start, scores, part, None, None, None
             continue
-        variance = _cast(fast_exp(log_scale[start : start + BLOCK], 2), half)
+        variance = _cast(fast_exp(log_scale[start : start + size], 2), half)
         deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
         noise = noise_of(start, part)
         yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
@@ -223,7 +230,7 @@ class _ScoreGradients:
     def subtract(self, p: Tensor, block: Block) -> None:
         """Those of a block, given ``p`` of its scores, shape ``(b, c)``; its noise is overwritten."""
         start, _, part, variance, deviation, noise = block
-        rows = slice(start, start + BLOCK)
+        rows = slice(start, start + len(part))
         if self.d_log_scale is not None:
             slope = _cast(noise.mul_(p).div_(deviation), self.half)  # 2 p ds/d variance, in nats
             self.d_squared += slope @ variance

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 1536  # rows at a time, which stay in the cache
+GPU_BLOCK = 1 << 22
 LARGE = 1 << 16  # numbers, of which drawing is worth a generator of its own
 
 
@@ -55,7 +56,7 @@ class _Gaussian(torch.autograd.Function):
         h = torch.empty_like(loc) if draw else None
         noise = _normals(loc) if draw else None
         kl = None if prior_scale is None else loc.new_empty(loc.shape[:-1])
-        for rows in _row_blocks(len(loc)):
+        for rows in _row_blocks(loc):
             scale = fast_exp(log_scale[rows])
             if h is not None and noise is not None:
                 torch.addcmul(loc[rows], scale, noise(scale), out=h[rows])
@@ -85,7 +86,7 @@ class _Gaussian(torch.autograd.Function):
             torch.zeros_like(x) if n else None
             for x, n in zip((prior_loc, prior_scale), ctx.needs_input_grad[2:4], strict=True)
         )
-        for rows in _row_blocks(len(loc)):
+        for rows in _row_blocks(loc):
             to_loc, to_log_scale = d_loc[rows], d_log_scale[rows]
             if d_kl is None:
                 to_loc.copy_(d_h[rows])
@@ -156,5 +157,6 @@ def _rows_of(parameter: Tensor, rows: slice) -> Tensor:
     return parameter if len(parameter) == 1 else parameter[rows]
 
 
-def _row_blocks(total: int) -> list[slice]:
-    return [slice(start, start + BLOCK) for start in range(0, total, BLOCK)]
+def _row_blocks(table: Tensor) -> list[slice]:
+    size = BLOCK if table.device.type == "cpu" else GPU_BLOCK
+    return [slice(start, start + size) for start in range(0, len(table), size)]

@@ -74,7 +74,9 @@ class Predictions(PosteriorScores):
         for part in ids.split(max(1, (1 << 24) // max(1, draws))):
             logits = self.fact_logits(part, draws, seed)
             found.append(self._summary(logits, interval, (part[:, 0], part[:, 2]), recalibrated))
-        names = {key: torch.cat([part[key].to(place.device) for part in found])[place].cpu().numpy() for key in found[0]}
+        names = {
+            key: torch.cat([part[key].to(place.device) for part in found])[place].cpu().numpy() for key in found[0]
+        }
         g = self.graph
         h, r, t = (
             [table[i] for i in column]

@@ -25,7 +25,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from kgpyro.data.graph import Queries
+from kgpyro.data.queries import Queries
 from kgpyro.program.lazy import Labels
 
 # ids of symbols, shape (n,), or all of them

@@ -95,7 +95,6 @@ class Guide(nn.Module):
                     for name, _ in self.others.get(frame, ()):
                         pyro.sample(name, self.field(name)(ids))
 
-
     def sample_others(self) -> None:
         """Sample the sites that are not of symbols, such as intercepts; for a ``forward`` of your own."""
         pyro.module("guide", self)

@@ -26,7 +26,8 @@ from pyro.distributions import constraints
 
 from kgpyro.checking.comparison import compare
 from kgpyro.checking.prior_predictive import PriorPredictive, prior_predictive
-from kgpyro.data.graph import Graph, load_graph
+from kgpyro.data.graph import Graph
+from kgpyro.data.reading import load_graph
 from kgpyro.display import as_html, png_of
 from kgpyro.errors import InputError
 from kgpyro.names import MODELS

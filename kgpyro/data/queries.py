@@ -1,0 +1,82 @@
+"""Queries of a graph and their answers, in compressed sparse rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Distinct queries and the sets of their answers, in compressed sparse rows.
+
+    Attributes:
+        anchor: the given entity, shape ``(n,)``.
+        relation: the relation row, shape ``(n,)``: ``p`` asks for tails, ``p + R`` for heads.
+        indptr: shape ``(n + 1,)``; query ``i`` has the answers ``indptr[i]:indptr[i + 1]``.
+        answers: entity ids, ascending within a query, shape ``(indptr[-1],)``.
+    """
+
+    anchor: Tensor
+    relation: Tensor
+    indptr: Tensor
+    answers: Tensor
+    num_relations: int
+
+    @classmethod
+    def of(cls, triples: Tensor, num_relations: int) -> Queries:
+        """The tail query and the head query of every triple, duplicates merged."""
+        head, relation, tail = triples.unbind(1)
+        base = int(max(head.max(), tail.max())) + 1
+        rows = torch.cat([relation, relation + num_relations])
+        keys = torch.unique((rows * base + torch.cat([head, tail])) * base + torch.cat([tail, head]))
+        queries, counts = torch.unique_consecutive(keys // base, return_counts=True)
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(queries % base, queries // base, indptr, keys % base, num_relations)
+
+    def with_unanswered(self, num_entities: int) -> Queries:
+        """These, and all other queries of the entities and relations, without answers."""
+        counts = self.counts.new_zeros(2 * self.num_relations * num_entities)
+        counts[self.relation * num_entities + self.anchor] = self.counts
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        every = torch.arange(len(counts))
+        return Queries(every % num_entities, every // num_entities, indptr, self.answers, self.num_relations)
+
+    def __len__(self) -> int:
+        return len(self.anchor)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Number of answers per query, shape ``(n,)``."""
+        return self.indptr.diff()
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        return self.anchor + self._base * self.relation
+
+    @property
+    def _base(self) -> int:
+        return int(max(self.anchor.max(), self.answers.max())) + 1
+
+    def positions(self, anchor: Tensor, relation: Tensor) -> Tensor:
+        """Where the given queries stand, shape of ``anchor``; -1 for a query without a known answer."""
+        keys = anchor + self._base * relation
+        found = torch.searchsorted(self._keys, keys).clamp(max=len(self) - 1)
+        known = (self.anchor[found] == anchor) & (self.relation[found] == relation)
+        return torch.where(known, found, -1)
+
+    def answer_pairs(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """All answers of the queries ``index`` (shape ``(b,)``, -1 for none): rows of ``index``, entity ids."""
+        counts = torch.where(index >= 0, self.counts[index], 0)
+        rows = torch.repeat_interleave(torch.arange(len(index), device=index.device), counts)
+        within = torch.arange(len(rows), device=index.device) - (counts.cumsum(0) - counts)[rows]
+        return rows, self.answers[self.indptr[index[rows]] + within]
+
+    def to(self, device: torch.device | str) -> Queries:
+        anchor, relation, indptr, answers = (
+            x.to(device) for x in (self.anchor, self.relation, self.indptr, self.answers)
+        )
+        return Queries(anchor, relation, indptr, answers, self.num_relations)
