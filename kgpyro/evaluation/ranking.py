@@ -60,9 +60,9 @@ def rank_triples(
     starts = range(0, len(queries), at_once)
     for start in tqdm(starts, desc="ranking", unit="block", disable=not progress or len(starts) < 4, leave=False):
         stop = min(start + at_once, len(queries))
-        scores = score_all(queries[start:stop] % num_entities, queries[start:stop] // num_entities).cpu()
+        scores = score_all(queries[start:stop] % num_entities, queries[start:stop] // num_entities)
         for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(at_once):
-            mine = scores.index_select(0, owner[part] - start)
+            mine = scores.index_select(0, (owner[part] - start).to(scores.device))
             counted.append(_count_better(mine, anchor[part], row[part], answer[part], known))
     columns = np.zeros((6, len(order)))
     if counted:
@@ -73,8 +73,9 @@ def rank_triples(
 
 
 def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, known: Queries) -> np.ndarray:
+    answer = answer.to(scores.device)
     true = scores.gather(1, answer.unsqueeze(1))
-    which, other = known.answer_pairs(known.positions(anchor, row))
+    which, other = (ids.to(scores.device) for ids in known.answer_pairs(known.positions(anchor, row)))
     removed = scores.take(which * scores.shape[1] + other)
     scores.sub_(true)
     if bool(scores.sum(1).isnan().any()):
@@ -93,7 +94,7 @@ def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, k
     left = total - zero.index_add(0, which, torch.ones_like(which))
     return torch.stack(
         [better - known_better + 1, as_good - known_as_good, left, better + 1, as_good, total], dim=1
-    ).numpy()
+    ).cpu().numpy()
 
 
 def rank_metrics(ranks: pd.DataFrame, ties: str = "realistic", raw: bool = False) -> dict[str, float]:

@@ -110,6 +110,7 @@ class Training(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = OPTIMIZERS[self.optimizer_name]
         can_fuse = "fused" in inspect.signature(optimizer).parameters and not self.kg.sparse
+        can_fuse &= self.optimizer_name != "adagrad" or self.device.type == "cpu"  # PyTorch has no other
         fused = {"fused": True} if can_fuse else {}
         return optimizer(self.parameters(), lr=self.lr, **fused)
 
