@@ -79,7 +79,7 @@ def fit_command(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
     parser.add_argument("--dataset", type=str, default="nations", help=DATASET_HELP)
-    add_options(parser, fit, skip={"graph"})
+    add_options(parser, fit, skip={"graph", "logger", "callbacks"})
     parser.add_argument(
         "--per-relation",
         action=ActionYesNo(yes_prefix="", no_prefix="no-"),

@@ -13,6 +13,7 @@ from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.posterior.building import build_guide, program_of, sites_of
+from kgpyro.posterior.fitted import Posterior
 from kgpyro.program.batches import Batches
 from kgpyro.program.interactions import resolve_score
 from kgpyro.program.priors import PriorLike, resolve_prior
@@ -85,6 +86,9 @@ class Parts:
         if "intercept" in self.sites and not self.guide.point:  # a posterior that is the prior has no KL
             with torch.no_grad():
                 self.guide.field("intercept").log_scale.fill_(math.log(INTERCEPT_SCALE))
+
+    def posterior(self, **config: object) -> Posterior:
+        return Posterior(self.graph, self.program, self.guide, {"closed_world": self.closed_world, **config})
 
     @torch.no_grad()
     def terms(self, index: torch.Tensor | None = None, estimator: str = "plain", **batch: torch.Tensor):

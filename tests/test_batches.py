@@ -75,7 +75,7 @@ def test_what_a_batch_holds(tiny: Graph, inverse: bool, negatives: int | None) -
         assert torch.equal(batch.relation, queries.relation[index] % R)
     assert batch.num_relations == batches.num_relation_rows == (2 * R if inverse else R)
     assert (batch.num_queries, batch.num_entities, batches.num_observed) == (len(queries), 5, 14)
-    assert batch.facts_per_query.tolist() == [5, 5, 5]
+    assert batch.terms_per_query.tolist() == [5, 5, 5]
     known = {(b, a) for b, i in enumerate(index.tolist()) for a in answers(batches, i)}
     if negatives is None:
         assert batch.candidate is ... and batch.entities is ... and batch.entity_scale is None
@@ -134,10 +134,10 @@ def test_a_query_that_every_entity_answers_draws_none(full: Graph) -> None:
     row, drawn = batches.draw_negatives(torch.tensor([nearly, whole]), 2)
     assert row.tolist() == [0, 0]
     assert set(drawn.tolist()) == set(range(3)) - set(answers(batches, nearly))
-    assert batches(torch.tensor([nearly, nearly, whole])).facts_per_query.tolist() == [3, 3, 3]
+    assert batches(torch.tensor([nearly, nearly, whole])).terms_per_query.tolist() == [3, 3, 3]
     batch = batches(torch.tensor([nearly, whole]))
     assert batch.weight is not None and batch.weight.tolist() == [1, 1, 1, 1, 1, 0.5, 0.5]
-    assert batch.facts_per_query.tolist() == [3, 3]
+    assert batch.terms_per_query.tolist() == [3, 3]
     paid = torch.zeros(3)
     for _ in range(2000):
         batch = batches(torch.randint(len(batches), (1,)))
@@ -151,11 +151,11 @@ def test_a_query_that_every_entity_answers_draws_none(full: Graph) -> None:
 def test_numbers_have_the_dtype_that_was_asked_for(tiny: Graph, negatives: int | None, weight: float | None) -> None:
     for dtype in (None, torch.float64, torch.float16):
         batch = Batches(tiny.training_queries, 5, True, negatives, weight, dtype)(torch.tensor([0, 1]))
-        for numbers in (batch.y, batch.facts_per_query, batch.weight, batch.entity_scale):
+        for numbers in (batch.y, batch.terms_per_query, batch.weight, batch.entity_scale):
             assert numbers is None or numbers.dtype == (dtype or torch.float32)
         if weight is not None and batch.weight is not None:
             assert set(batch.weight[batch.y == 0].tolist()) == {3.0}
-            assert batch.facts_per_query.tolist() == [n + 6 for n in tiny.training_queries.counts[:2].tolist()]
+            assert batch.terms_per_query.tolist() == [n + 6 for n in tiny.training_queries.counts[:2].tolist()]
 
 
 def test_on_another_device(tiny: Graph) -> None:

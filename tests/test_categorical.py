@@ -177,5 +177,5 @@ def test_a_fit_and_its_predictions(fitted: Posterior, tmp_path: Path) -> None:
     ],
 )
 def test_what_it_does_not_say(fitted: Posterior, ask: Callable) -> None:
-    with pytest.raises(InputError, match="fit with --likelihood bernoulli"):
+    with pytest.raises(InputError, match="fit with likelihood='bernoulli'"):
         ask(fitted)

@@ -103,7 +103,7 @@ def members_of(parts: Parts) -> list[Parts]:
 
 
 def posterior_of(parts: Parts) -> kgpyro.Posterior:
-    return kgpyro.Posterior(parts.graph, parts.kg, parts.guide, {"model": parts.model_name, "guide": "own"})
+    return parts.posterior(model=parts.model_name, guide="own")
 
 
 @pytest.fixture

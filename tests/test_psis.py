@@ -26,7 +26,7 @@ def nothing_learnt(head: torch.Tensor, relation: torch.Tensor, tail: torch.Tenso
 
 def posterior_of(graph: Graph, **options: Any) -> tuple[Posterior, Parts]:
     parts = Parts(graph, **options)
-    return Posterior(graph, parts.kg, parts.guide, {"model": options.get("model", "lim")}), parts
+    return parts.posterior(model=options.get("model", "lim")), parts
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def psis_khat(
         )
     if guide.inductive and not bool(graph.seen.all()):
         raise InputError("k-hat is of the graph that was fitted, without the entities that training has not seen.")
-    queries = graph.queries_of(posterior.config["closed_world"])
+    queries = graph.queries_of(posterior.config.get("closed_world", "local"))
     batches = Batches(queries, graph.num_entities, posterior.inverse, dtype=posterior.dtype).to(posterior.device)
     index = torch.arange(len(queries), device=posterior.device)
     parts = [batches(part) for part in index.split(max(1, FACTS // graph.num_entities))]

@@ -92,9 +92,11 @@ def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, k
     known_as_good = zero.index_add(0, which, (removed >= bar).long())
     total = torch.full_like(better, scores.shape[1])
     left = total - zero.index_add(0, which, torch.ones_like(which))
-    return torch.stack(
-        [better - known_better + 1, as_good - known_as_good, left, better + 1, as_good, total], dim=1
-    ).cpu().numpy()
+    return (
+        torch.stack([better - known_better + 1, as_good - known_as_good, left, better + 1, as_good, total], dim=1)
+        .cpu()
+        .numpy()
+    )
 
 
 def rank_metrics(ranks: pd.DataFrame, ties: str = "realistic", raw: bool = False) -> dict[str, float]:

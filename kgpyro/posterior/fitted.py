@@ -143,7 +143,7 @@ class Posterior(Predictions):
     @property
     def both_readings(self) -> bool:
         """Whether facts are ranked by the mean score of both their readings."""
-        return self.one_probability and self.config["closed_world"] == "full"
+        return self.one_probability and self.config.get("closed_world") == "full"
 
     # ---- ranks ------------------------------------------------------------------------------------------------------
 

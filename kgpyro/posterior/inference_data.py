@@ -16,6 +16,7 @@ from kgpyro.errors import InputError
 from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.program.likelihood import observed_logits
 from kgpyro.program.setting import Setting
+from kgpyro.program.sites import OwnParameters, pyro_alone
 from kgpyro.randomness import seeded
 
 SYMBOLS = 50  # of a kind that are exported where none are named
@@ -162,7 +163,8 @@ def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str
     times = draws if kg.hyper_latents else 1
     found: dict[str, list[Tensor]] = defaultdict(list)
     for _ in range(times):
-        trace = poutine.trace(kg.priors).get_trace()
+        with pyro_alone(), OwnParameters():
+            trace = poutine.trace(kg.priors).get_trace()
         for (kind, ids), prior in zip(chosen.items(), trace.nodes["_RETURN"]["value"], strict=True):
             p = prior(ids)
             each = 1 if p.batch_shape else len(ids)
