@@ -42,7 +42,7 @@ def add_options(parser: Any, function: Callable, skip: set[str], given_only: boo
         option, text, default = f"--{name.replace('_', '-')}", texts[name], parameter.default
         if given_only:
             text, default = f"{text} Default: {default}." if default is not None else text, SUPPRESS
-        if hints[name] is bool:
+        if _written(hints[name]) in (bool, Union[bool, None]):  # noqa: UP007
             parser.add_argument(option, action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=default, help=text)
         else:
             kind: Any = _written(hints[name])

@@ -45,6 +45,10 @@ class seeded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        for kind in types:
+            if hasattr(kind, "prepared"):  # what such tensors draw as they are made is of these generators too
+                with self:
+                    args, kwargs = kind.prepared(func, args, kwargs)
         if func in _FACTORIES:
             if kwargs.get("generator") is None:
                 kwargs = {**kwargs, "generator": self.generator(kwargs.get("device") or "cpu")}

@@ -37,8 +37,9 @@ def doubled_relations(kg: Setting, batch: Batch) -> None:
         entities = pyro.sample("entities", entity_prior(e))
     with batch.relation_plate() as p:
         relations = pyro.sample("relations", relation_prior(p))
+    intercepts = kg.intercepts()
     with batch.fact_plate():
-        pyro.sample("y", kg.likelihood(entities, 2 * relations, kg.intercepts(), batch), obs=batch.y)
+        pyro.sample("y", kg.likelihood(entities, 2 * relations, intercepts, batch), obs=batch.y)
 
 
 class Tempered(nn.Module):
@@ -54,8 +55,9 @@ class Tempered(nn.Module):
             entities = pyro.sample("entities", entity_prior(e))
         with batch.relation_plate() as p:
             relations = pyro.sample("relations", relation_prior(p)) * self.log_temperature.exp()
+        intercepts = kg.intercepts()
         with batch.fact_plate():
-            pyro.sample("y", kg.likelihood(entities, relations, kg.intercepts(), batch), obs=batch.y)
+            pyro.sample("y", kg.likelihood(entities, relations, intercepts, batch), obs=batch.y)
 
 
 class OneScale(Guide):

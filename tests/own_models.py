@@ -61,6 +61,16 @@ def by_index_select(kg: Setting, batch: Batch) -> None:
         pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y)
 
 
+def without_intercepts(kg: Setting, batch: Batch) -> None:
+    entity_prior, relation_prior = kg.priors()
+    with batch.entity_plate() as e:
+        entities = pyro.sample("entities", entity_prior(e))
+    with batch.relation_plate() as r:
+        relations = pyro.sample("relations", relation_prior(r))
+    with batch.fact_plate():
+        pyro.sample("y", kg.likelihood(entities, relations, torch.zeros_like(kg.start), batch), obs=batch.y)
+
+
 def in_its_own_plate(kg: Setting, batch: Batch) -> None:
     entities, relations, intercepts = latents(kg, batch)
     with pyro.plate("facts", len(batch.anchor)):

@@ -43,7 +43,7 @@ def test_the_shortlist_is_the_top_of_all(
     monkeypatch.setattr(
         kgpyro.posterior.acquisition,
         "_moments",
-        lambda _, heads, p, draws: (mean[heads, p].clone(), aleatoric[heads, p].clone()),
+        lambda _, heads, p, draws, seed: (mean[heads, p].clone(), aleatoric[heads, p].clone()),
     )
     total = -mean * mean.log() - (1 - mean) * (-mean).log1p()
     value = {"probability": mean, "entropy": total, "epistemic": total - aleatoric}[by]
@@ -68,7 +68,7 @@ def test_running_sums_are_the_moments_of_the_draws(
     monkeypatch.setattr(kgpyro.posterior.acquisition, "NUMBERS_AT_ONCE", 2 * max(4, posterior.kg.relation_size))
     heads = torch.tensor([4, 0, 1])
     with torch.no_grad():
-        mean, aleatoric = kgpyro.posterior.acquisition._moments(posterior, heads, 1, 800)
+        mean, aleatoric = kgpyro.posterior.acquisition._moments(posterior, heads, 1, 800, 0)
     table = posterior.facts(torch.tensor([[h, 1, t] for h in heads.tolist() for t in range(5)]), draws=DRAWS)
     np.testing.assert_allclose(mean.flatten(), table["probability"], atol=ERROR)
     np.testing.assert_allclose(aleatoric.flatten(), table["aleatoric"], atol=ERROR)

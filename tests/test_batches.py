@@ -74,14 +74,15 @@ def test_what_a_batch_holds(tiny: Graph, inverse: bool, negatives: int | None) -
         assert batch.reverse is not None and torch.equal(batch.reverse, asks_for_heads)
         assert torch.equal(batch.relation, queries.relation[index] % R)
     assert batch.num_relations == batches.num_relation_rows == (2 * R if inverse else R)
-    assert (batch.num_queries, batch.num_entities, batches.num_observed) == (len(queries), 5, 14)
+    assert (batch.total, batch.num_entities, batches.num_observed) == (len(queries) / 2, 5, 7)
+    assert batch.query_weight.tolist() == pytest.approx([len(queries) / 3 / 2] * 3)
     assert batch.terms_per_query.tolist() == [5, 5, 5]
     known = {(b, a) for b, i in enumerate(index.tolist()) for a in answers(batches, i)}
     if negatives is None:
         assert batch.candidate is ... and batch.entities is ... and batch.entity_scale is None
         assert batch.query is None and batch.weight is None
-        assert batch.y.is_coalesced() and batch.y.shape == (3, 5)
-        assert set(map(tuple, batch.y.to_dense().nonzero().tolist())) == known
+        assert batch.y.shape == (3, 5) and batch.unlabelled().y is None
+        assert set(map(tuple, batch.y.nonzero().tolist())) == known
     else:
         check_sampled(batch, known, ids)
 

@@ -201,7 +201,7 @@ def test_abstention(posterior: kgpyro.Posterior) -> None:
     ids = posterior.graph.ids(found.facts[["head", "relation", "tail"]].to_numpy())
     for i in range(3):
         h, r, t = (column[i : i + 1] for column in ids.T)
-        scores, known = posterior.mean_scores(h, r)[0], posterior.graph.training_queries
+        scores, known = posterior.mean_scores(h, r, both=True)[0], posterior.graph.training_queries
         others = set(range(posterior.graph.num_entities)) - set(known.answer_pairs(known.positions(h, r))[1].tolist())
         best = max(float(scores[e]) for e in others - {int(t)})
         assert found.facts["margin"][i] == pytest.approx(abs(float(scores[t]) - best), abs=1e-4)

@@ -20,7 +20,7 @@ from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.kernels import candidates as kernels
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.program.interactions import SCORES
-from kgpyro.program.likelihood import Answers
+from kgpyro.program.likelihood import Answers, Given, Rows
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_batches_sum_to_the_likelihood(tiny: Graph, model: str, inverse: bool, s
     expected = 0.0
     for relation, anchor, candidate, label in all_facts(parts):
         scores = (fixed.entities[anchor] * fixed.relations[relation] * fixed.entities).sum(1)
-        expected += float(label * (scores[candidate] - scores.exp().sum().log()))
+        expected += float(label * (scores[candidate] - scores.exp().sum().log())) / 2
     total = sum(share(parts, i) * fixed.log_likelihood(parts.batches(i)) for i in splits(len(parts.batches), size))
     assert total == pytest.approx(expected, abs=TOLERANCE)
 
@@ -108,7 +108,7 @@ def test_shared_estimator_is_plain_pyro(tiny: Graph, model: str, inverse: bool, 
     """The same draw, hence the same loss and gradients."""
     parts = Parts(tiny, model, score=score, inverse=inverse, categorical=True)
     batch = parts.batches(torch.tensor([0, 3, 4]))
-    learned = [p for p in torch.nn.ModuleList([parts.kg, parts.guide]).parameters() if p is not parts.kg.intercept]
+    learned = list(parts.guide.parameters())
     found = {}
     for name in ("plain", "shared"):
         elbo = WeightedELBO(estimator=name)
@@ -138,13 +138,22 @@ def test_local_estimator_has_the_mean_of_plain_pyro(tiny: Graph, model: str, inv
 
 
 def test_answers_are_drawn_as_often_as_they_are_probable() -> None:
-    answers = Answers(
-        SCORES["distmult"], torch.randn(2, 3), torch.randn(2, 3), torch.randn(4, 3), torch.tensor([1.0, 2.0])
-    )
+    latents = Rows(torch.randn(2, 3)), Rows(torch.randn(2, 3)), Rows(torch.randn(4, 3))
+    answers = Answers(Given(SCORES["distmult"], *latents, torch.zeros(2), None, torch.tensor([0, 1])))
     drawn = answers.sample(torch.Size([20_000]))
     assert drawn.shape == (20_000, 2, 4)
-    assert (drawn.sum(-1) == answers.number).all()
-    torch.testing.assert_close(drawn.mean(0), answers.number[:, None] * answers.logits.softmax(-1), atol=0.03, rtol=0)
+    assert (drawn.sum(-1) == 1).all()
+    torch.testing.assert_close(drawn.mean(0), answers.mean, atol=0.03, rtol=0)
+
+
+@pytest.mark.usefixtures("double")
+def test_an_lfm_pays_once_per_query(tiny: Graph) -> None:
+    """The softmax makes a query one term: its head and relation are drawn once, each candidate's latent once."""
+    parts = Parts(tiny, "lfm", categorical=True)
+    kl = {k: float(parts.terms().kl_per_latent[k]) for k in ("head", "relation", "tail")}
+    queries = len(parts.batches)
+    expected = queries / 2 * (kl["head"] + kl["relation"] + tiny.num_entities * kl["tail"])
+    assert float(parts.terms().kl) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.fixture(scope="module", params=["lim", "lfm"])
@@ -154,7 +163,7 @@ def fitted(request: pytest.FixtureRequest, tiny: Graph) -> Posterior:
 
 def test_a_fit_and_its_predictions(fitted: Posterior, tmp_path: Path) -> None:
     assert "categorical" in fitted.metrics["objective"]
-    assert not fitted.kg.intercept.any()
+    assert "intercept" not in fitted.guide.fields
     found = fitted.predict(head="a", relation="likes", top=None)
     assert found["probability"].sum() == pytest.approx(1, abs=1e-4)  # it is one of them
     one = fitted.predict(head="a", relation="likes", top=1)

@@ -47,7 +47,7 @@ def test_a_random_holdout_leaves_every_name_in_train() -> None:
         (lambda f: f.assign(split="dev"), "column 'split' has 'dev'"),
         (lambda f: f.assign(tail=[None, *f["tail"][1:]]), "row 0 of the table"),
         (lambda f: f.assign(relation=["", *f["relation"][1:]]), "row 1: an empty name"),
-        (lambda f: f.drop(columns="split").head(3), "smaller holdout"),
+        (lambda f: f.drop(columns="split").head(3), "or holdout=0"),
     ],
 )
 def test_bad_tables_are_refused(tiny: Graph, change: object, says: str) -> None:

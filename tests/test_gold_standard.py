@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import pyro
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS
 
 import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.program.batches import Batches
 
 BOUND = 0.05  # mean absolute difference of a fact's probability that we accept of a mean-field posterior
 OPTIONS = {"model": "lim", "score": "DistMult", "dim": 2, "prior": "normal(scale=0.8)", "inverse": False}
@@ -24,27 +19,12 @@ def fitted(tiny: Graph) -> Posterior:
 
 
 @pytest.fixture(scope="module")
-def nuts_probabilities(tiny: Graph, fitted: Posterior) -> torch.Tensor:
-    """Posterior predictive probability of every fact of every training query, from two chains, one after the other."""
-    kg, batches = fitted.kg, Batches(tiny.training_queries, tiny.num_entities, False, dtype=torch.float64)
-    kg.requires_grad_(False)
-    batch = batches(torch.arange(len(batches)))
-    drawn = []
-    for seed in range(2):
-        pyro.set_rng_seed(seed)
-        chain = MCMC(NUTS(partial(fitted_model(), kg, batch)), 200, warmup_steps=150, disable_progbar=True)
-        chain.run()
-        sites = chain.get_samples()
-        for entities, relations in zip(sites["entities"], sites["relations"], strict=True):
-            head, relation = entities[batch.anchor], relations[batch.relation]
-            drawn.append(kg.bernoulli(head, relation, entities, batch).logits.sigmoid())
-    return torch.stack(drawn).mean(0)
-
-
-def fitted_model():
-    from kgpyro.models.lim import lim
-
-    return lim
+def nuts_probabilities(tiny: Graph) -> torch.Tensor:
+    """Posterior predictive probability of every fact of every training query, by NUTS."""
+    options = {key: value for key, value in OPTIONS.items() if key != "kl_schedule"}
+    gold = kgpyro.fit(tiny, **options, inference="nuts", warmup_draws=200, posterior_draws=400, progress=False)  # type: ignore[arg-type]
+    queries = tiny.training_queries
+    return gold.probabilities(queries.anchor, queries.relation, draws=400)
 
 
 def difference(posterior: Posterior, gold: torch.Tensor) -> float:
@@ -61,7 +41,7 @@ def test_lim_predicts_like_nuts(fitted: Posterior, nuts_probabilities: torch.Ten
 
 @pytest.mark.parametrize("spoil", ["scales times five", "one entity's means negated", "prior"])
 def test_a_wrong_guide_does_not(tiny: Graph, fitted: Posterior, nuts_probabilities: torch.Tensor, spoil: str) -> None:
-    wrong = Posterior(tiny, fitted.kg, fitted.guide, fitted.config)
+    wrong = Posterior(tiny, fitted.program, fitted.guide, fitted.config)
     saved = {k: v.clone() for k, v in fitted.guide.state_dict().items()}
     with torch.no_grad():
         if spoil == "scales times five":

@@ -61,7 +61,7 @@ def test_a_latent_scale_in_the_bound(tiny: Graph, prior: str) -> None:
         for kind in ("entity", "relation"):
             table = getattr(parts.guide, kind)
             q_scale = dist.LogNormal(
-                parts.guide.hyper[f"{kind}_scale"].loc, parts.guide.hyper[f"{kind}_scale"].log_scale.exp()
+                parts.guide.field(f"{kind}_scale").loc, parts.guide.field(f"{kind}_scale").log_scale.exp()
             )
             q = dist.Normal(table.loc, table.log_scale.exp())
             for i in range(700):
@@ -80,6 +80,7 @@ def test_nested_scales_as_in_a_horseshoe(tiny: Graph) -> None:
     assert {site: shape for site, (_, shape) in parts.kg.hyper_latents.items()} == sites
     trace = pyro.poutine.trace(parts.model).get_trace(parts.kg, parts.batches(torch.arange(2)))
     assert {site: tuple(trace.nodes[site]["value"].shape) for site in sites} == sites
+    pyro.clear_param_store()
     assert trace.nodes["entities"]["fn"].base_dist.scale[1, 0] == trace.nodes["entity_scale"]["value"][1, 0]
 
 
@@ -99,10 +100,12 @@ def test_a_parameter_per_symbol_meets_its_symbols(tiny: Graph, model: str, negat
     known = {f"{kind}_{name}": value.unsqueeze(-1) for kind, value in values.items()} if name == "rate" else {}
     conditioned = pyro.poutine.condition(parts.model, data=known)
     trace = pyro.poutine.trace(conditioned).get_trace(parts.kg, batch)
-    for _, sites in batch.frames():
-        for site in sites.keys() & parts.sites:
-            kind, symbols = sites[site]
-            expected = values[kind] if symbols is ... else values[kind][symbols]
+    pyro.clear_param_store()
+    for site, its in parts.sites.items():
+        if its.frame is not None and its.kind is not None:
+            with getattr(batch, its.frame)() as symbols:
+                pass
+            expected = values[its.kind] if symbols is ... else values[its.kind][symbols]
             found = getattr(trace.nodes[site]["fn"].base_dist, name)[:, 0]
             torch.testing.assert_close(found, expected.expand_as(found))
 

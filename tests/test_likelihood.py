@@ -151,7 +151,7 @@ def test_a_table_is_drawn_when_it_is_used(prior: dist.TorchDistribution) -> None
     loc, log_scale = (torch.randn(E, D, requires_grad=True) for _ in range(2))
     q = Normal(loc, log_scale).to_event(1)
     table = Undrawn.of(q)
-    table.prior = prior.expand((D,)).to_event(1)
+    table.prior = prior.expand((E, D)).to_event(1)
     assert (table.shape, table.dtype, len(table), table._made) == ((E, D), torch.float64, E, None)
     first = table[torch.tensor([1, 2])]
     assert torch.equal(first, table[[1, 2]]) and first.requires_grad and not isinstance(first, Lazy)

@@ -57,10 +57,13 @@ def test_a_fit(tiny: Graph, model: str, inverse: bool, negatives: Any, kl_schedu
     assert 0 < posterior.metrics["test"]["realistic"]["mrr"] <= 1
     assert posterior.metrics["elbo_per_fact"] < 0
     assert posterior.metrics["elbo_error"] > 0
-    assert posterior.metrics["kl_per_latent"].keys() == {"head", "relation", "tail"}
+    sites = {"lim": {"entities", "relations"}, "lfm": {"head", "relation", "tail"}}[model]
+    assert posterior.metrics["kl_per_latent"].keys() == sites
     assert posterior.log["epoch"].tolist() == [1, 2, 3]
     assert posterior.config["estimator"] == "local"
-    assert posterior.config["kl_weight"] == (1.0 if model == "lim" else 2 / len(tiny.training_queries))
+    assert posterior.config["kl_weight"] == (
+        1.0 if model == "lim" else 2 / (20 if negatives == "all" else len(tiny.training_queries))
+    )
 
 
 @pytest.mark.parametrize("estimator", ["shared", "plain"])
@@ -83,10 +86,10 @@ def test_the_objective_is_named(tiny: Graph) -> None:
 
 def test_a_full_closed_world(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = quick_fit(tiny, model="lim", closed_world="full")
-    assert "over all candidates of all queries, answered or not (full closed world)" in posterior.metrics["objective"]
+    assert "over all candidates" in posterior.metrics["objective"]
     assert (
         kgpyro.psis_khat(posterior, draws=100).log_ratios.mean()
-        < kgpyro.psis_khat(quick_fit(tiny, model="lim"), draws=100).log_ratios.mean()
+        < kgpyro.psis_khat(quick_fit(tiny, model="lim", closed_world="local"), draws=100).log_ratios.mean()
     )
     monkeypatch.setattr(graph, "MOST_QUERIES", 19)
     with pytest.raises(InputError, match=r"^--closed-world full asks all 20 queries of graph 'tiny', and 19 are the"):
@@ -166,7 +169,8 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
     quick_fit(tiny, model=own_code.Tempered, guide=own_code.OneScale, prior="own_code:half_laplace", out=run)
     with pytest.raises(InputError, match="your own"):
         kgpyro.load(run)
-    again = kgpyro.load(run, prior="own_code:half_laplace", guide=own_code.OneScale)
+    own = {"model": own_code.Tempered, "prior": "own_code:half_laplace", "guide": own_code.OneScale}
+    again = kgpyro.load(run, **own)
     assert isinstance(again.guide, own_code.OneScale)
     assert again.config["model"] == "own_code:Tempered"
 
@@ -174,8 +178,6 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "own_code:with_global_parameter"}, "pyro.param 'temperature'"),
-        ({"model": "own_code:with_unknown_site"}, "latent site 'mood'"),
         ({"model": "own_code:without_data"}, "observes nothing"),
         ({"guide": "own_code:not_a_guide"}, "derive it from kgpyro.Guide"),
         ({"model": "own_code:nothing"}, "has no 'nothing'"),
@@ -198,7 +200,7 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"optimizer": "sdg"}, "unknown --optimizer 'sdg'; choose from adagrad"),
         ({"estimator": "exact"}, "unknown --estimator"),
         ({"precision": "8"}, "unknown --precision"),
-        ({"device": "gpu"}, "--device gpu"),
+        ({"device": "gpu"}, "device gpu"),
         ({"score": "CP", "dim": 5}, "even; got 5"),
     ],
 )

@@ -90,17 +90,17 @@ class PosteriorPredictive:
         facts.set(yscale="symlog", ylabel="facts", title=FACTS)
         symmetry.set(ylim=(-0.03, 1.03), ylabel="share of facts", title="symmetry: (t, p, h) holds too")
         rows = self._rows(SHARES)
-        _panel(answers, rows, rows["statistic"])
+        _panel(answers, rows, rows["statistic"].tolist())
         answers.set(ylabel="share of queries", title=SHARES)
         rows = self._rows(DEGREES)
-        _panel(degrees, rows, rows["statistic"])
+        _panel(degrees, rows, rows["statistic"].tolist())
         degrees.set(yscale="symlog", ylabel="facts", title="degrees of entities")
         rows = self._rows(INVERSE).iloc[::-1]
         _panel(pairs, rows, [name if len(name) < 40 else f"{name[:38]}…" for name in rows["relation"]], flat=True)
         pairs.set(xlim=(-0.03, 1.03), xlabel="share of facts", title="inverse pairs: (t, q, h) holds too")
         rows = self._rows(SPREAD, TRIANGLES).query("graph > 0").iloc[::-1]
         columns = ["graph", "mean", "low", "high"]
-        _panel(ratios, rows.assign(**rows[columns].div(rows["graph"], axis=0)), rows["statistic"], flat=True)
+        _panel(ratios, rows.assign(**rows[columns].div(rows["graph"], axis=0)), rows["statistic"].tolist(), flat=True)
         ratios.set(xlabel="relative to the graph", title="spread of answers, triangles")
         facts.legend(frameon=False)
         figure.suptitle(f"{self.title}: {len(self.replicated)} replicates of {self.cells}")

@@ -135,7 +135,7 @@ class Cells:
         return [(a, b if whole else f"{b} (sample)", c) for names, whole in groups for a, b, c in names]
 
     def of_queries(self, counts: Tensor, received: Tensor) -> Tensor:
-        """Statistics of the queries' cells: from their numbers of answers, ``(n,)``, and the facts of each tail, ``(E,)``."""
+        """Statistics of queries, from the answers of each, ``(n,)``, and the facts of each tail, ``(E,)``."""
         facts = torch.bincount(self.relation, counts.double(), minlength=self.graph.num_relations)
         out = torch.bincount(self.head, counts.double(), minlength=self.graph.num_entities)
         bins = torch.bincount(torch.bucketize(counts, BOUNDS), minlength=len(ANSWERS))

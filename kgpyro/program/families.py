@@ -125,6 +125,8 @@ class Normal(dist.Normal):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         shape = self._extended_shape(sample_shape)
+        if not shape:
+            return self.loc + self.scale * torch.randn_like(self.loc)
         return gaussian_draw(self.loc.expand(shape), self.log_scale.expand(shape))
 
 

@@ -46,12 +46,15 @@ class Lazy(Tensor):
         return self._made
 
     @classmethod
+    def prepared(cls, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments of a function of PyTorch, made where it needs their values."""
+        return (args, kwargs) if func in _METADATA else tree_map(_made, (args, kwargs))
+
+    @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map(_made, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        args, kwargs = cls.prepared(func, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
 
 
 def _made(x: Any) -> Any:
