@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 _FACTORIES = {torch.rand, torch.randn, torch.randint, torch.randperm}
@@ -13,6 +14,10 @@ _OF_TENSORS = {
     torch.normal, torch.bernoulli, torch.multinomial, torch.poisson, torch.binomial, torch._standard_gamma,
     torch._sample_dirichlet, Tensor.bernoulli, Tensor.multinomial, Tensor.normal_, Tensor.uniform_, Tensor.exponential_,
     Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_, Tensor.random_, Tensor.bernoulli_,
+}  # fmt: skip
+_OF_TENSORS |= {
+    init.normal_, init.uniform_, init.trunc_normal_, init.xavier_uniform_, init.xavier_normal_, init.kaiming_uniform_,
+    init.kaiming_normal_, init.orthogonal_, init.sparse_,
 }  # fmt: skip
 _LIKE = {torch.rand_like: Tensor.uniform_, torch.randn_like: Tensor.normal_}
 

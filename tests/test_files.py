@@ -206,10 +206,13 @@ def test_names_are_no_paths(tmp_path: Path) -> None:
 def test_versions(run: Path) -> None:
     with safe_open(run / "posterior.safetensors", framework="pt") as file:
         assert file.metadata()["kgpyro"] == kgpyro.__version__
-    rewrite(run, {"format": "2", "kgpyro": "7.5"})
-    with pytest.raises(InputError, match=r"has format 2, written by kgpyro 7\.5; this kgpyro .* reads 1"):
+    rewrite(run, {"format": "3", "kgpyro": "7.5"})
+    with pytest.raises(InputError, match=r"has format 3, written by kgpyro 7\.5; this kgpyro .* reads 2"):
         kgpyro.load(run)
-    rewrite(run, {"format": "1", "kgpyro": ""})  # as before the version was written
+    rewrite(run, {"format": "1", "kgpyro": "0.1.0"})
+    with pytest.raises(InputError, match=r"written by kgpyro 0\.1\.0"):
+        kgpyro.load(run)
+    rewrite(run, {"format": "2", "kgpyro": ""})  # as before the version was written
     (run / "run.json").unlink()
     assert kgpyro.load(run).provenance == {}
 

@@ -29,6 +29,7 @@ from kgpyro.inference.checkpoint import FILE, Checkpoints
 from kgpyro.inference.training import Training
 
 QUICK: dict[str, Any] = {"dim": 4, "epochs": 4, "batch_size": 3, "model": "lim", "device": "cpu", "checkpoint_every": 0}
+QUICK["closed_world"] = "local"
 KINDS: list[dict[str, Any]] = [
     {},
     {"model": "lfm", "optimizer": "adamw"},
@@ -328,15 +329,15 @@ def test_crafted_checkpoints(tiny: Graph, tmp_path: Path) -> None:
     run = interrupted(tiny, tmp_path / "run")
     good = (run / FILE).read_bytes()
     tensors = safetensors.torch.load(good)
-    metadata = {"format": "1", "facts": json.dumps({"step": 1})}
+    metadata = {"format": "2", "facts": json.dumps({"step": 1})}
     for content, words in (
         (b"\x80\x04pickle", "damaged"),
         (good[:-10], "damaged"),
         (safetensors.torch.save(tensors), "has format None"),
-        (safetensors.torch.save(tensors, metadata), "damaged: 'draws'"),
+        (safetensors.torch.save(tensors, metadata), "damaged: 'skipped'"),
         (safetensors.torch.save(tensors, {"format": "9", "kgpyro": "8.0"}), "format 9, written by kgpyro 8.0"),
-        (safetensors.torch.save(tensors, {"format": "1", "facts": "["}), "damaged"),
-        (safetensors.torch.save({"module.kg.intercept": torch.zeros(10**6)}, metadata), "not those of the model"),
+        (safetensors.torch.save(tensors, {"format": "2", "facts": "["}), "damaged"),
+        (safetensors.torch.save({"module.kg.base_rate": torch.zeros(10**6)}, metadata), "not those of the model"),
     ):
         (run / FILE).write_bytes(content)
         with pytest.raises(InputError, match=words):

@@ -24,7 +24,7 @@ from kgpyro.posterior.building import batches_of, build_guide, build_setting, pr
 from kgpyro.posterior.inference_data import to_arviz
 from kgpyro.posterior.predictions import Predictions
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.runs import Run, refusing, store_recalibration
+from kgpyro.posterior.runs import Bounded, Run, refusing, store_recalibration
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score
 from kgpyro.program.variational import Guide
@@ -321,7 +321,7 @@ class Posterior(Predictions):
         run.refuse_own_code(set(own))
         config = run.config | own
         dtype = run.dtype
-        with refusing(Path(folder)), seeded(0):
+        with refusing(Path(folder)), Bounded(run.state.values()), seeded(0):
             _refuse_claims(run, config, own)
             graph = run.graph
             kg = build_setting(graph, config, run.state.get("guide.features")).to(dtype)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.errors import InputError
@@ -165,6 +166,28 @@ def refusing(folder: Path) -> Iterator[None]:
     except DAMAGE as error:
         what = " ".join(str(error).split())[:300]
         raise InputError(f"the run in {folder} is incomplete or damaged: {what or type(error).__name__}.") from error
+
+
+class Bounded(TorchFunctionMode):
+    """Refuses to make many more tensors and numbers than a file of weights accounts for.
+
+    Each tensor that is made counts for a thousand numbers at least, so that a claim of a billion small layers ends too.
+    """
+
+    MATRIX = 10_000  # rows of a prior's covariance that is believed
+    MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.eye)
+
+    def __init__(self, weights: Iterable[Tensor]):
+        super().__init__()
+        self.left = 10_000_000 + 4 * sum(value.numel() + 1000 for value in weights)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.MAKERS:
+            self.left -= max(1000, func(*args, **kwargs | {"device": "meta"}).numel())
+        if self.left < 0 or (func is torch.diag_embed and args[0].shape[-1] > self.MATRIX):
+            raise InputError("the weights do not fit config.yaml, which claims far more of them.")
+        return func(*args, **kwargs)
 
 
 def check_format(folder: Path, metadata: Mapping[str, str]) -> None:
