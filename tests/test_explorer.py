@@ -14,7 +14,7 @@ import torch
 
 import kgpyro
 from kgpyro import Graph, InputError
-from kgpyro.program.priors import parameters_of, prior_names
+from kgpyro.program.catalogue import parameters_of, prior_names
 from kgpyro.reporting.explorer import PriorExplorer
 
 

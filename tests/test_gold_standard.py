@@ -11,6 +11,7 @@ from kgpyro.posterior.fitted import Posterior
 
 BOUND = 0.05  # mean absolute difference of a fact's probability that we accept of a mean-field posterior
 OPTIONS = {"model": "lim", "score": "DistMult", "dim": 2, "prior": "normal(scale=0.8)", "inverse": False}
+OPTIONS["closed_world"] = "local"
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from kgpyro.errors import InputError
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.names import GUIDES, MODELS
 from kgpyro.posterior.fitted import Posterior
+from kgpyro.program.catalogue import prior_names
 from kgpyro.program.interactions import SCORES
-from kgpyro.program.priors import prior_names, resolve_prior
+from kgpyro.program.priors import resolve_prior
 
 SCORE_NAMES = sorted({s.name for s in SCORES.values()} | {"pykeen:HolE"})
 HIERARCHICAL = ["normal(scale=learn)", "gamma(rate=learn_per_symbol)", "normal(scale=per_dim(half_cauchy))"]

@@ -18,6 +18,7 @@ import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
+from kgpyro.program.catalogue import Parameter, parameters_of, prior_names
 from kgpyro.program.families import (
     Family,
     HypersphericalUniform,
@@ -27,7 +28,7 @@ from kgpyro.program.families import (
     posterior_mean,
     posterior_variance,
 )
-from kgpyro.program.priors import Parameter, Prior, PriorLike, parameters_of, prior_names, prior_table, resolve_prior
+from kgpyro.program.priors import Prior, PriorLike, prior_table, resolve_prior
 
 SIZE = 5
 

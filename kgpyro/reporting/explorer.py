@@ -32,8 +32,9 @@ from kgpyro.display import as_html, png_of
 from kgpyro.errors import InputError
 from kgpyro.names import MODELS
 from kgpyro.posterior.fitted import Posterior
+from kgpyro.program.catalogue import parameters_of, prior_names
 from kgpyro.program.interactions import SCORES
-from kgpyro.program.priors import GRANULARITIES, parameters_of, prior_names
+from kgpyro.program.priors import GRANULARITIES
 
 try:
     import ipywidgets as widgets
