@@ -467,6 +467,29 @@ def test_numbers_are_checked_even_where_pyro_checks_nothing() -> None:
         assert prior.distribution(SIZE, values={"scale": torch.tensor(-1.0)}).base_dist.scale[0] == -1  # at each step
 
 
+def distributions_in(value: object) -> list[TorchDistribution]:
+    if isinstance(value, (list, tuple)):
+        return [found for each in value for found in distributions_in(each)]
+    if not isinstance(value, torch.distributions.Distribution):
+        return []
+    return [value, *distributions_in(list(vars(value).values()))]
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [*prior_names(), "normal(scale=learn_per_symbol)", MyPrior(), dist.Normal(0.0, 1.0), slab_and_spike, log_laplace],
+)
+def test_priors_at_work_check_nothing(prior: PriorLike) -> None:
+    """Nor does anything that they are made of; and the object that was given is left as it was."""
+    found = resolve_prior(prior)
+    like, values = torch.zeros(()), {key: torch.ones(3, 1) for key in found.unknown}
+    made = [found.distribution(SIZE, like, values)]
+    if not found._build(SIZE).event_shape:
+        made.append(found.value((3, 1), like, values))
+    assert not [p for p in distributions_in(made) if p._validate_args]
+    assert not isinstance(prior, dist.Normal) or prior._validate_args
+
+
 def test_one_number_as_a_batch_stands_for_all_coordinates() -> None:
     p = resolve_prior(dist.Normal(torch.tensor([2.0]), 3.0)).distribution(SIZE)
     assert (p.batch_shape, p.event_shape) == ((), (SIZE,))

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from kgpyro.data.graph import SPLITS, Graph, encode, place_of
@@ -123,11 +124,13 @@ def _load_pykeen(name: str, roots: Iterable[Path]) -> Graph:
         near = get_close_matches(resolver_key, choices, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(choices)}."
         raise InputError(f"unknown data set {name!r}: neither a folder nor one of PyKEEN's; {hint}")
-    dataset = dataset_resolver.make(resolver_key)
-    try:
-        factory = dataset.training  # downloads where the files do not ship with PyKEEN
-    except Exception as error:  # whatever the network or PyKEEN's cache throws
-        raise InputError(f"PyKEEN could not provide data set {name!r}: {error}") from error
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):  # PyKEEN reseeds PyTorch where it splits a data set of a single file
+        dataset = dataset_resolver.make(resolver_key)
+        try:
+            factory = dataset.training  # downloads where the files do not ship with PyKEEN
+        except Exception as error:  # whatever the network or PyKEEN's cache throws
+            raise InputError(f"PyKEEN could not provide data set {name!r}: {error}") from error
     files = [Path(getattr(dataset, f"{s}_path", None) or "") for s in ("training", "validation", "testing")]
     if all(file.is_file() and file.name.endswith(SUFFIXES) for file in files):
         # PyKEEN drops triples whose entities training lacks; read from its files they are all there

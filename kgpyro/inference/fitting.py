@@ -25,14 +25,13 @@ from kgpyro.inference.bound import estimate_elbo
 from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.checkpoint import Checkpoint, Checkpoints
 from kgpyro.inference.elbo import Terms, WeightedELBO
-from kgpyro.inference.nuts import draw_posterior, refuse_nuts, report
+from kgpyro.inference.nuts import posterior_by_nuts
 from kgpyro.inference.options import EXACT_UP_TO, config_of, objective_name
 from kgpyro.inference.progress import Progress
 from kgpyro.inference.schedules import KLSchedule
 from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, Training, precision_in_use, train
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.posterior.replay import Program
 from kgpyro.posterior.runs import (
     OWN,
     POSTERIOR,
@@ -47,7 +46,7 @@ from kgpyro.posterior.runs import (
 )  # fmt: skip
 from kgpyro.program.interactions import Score
 from kgpyro.program.priors import PriorLike
-from kgpyro.program.sites import PER_FACT, Site
+from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
 
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
@@ -291,7 +290,7 @@ def _fit(
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
     kg.sparse = config["negatives"] != "all" and alone and config["optimizer"] in SPARSE_OPTIMIZERS
     if config["inference"] == "nuts":
-        return _by_nuts(whole, program, sites, config, watched, started, begin if folder else None), True
+        return posterior_by_nuts(whole, program, sites, config, watched.progress, begin if folder else None), True
     guide = build_guide(config["guide"], kg, sites).to(dtype)
     if values is not None and not guide.inductive:
         raise InputError(f"guide {config['guide']} makes no use of --features; add --guide features.")
@@ -357,36 +356,6 @@ def _fit(
         "warnings": whole.problems + _warnings(config, module, bar, terms, per_fact),
     }
     return posterior, bar.finished
-
-
-def _by_nuts(
-    graph: Graph,
-    program: Program,
-    sites: Mapping[str, Site],
-    config: dict[str, Any],
-    watched: Watched,
-    started: float,
-    begin: Callable[[], None] | None,
-) -> Posterior:
-    """The posterior as draws of NUTS, with its metrics."""
-    refuse_nuts(program, sites)
-    if begin is not None:
-        begin()
-    config["kl_weight"] = 1.0
-    warmup, draws = config["warmup_draws"], config["posterior_draws"]
-    samples, table = draw_posterior(program, warmup, draws, watched.progress)
-    posterior = Posterior(graph, program, None, config, samples=samples)
-    posterior.provenance = provenance(graph, config)
-    posterior.seconds = round(time.monotonic() - started, 1)
-    mixed, warned = report(table, started, warmup, draws)
-    held_out = [split for split in ("test", "valid") if len(getattr(graph, split))]
-    posterior.metrics = Metrics({split: posterior.evaluation(split, watched.progress) for split in held_out}) | {
-        "objective": f"{draws} draws of NUTS after {warmup} of warm-up; worst R-hat {mixed['r_hat']:.3f}, smallest "
-        f"effective sample size {mixed['ess']:.0f}",
-        "nuts": mixed,
-        "warnings": graph.problems + warned,
-    }
-    return posterior
 
 
 def _save_good(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,9 +12,13 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from kgpyro.data.graph import Graph
+from kgpyro.display import Metrics
 from kgpyro.errors import InputError
+from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.inference_data import load_arviz
 from kgpyro.posterior.replay import Program
+from kgpyro.posterior.runs import provenance
 from kgpyro.program.sites import PER_FACT, Site, pyro_alone
 
 LARGEST = 20_000  # numbers that all latents together may be
@@ -97,3 +101,33 @@ def report(table: pd.DataFrame, started: float, warmup: int, draws: int) -> tupl
             f"raise warmup and draws."
         )
     return found, warned
+
+
+def posterior_by_nuts(
+    graph: Graph,
+    program: Program,
+    sites: Mapping[str, Site],
+    config: dict[str, Any],
+    progress: bool,
+    begin: Callable[[], None] | None,
+) -> Posterior:
+    """The posterior as draws of NUTS, with its metrics."""
+    refuse_nuts(program, sites)
+    started = time.monotonic()
+    if begin is not None:
+        begin()
+    config["kl_weight"] = 1.0
+    warmup, draws = config["warmup_draws"], config["posterior_draws"]
+    samples, table = draw_posterior(program, warmup, draws, progress)
+    posterior = Posterior(graph, program, None, config, samples=samples)
+    posterior.provenance = provenance(graph, config)
+    posterior.seconds = round(time.monotonic() - started, 1)
+    mixed, warned = report(table, started, warmup, draws)
+    held_out = [split for split in ("test", "valid") if len(getattr(graph, split))]
+    posterior.metrics = Metrics({split: posterior.evaluation(split, progress) for split in held_out}) | {
+        "objective": f"{draws} draws of NUTS after {warmup} of warm-up; worst R-hat {mixed['r_hat']:.3f}, smallest "
+        f"effective sample size {mixed['ess']:.0f}",
+        "nuts": mixed,
+        "warnings": graph.problems + warned,
+    }
+    return posterior

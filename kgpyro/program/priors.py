@@ -114,7 +114,8 @@ class Prior:
         """The prior of a latent of length ``size``: event shape ``(size,)``, on the device and dtype of ``like``.
 
         ``values`` are those of the unknown parameters, of their :meth:`Unknown.shape`; left out, they are their starts.
-        With a value for each of ``n`` symbols the batch shape is ``(n,)``, else ``()``.
+        With a value for each of ``n`` symbols the batch shape is ``(n,)``, else ``()``. One that is made ``like`` a
+        tensor is for training: it does not validate, for the numbers of a call are checked where it is resolved.
 
         Raises InputError where the distribution is no prior: batched, discrete, not reparameterisable, without a
         density, or of another length.
@@ -125,19 +126,19 @@ class Prior:
         if base.event_shape == ():
             if base.batch_shape not in ((), (size,), (1,)) and not values:
                 raise InputError(f"prior {self!r} has batch shape {tuple(base.batch_shape)}; need () or ({size},).")
-            return _expanded(base, (*base.batch_shape[:-1], size)).to_event(1)
-        if base.event_shape != (size,):
+            base = _expanded(base, (*base.batch_shape[:-1], size)).to_event(1)
+        elif base.event_shape != (size,):
             raise InputError(
                 f"prior {self!r} has events of shape {tuple(base.event_shape)}; the latents need ({size},)."
             )
-        return base
+        return base if like is None else _unchecked(base)
 
     def value(self, shape: tuple[int, ...], like: Tensor, values: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """This prior as that of a parameter of another, event shape ``shape``."""
         base = _like(self._build(1, **values), like)
         if base.event_shape:
             raise InputError(f"prior {self!r} of a parameter must be univariate.")
-        return _expanded(base, shape).to_event(len(shape))
+        return _unchecked(_expanded(base, shape).to_event(len(shape)))
 
     def family(self, size: int) -> Family:
         """The posterior family that fits the support. Raises InputError where none does."""
@@ -321,6 +322,17 @@ def _like(value: Any, like: Tensor) -> Any:
         return new
     if isinstance(value, (list, tuple)):
         return type(value)(_like(v, like) for v in value) if not isinstance(value, torch.Size) else value
+    return value
+
+
+def _unchecked(value: Any) -> Any:
+    """A distribution of :func:`_like`, changed in place: neither it nor anything in it validates its arguments."""
+    if isinstance(value, torch.distributions.Distribution):
+        value._validate_args = False
+        _unchecked(list(vars(value).values()))
+    elif isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        for each in value:
+            _unchecked(each)
     return value
 
 
