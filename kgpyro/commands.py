@@ -214,8 +214,6 @@ def _misfits_first(found: PosteriorPredictive) -> str:
     rest = found.summary.drop(misfits.index)
     shown = pd.concat([misfits.head(LONGEST), rest[rest["relation"] == "all"]])
     shown = shown.assign(misfit=shown["misfit"].map({True: "MISFIT", False: ""}))
-    if not (shown["sampling_error"] != 0).any():
-        shown = shown.drop(columns="sampling_error")
     table = shown.to_string(index=False, float_format="{:.4g}".format, na_rep="-", max_colwidth=44)
     return f"{table}\n\n{len(misfits)} of {len(found.summary)} statistics misfit; {len(shown)} are shown."
 

@@ -133,7 +133,7 @@ def test_duplicate_triples_count_once(tiny: Graph) -> None:
     assert torch.equal(twice.answers, tiny.training_queries.answers)
 
 
-def test_no_graph_touches_a_callers_random_state(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_graph_touches_a_callers_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dataset_resolver.lookup_dict, "splithere", SplitHere)
     facts = load_graph("nations").to_dataframe().drop(columns="split")
     torch.manual_seed(7)
