@@ -42,13 +42,13 @@ def test_mean_scores_are_the_mean_of_drawn_scores(
 ) -> None:
     posterior = posterior_of(tiny, model=model, score=score, prior=prior, inverse=inverse)
     anchor, row = torch.arange(4), torch.arange(4)
-    draws = 1500
+    draws = 1500 if model == "lim" else 300  # latents of facts are drawn anew for each of them
     with torch.no_grad():
         posterior.guide.field("intercept").loc.zero_()  # type: ignore[union-attr, operator]
         posterior.guide.field("intercept").log_scale.fill_(-9.0)  # type: ignore[union-attr, operator]
         drawn = torch.stack([posterior.draw_logits(anchor, row, number) for number in range(draws)])
     expected = drawn.mean(0)
-    exact = posterior.mean_scores(anchor, row, draws=1000, both=True)
+    exact = posterior.mean_scores(anchor, row, draws=draws, both=True)
     monte_carlo = drawn.std(0) / draws**0.5 * (1 if posterior.kg.score.multilinear else 2**0.5)
     assert ((exact - expected).abs() < 5 * monte_carlo + 1e-4).all()
 

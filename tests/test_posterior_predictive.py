@@ -191,11 +191,11 @@ def test_a_model_that_is_right_is_not_called_wrong(sampled: bool, monkeypatch: p
     if sampled:
         monkeypatch.setattr(statistics, "CELLS", 1_000)
     p = torch.rand(4, 20, 20).square() * torch.rand(4, 20, 1) * 0.5
-    tables = [check(Stub(drawn(p, seed), p), 200, queries=50, entities=14, seed=seed).summary for seed in range(25)]
+    tables = [check(Stub(drawn(p, seed), p), 200, queries=50, entities=14, seed=seed).summary for seed in range(100)]
     flagged = pd.concat(tables).query("family != 'inverse pairs' or relation == 'all'")  # pairs are chosen
     assert flagged["misfit"].mean() < 0.03
     shares = flagged[flagged["statistic"].str.startswith("queries with no answer")]
-    assert len(shares) == 25 and shares["misfit"].sum() <= 2
+    assert len(shares) == 100 and shares["misfit"].sum() <= 6
     assert 0.3 < shares["p_value"].mean() < 0.8
     total = flagged[flagged["statistic"].str.startswith("facts") & (flagged["relation"] == "all")]["p_value"]
     assert 0.3 < total.mean() < 0.7 and total.std() > 0.2  # uniform has 0.5 and 0.29
