@@ -27,9 +27,9 @@ from speed import memory, random_batches, reset_peak
 
 from kgpyro.data.queries import Queries
 from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.fitting import build_guide, build_setting
-from kgpyro.inference.training import KLSchedule, Training
-from kgpyro.names import MODELS, resolve
+from kgpyro.inference.schedules import KLSchedule
+from kgpyro.inference.training import Training
+from kgpyro.posterior.building import build_guide, build_setting, program_of, sites_of
 from kgpyro.program.batches import Batches
 
 DIM, RELATIONS, NEGATIVES = 64, 50, 32
@@ -69,13 +69,15 @@ def measure(regime: str, entities: int, triples: int, steps: int) -> dict[str, A
     batches = Batches(queries, entities, True, negatives)
     config = {
         "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx", "guide": "lookup",
-        "dim": DIM, "inverse": True,
+        "dim": DIM, "inverse": True, "likelihood": "bernoulli", "completeness": 1.0,
     }  # fmt: skip
     kg = build_setting(Sizes(entities), config)  # type: ignore[arg-type]
     kg.sparse = regime == "sampled"
-    guide = build_guide(config, kg, {"entities", "relations"})
+    program = program_of("lim", kg, batches)
+    guide = build_guide("lookup", kg, sites_of(program))
     schedule = KLSchedule("constant", 1.0, 0.0, 1, 1)
-    module = Training(kg, resolve("lim", MODELS, "model"), guide, WeightedELBO(), batches, schedule, "adagrad", 0.1)
+    elbo = WeightedELBO(parameters=program.parameters)
+    module = Training(kg, program.model, guide, elbo, batches, schedule, "adagrad", 0.1)
     optimizer = module.configure_optimizers()
     draw = random_batches(len(batches), min(QUERIES[regime], len(batches)))
 

@@ -31,17 +31,19 @@ from torch import Tensor
 import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.fitting import build_guide, build_setting
-from kgpyro.inference.training import KLSchedule, RandomQueries, Training
+from kgpyro.inference.schedules import KLSchedule, RandomQueries
+from kgpyro.inference.training import Training
 from kgpyro.kernels.candidates import all_candidates_log_prob
-from kgpyro.names import MODELS, resolve
+from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.program.batches import Batches
+from kgpyro.program.lazy import ones_of
 
 DIM, BATCH = 200, 512
 WARM_UP, STEPS_A_TURN = 2, 5
 CONFIG = {
     "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx",
-    "guide": "lookup", "dim": DIM, "inverse": True,
+    "guide": "lookup", "dim": DIM, "inverse": True, "closed_world": "local", "unanswered": None, "negatives": "all",
+    "negative_weight": None, "likelihood": "bernoulli", "completeness": 1.0,
 }  # fmt: skip
 Step = Callable[[], Any]
 
@@ -155,7 +157,7 @@ def chunked(graph: Graph) -> Step:
     index = random_batches(len(batches))
 
     def step() -> None:
-        rows, columns = batches(index()).y._indices()
+        rows, columns = ones_of(batches(index()).y)
         query.grad = table.grad = intercept.grad = None
         all_candidates_log_prob(query, table, None, intercept, (rows, columns)).sum().backward()
 
@@ -181,12 +183,16 @@ def ours(estimator: str, half: bool) -> Callable[[Graph], Step]:
 
 
 def training_module(graph: Graph, estimator: str, dim: int = DIM) -> Training:
-    batches = Batches(graph.training_queries, graph.num_entities, inverse=True)
-    kg = build_setting(graph, CONFIG | {"dim": dim})
-    guide = build_guide(CONFIG, kg, {"entities", "relations"})
-    model = resolve("lim", MODELS, "model")
+    config = CONFIG | {"dim": dim}
+    batches, kg = batches_of(graph, config, torch.float32), build_setting(graph, config)
+    kg.start_at_base_rates(batches)
+    program = program_of("lim", kg, batches)
+    guide = build_guide("lookup", kg, sites_of(program))
     schedule = KLSchedule("constant", 1.0, 0.0, len(batches) // BATCH, 1)
-    return Training(kg, model, guide, WeightedELBO(1.0, estimator), batches, schedule, "adagrad", 0.1)
+    elbo = WeightedELBO(1.0, estimator, program.parameters)
+    module = Training(kg, program.model, guide, elbo, batches, schedule, "adagrad", 0.1)
+    module.program = program
+    return module
 
 
 def naive_pyro(validation: bool) -> Callable[[Graph], Step]:
@@ -206,7 +212,7 @@ def naive_pyro(validation: bool) -> Callable[[Graph], Step]:
             with pyro.plate("relation", rows):
                 relations = pyro.sample("relations", dist.Normal(0.0, 1.0).expand([DIM]).to_event(1))
             logits = score.candidates(entities[batch.anchor], relations[batch.relation], entities) - 7.0
-            with pyro.plate("query", batch.num_queries, subsample=batch.index):
+            with pyro.plate("query", len(batches), subsample=torch.arange(len(batch.anchor))):
                 pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y.to_dense())
 
         pyro.enable_validation(validation)
@@ -252,7 +258,7 @@ def evaluation(graph: Graph) -> Step:
     from kgpyro.posterior.fitted import Posterior
 
     module = training_module(graph, "local")
-    posterior = Posterior(graph, module.kg, module.bound.guide, CONFIG)
+    posterior = Posterior(graph, module.program, module.bound.guide, CONFIG)
     return lambda: posterior.evaluation("test")
 
 

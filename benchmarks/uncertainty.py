@@ -1,4 +1,4 @@
-"""What the uncertainty is worth: calibration, abstention, answer sets, simulation-based calibration.
+"""What the uncertainty is worth: calibration, abstention, answer sets.
 
     KGPYRO_DATA=FOLDER python benchmarks/uncertainty.py --json benchmarks/results/uncertainty.json
     python benchmarks/uncertainty.py --table
@@ -20,25 +20,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 from scipy.special import expit
-from scipy.stats import chisquare
 from torch import Tensor
 
 import kgpyro
 from kgpyro.checking.abstention import risk_coverage
 from kgpyro.data.graph import Graph
-from kgpyro.data.queries import Queries
 from kgpyro.evaluation.calibration import Calibration, Recalibration
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
-from kgpyro.guides.lookup import Lookup
-from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.models.lim import lim
-from kgpyro.program.batches import Batches
-from kgpyro.program.interactions import resolve_score
-from kgpyro.program.priors import resolve_prior
-from kgpyro.program.setting import Setting
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "uncertainty.json"
@@ -51,7 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "point estimate": COMMON | PRIORS | {"epochs": 100, "guide": "point", "early_stopping": 10},
 }
 KINSHIP = {"model": "lim", "epochs": 60, "prior": "normal(scale=0.5)", "kl_schedule": "constant", "progress": False}
-PARTS = {"calibration", "abstention", "simulation"}
+PARTS = {"calibration", "abstention"}
 DRAWS = 500
 RESAMPLES = 1000
 Row = dict[str, Any]
@@ -193,61 +183,12 @@ def pykeen_dropout(graph: Graph, seed: int, epochs: int = 120) -> Callable[[pd.D
     return predict
 
 
-# ---- simulation-based calibration -----------------------------------------------------------------------------------
-
-
-def simulation_rows(method: str, seed: int, fits: int = 100) -> Iterator[Row]:
-    """Ranks of a random fact's true probability among posterior draws (Talts et al. 2018), and with halved scales.
-
-    Latents from the prior, labels of all facts from the model, a fit to them: ranks are uniform where that is right.
-    """
-    entities, relations, prior, score = 6, 2, resolve_prior("normal(scale=0.5)"), resolve_score("DistMult")
-    ranks: dict[str, list[int]] = {"as fitted": [], "scales halved": []}
-    for fit in range(fits):
-        torch.manual_seed(1000 * seed + fit)
-        kg = Setting(entities, 2 * relations, score, 2, prior, prior)  # rows of inverses stay unasked
-        h, r = (p(...).sample((kg.count(kind),)) for p, kind in zip(kg.priors(), ("entity", "relation"), strict=True))
-        anchor = torch.arange(entities).repeat(relations)
-        row = torch.arange(relations).repeat_interleave(entities)
-        truth = kg.score.candidates(h[anchor], r[row], h)
-        y = torch.bernoulli(truth.sigmoid())
-        indptr = torch.cat([torch.zeros(1, dtype=torch.long), y.sum(1).long().cumsum(0)])
-        batches = Batches(Queries(anchor, row, indptr, y.nonzero()[:, 1], relations), entities, inverse=True)
-        guide = fitted_guide(kg, batches)
-        query, tail = int(torch.randint(len(anchor), ())), int(torch.randint(entities, ()))
-        for name, factor in zip(ranks, (1.0, 0.5), strict=True):
-            drawn = []
-            for kind in ("entity", "relation"):
-                q = guide.posterior(kind, ...).base_dist
-                drawn.append(q.loc + factor * q.scale * torch.randn(99, *q.loc.shape))
-            scores = kg.score.triples(drawn[0][:, anchor[query]], drawn[1][:, row[query]], drawn[0][:, tail])
-            ranks[name].append(int((scores < truth[query, tail]).sum()))
-    for name, found in ranks.items():
-        histogram = np.bincount(np.array(found) // 10, minlength=10)
-        p = float(chisquare(histogram).pvalue)
-        yield {"part": "simulation", "guide": name, "histogram": histogram.tolist(), "p_value": p}
-
-
-def fitted_guide(kg: Setting, batches: Batches, steps: int = 200) -> Lookup:
-    guide, elbo, batch = Lookup(kg, {"entities", "relations"}), WeightedELBO(), batches(torch.arange(len(batches)))
-    optimizer = torch.optim.Adam(guide.parameters(), lr=0.05)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
-    with pyro.validation_enabled(False):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            elbo.loss_and_grads(lim, guide, kg, batch)
-            optimizer.step()
-            schedule.step()
-    return guide.requires_grad_(False)
-
-
 # ---- all of it ------------------------------------------------------------------------------------------------------
 
 JOBS: list[tuple[str, str, Callable[[str, int], Iterator[Row]]]] = [
     *(("codex-s", method, calibration_rows) for method in METHODS),
     ("codex-s", "PyKEEN RESCAL, MC dropout", calibration_rows),
     ("kinship", "LIM", kinship_rows),
-    ("generated", "LIM", simulation_rows),
 ]
 
 
@@ -266,17 +207,12 @@ def summary(rows: list[Row]) -> dict[str, float]:
     aurc = {"part": "abstention", "method": "LIM"}
     hard = [mean("aurc", **aurc, negatives=n, criterion="stacked") for n in ("verified", "hard")]
     alone = [mean("aurc", **aurc, negatives=n, criterion="score") for n in ("verified", "hard")]
-    uniform = {}
-    for guide, group in table[table["part"] == "simulation"].groupby("guide"):
-        uniform[guide] = float(chisquare(np.sum(group["histogram"].tolist(), axis=0)).pvalue)
     return {
         "ece_recalibrated_vs_platt": mean("ece", **ours, map="isotonic") / mean("ece", **point, map="platt"),
         "ece_raw_vs_point": mean("ece", **ours, map="raw") / mean("ece", **point, map="raw"),
         "aurc_vs_score_verified": hard[0] / alone[0],
         "aurc_vs_score_hard": sum(hard) / sum(alone),
         "auroc_minus_point": mean("auroc", **ours, map="raw") - mean("auroc", **point, map="raw"),
-        "sbc_p_value": uniform["as fitted"],
-        "sbc_p_value_halved_scales": uniform["scales halved"],
     }
 
 

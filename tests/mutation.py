@@ -18,10 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {  # of each module, and those of them to leave out: a mutant that lives runs all tests that meet it
-    "likelihood": ("test_likelihood test_kernels test_categorical", "postponed_draws transformed_table a_fit_and_its"),
-    "batches": ("test_batches test_exactness", "local_noise"),
-    "ranking": ("test_ranking", ""),
-    "priors": (
+    "program/likelihood": ("test_likelihood test_kernels test_categorical", "late_draws transformed_table a_fit_and_its"),
+    "program/batches": ("test_batches test_exactness", "local_noise"),
+    "evaluation/ranking": ("test_ranking", ""),
+    "program/priors": (
         "test_priors test_hierarchy",
         "cold_start learned_scale_raises scale_in_the_bound fit_and_files moments",
     ),

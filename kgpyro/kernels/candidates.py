@@ -157,8 +157,9 @@ class _Facts:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``, given the observed candidates ``(p, d)``."""
         scores = (self.query[self.rows] * answers).sum(-1) + self.intercept[self.rows]
         if self.completeness < 1:
-            sure = False if self.never_missing is None else self.never_missing[self.rows] == self.columns
-            scores += torch.where(torch.as_tensor(sure), 0.0, math.log(self.completeness))
+            scores += math.log(self.completeness)
+            if self.never_missing is not None:
+                scores -= math.log(self.completeness) * (self.never_missing[self.rows] == self.columns)
         return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
 
     def _blocks(self) -> Iterator[Block]:
