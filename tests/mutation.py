@@ -18,7 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {  # of each module, and those of them to leave out: a mutant that lives runs all tests that meet it
-    "program/likelihood": ("test_likelihood test_kernels test_categorical", "late_draws transformed_table a_fit_and_its"),
+    "program/likelihood": (
+        "test_likelihood test_kernels test_categorical",
+        "late_draws transformed_table a_fit_and_its",
+    ),
     "program/batches": ("test_batches test_exactness", "local_noise"),
     "evaluation/ranking": ("test_ranking", ""),
     "program/priors": (
