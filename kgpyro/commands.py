@@ -214,7 +214,8 @@ def _misfits_first(found: PosteriorPredictive) -> str:
     rest = found.summary.drop(misfits.index)
     shown = pd.concat([misfits.head(LONGEST), rest[rest["relation"] == "all"]])
     shown = shown.assign(misfit=shown["misfit"].map({True: "MISFIT", False: ""}))
-    table = shown.to_string(index=False, float_format="{:.4g}".format, na_rep="-", max_colwidth=44)
+    shown = shown.drop(columns="family")
+    table = shown.to_string(index=False, float_format="{:.4g}".format, na_rep="-", max_colwidth=50)
     return f"{table}\n\n{len(misfits)} of {len(found.summary)} statistics misfit; {len(shown)} are shown."
 
 

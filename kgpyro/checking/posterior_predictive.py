@@ -83,27 +83,27 @@ class PosteriorPredictive:
         """
         figure = new_figure(14, 8)
         (facts, answers, degrees), (symmetry, pairs, ratios) = figure.subplots(2, 3)
+        for panel in (facts, degrees):  # before anything is drawn, as limits are set by the scale
+            panel.set_yscale("symlog")
         for panel, family in ((facts, FACTS), (symmetry, SYMMETRY)):
             rows = self._rows(family)
             _panel(panel, rows[rows["relation"] != "all"].sort_values("graph", kind="stable"))
             panel.set(xlabel="relations, by their value in the graph", xticks=[])
-        facts.set(yscale="symlog", ylabel="facts", title=FACTS)
+        facts.set(ylabel="facts", title=FACTS)
         symmetry.set(ylim=(-0.03, 1.03), ylabel="share of facts", title="symmetry: (t, p, h) holds too")
-        rows = self._rows(SHARES)
-        _panel(answers, rows, rows["statistic"].tolist())
-        answers.set(ylabel="share of queries", title=SHARES)
-        rows = self._rows(DEGREES)
-        _panel(degrees, rows, rows["statistic"].tolist())
-        degrees.set(yscale="symlog", ylabel="facts", title="degrees of entities")
+        for panel, family, ylabel in ((answers, SHARES, "share of queries"), (degrees, DEGREES, "facts")):
+            rows = self._rows(family)
+            _panel(panel, rows, _short(rows["statistic"]))
+            panel.set(ylabel=ylabel, title=family)
         rows = self._rows(INVERSE).iloc[::-1]
         _panel(pairs, rows, [name if len(name) < 40 else f"{name[:38]}…" for name in rows["relation"]], flat=True)
         pairs.set(xlim=(-0.03, 1.03), xlabel="share of facts", title="inverse pairs: (t, q, h) holds too")
         rows = self._rows(SPREAD, TRIANGLES).query("graph > 0").iloc[::-1]
         columns = ["graph", "mean", "low", "high"]
-        _panel(ratios, rows.assign(**rows[columns].div(rows["graph"], axis=0)), rows["statistic"].tolist(), flat=True)
+        _panel(ratios, rows.assign(**rows[columns].div(rows["graph"], axis=0)), _short(rows["statistic"]), flat=True)
         ratios.set(xlabel="relative to the graph", title="spread of answers, triangles")
         facts.legend(frameon=False)
-        figure.suptitle(f"{self.title}: {len(self.replicated)} replicates of {self.cells}")
+        figure.suptitle(f"{self.title}: {len(self.replicated)} replicates\n{self.cells}")
         return figure
 
     def save(self, folder: str | Path) -> list[str]:
@@ -115,6 +115,12 @@ class PosteriorPredictive:
 
     def _rows(self, *families: str) -> pd.DataFrame:
         return self.summary[self.summary["family"].isin(families)]
+
+
+def _short(statistics: pd.Series) -> list[str]:
+    """The names of statistics without what the figure's titles say."""
+    said = r" \(sample\)|queries with |-degree, quantile|answers per query, "
+    return statistics.str.replace(said, "", regex=True).tolist()
 
 
 def _panel(axes: Any, rows: pd.DataFrame, labels: Sequence[str] | None = None, flat: bool = False) -> None:

@@ -80,8 +80,8 @@ class Cells:
         if self.complete:
             return f"all {size * size * relations:,} cells"
         queries = f"{len(self.head):,} of {size * relations:,} queries (h, r, ?)"
-        kinds = f"{len(self.relations):,} of {relations:,} relations (the most frequent)"
-        return f"{queries}; {kinds} among {len(self.entities):,} of {size:,} entities"
+        kinds = f"the {len(self.relations):,} most frequent of {relations:,} relations"
+        return f"a sample: {queries}; {kinds} among {len(self.entities):,} of {size:,} entities"
 
     @cached_property
     def observed(self) -> tuple[Tensor, Tensor, Tensor]:
