@@ -93,27 +93,14 @@ class Draws:
             e, r = (self.samples[self._site(kind)][index] for kind in ("entity", "relation"))
             b = self.samples.get("intercept", e.new_zeros(len(of), self.graph.num_relations))[index]
             return e[:, entities], r[:, relations], b
-        assert self.guide is not None and self.form is not None
-        found: list[Tables] = []
-        if self.guide.members == 1 or draws == 1:
-            shares: Iterator[int] = iter([draws])
-        else:
-            shares = self.in_turn(draws)
-        for share in shares:
-            shape = torch.Size([share])
-            e = self.guide.posterior("entity", entities).rsample(shape)
-            r = self.guide.posterior("relation", relations).rsample(shape)
-            b = e.new_zeros(share, self.graph.num_relations)
-            if self.form.intercept:
-                b = self.guide.field("intercept")().rsample(shape)
-            found.append((e, r, b))
+        found = [self._member_rows(share, entities, relations) for share in self.in_turn(draws)]
         e, r, b = (torch.cat(parts) for parts in zip(*found, strict=True))
         return e, r, b
 
     def drawn(self, draws: int, seed: int, entities: Tensor, relations: Tensor) -> Tables:
         """Draws of the latents with these ids, ``(m,)`` and ``(k,)``; all of a small graph's are drawn together."""
-        kg, few = self.kg, min(draws, 1 << 20)
-        size = few * (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
+        kg = self.kg
+        size = draws * (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
         if size > KEPT and self.samples is None:
             with seeded(seed):
                 return self._rows(draws, entities, relations)
@@ -132,7 +119,7 @@ class Draws:
         first = 0 if self.samples is not None else seed * (1 << 20)
         return range(first, first + draws)
 
-    def _member_rows(self, draws: int, entities: Tensor, relations: Tensor) -> Tables:
+    def _member_rows(self, draws: int, entities: Tensor | EllipsisType, relations: Tensor | EllipsisType) -> Tables:
         """Draws of these latents from the member of a mixture in use."""
         assert self.guide is not None and self.form is not None
         shape = torch.Size([draws])

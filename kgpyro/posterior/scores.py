@@ -146,7 +146,7 @@ class PosteriorScores(Draws):
         assert self.guide is not None
         with seeded(number), self.guide.using(number):
             rows = torch.cat([row, self.other(row)]) if self.inverse else row % self.graph.num_relations
-            head, relations, intercepts = (table[0] for table in self._rows(1, anchor, rows))
+            head, relations, intercepts = (table[0] for table in self._member_rows(1, anchor, rows))
             own, back = relations[: len(row)], relations[-len(row) :]
             return self._noisy(head, own, back, intercepts, anchor, row, candidates)
 
