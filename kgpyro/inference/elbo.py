@@ -19,7 +19,7 @@ from kgpyro.inference.estimators import CountFacts, DrawLater
 from kgpyro.kernels.gaussian import gaussian_kl
 from kgpyro.program.families import is_gaussian, log_scale_of
 from kgpyro.program.lazy import Undrawn
-from kgpyro.program.sites import PER_FACT, OwnParameters, pyro_alone
+from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, pyro_alone
 from kgpyro.program.variational import Guide
 
 
@@ -98,8 +98,7 @@ class WeightedELBO(ELBO):
                 each = _kl(q, site["fn"], site["value"], self.estimator != "plain")
                 value = _scaled_sum(each, site)
                 result.kl = result.kl + value
-                frame = (site["infer"] or {}).get("symbols", ("",))[0]
-                if frame not in PER_FACT:
+                if frame_of(site) not in PER_FACT:
                     result.global_kl = result.global_kl + value
                 if each.dim():  # of symbols; what is one for all is no one's
                     result.kl_per_latent[name] = each.detach().mean()

@@ -15,7 +15,7 @@ from kgpyro.errors import InputError
 from kgpyro.program.batches import Batch, Batches
 from kgpyro.program.likelihood import AllCandidates, Answers, true_logits_of
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import PER_FACT, OwnParameters, pyro_alone
+from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, pyro_alone
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
@@ -49,7 +49,7 @@ class _Values(Messenger):
     def _pyro_sample(self, msg: dict) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
             value = self.values[msg["name"]]
-            if (msg["infer"] or {}).get("symbols", ("",))[0] == "entity_plate":
+            if frame_of(msg) == "entity_plate":
                 value = value[self.batch.entities]
             msg["value"], msg["done"] = value, True
 
@@ -61,7 +61,7 @@ def joint_draw(program: Program, guide: Guide, number: int) -> dict[str, Tensor]
     with pyro_alone(), program.parameters, seeded(number), guide.using(number):
         trace = poutine.trace(guide).get_trace(program.kg, program.batches.asked(first, first))
     sites = ((name, trace.nodes[name]) for name in trace.stochastic_nodes)
-    return {name: s["value"] for name, s in sites if (s["infer"] or {}).get("symbols", ("",))[0] not in PER_FACT}
+    return {name: s["value"] for name, s in sites if frame_of(s) not in PER_FACT}
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,11 @@ class Site:
             return False
         support: Any = self.prior.support
         return type(support) is type(kg.symbol_prior(self.kind).distribution(kg.start, ...).support)
+
+
+def frame_of(site: Mapping[str, Any]) -> str:
+    """The plate of :class:`Batch` whose symbols a site's rows are; empty where they are no symbols."""
+    return (site["infer"] or {}).get("symbols", ("", ""))[0]
 
 
 def run_of(model: Callable, kg: Setting, batch: Batch) -> Trace:
