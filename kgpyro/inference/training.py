@@ -221,7 +221,11 @@ def train(
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
             )
+            met = torch.distributed.is_initialized()  # a group of the caller's own stays
             trainer.fit(module)
+            if torch.distributed.is_initialized() and not met:  # left together: who finds the others gone aborts
+                torch.distributed.barrier()
+                torch.distributed.destroy_process_group()
             return trainer.global_rank
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise InputError(f"device {device} with precision {precision}: {error}") from error
