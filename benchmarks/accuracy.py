@@ -5,8 +5,8 @@
     python benchmarks/accuracy.py benchmarks/configs/priors/*.yaml --table priors
     python benchmarks/accuracy.py --relations lim-wn18rr
 
-Each run is one JSON line in ``benchmarks/results/accuracy.jsonl``; what stands there already (same configuration file,
-same contents, same seed) is not run again, and a run that was cut off goes on from its last checkpoint (in
+Each run is one JSON line in ``benchmarks/results/accuracy.jsonl``; what stands there already (same version of kgpyro,
+configuration file, contents and seed) is not run again, and a run that was cut off goes on from its last checkpoint (in
 ``benchmarks/results/unfinished``), so an interrupted call can simply be repeated.
 """
 
@@ -37,7 +37,9 @@ FEW = 20  # relations up to which each one's metrics are kept
 
 
 def read_lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    """What this version has measured."""
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return [line for line in lines if line.get("version") == kgpyro.__version__]
 
 
 def name_of(config: Path) -> str:
@@ -79,6 +81,7 @@ def run(config: Path, seed: int) -> dict[str, Any]:
         "objective": posterior.metrics["objective"],
         "config": name_of(config),
         "config_sha": digest(config),
+        "version": kgpyro.__version__,
         "commit": commit(),
         "seconds": posterior.seconds,
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

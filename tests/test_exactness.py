@@ -12,9 +12,11 @@ from conftest import Parts
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from kgpyro.data.graph import Graph
 from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.inference.training import frequency_weights
 from kgpyro.program.batches import Batch
 from kgpyro.program.setting import INTERCEPT_SCALE
 
@@ -267,6 +269,37 @@ def test_the_kl_weight_weighs_the_kl_alone(tiny: Graph, weight: float) -> None:
     elbo = WeightedELBO(weight)
     loss = elbo.loss(parts.model, parts.guide, parts.kg, parts.batches(torch.arange(len(parts.batches))))
     assert loss == pytest.approx(weight * elbo.last.kl - elbo.last.log_likelihood)  # type: ignore[operator]
+
+
+@EVERY
+def test_frequent_symbols_pay_more(tiny: Graph, model: str, inverse: bool) -> None:
+    """With ``kl_frequency`` each symbol's KL is multiplied by (facts / mean) ** power, and the untempered KL is not."""
+    parts = Parts(tiny, model, inverse=inverse)
+    elbo = WeightedELBO(0.3)
+    elbo.symbol_weights = frequency_weights(parts.batches, 0.5, "cpu")
+    elbo.loss(parts.model, parts.guide, parts.kg, parts.batches(torch.arange(len(parts.batches))))
+    heads, relations, tails = tiny.train.T.tolist()
+    facts = torch.tensor(
+        [max(1, heads.count(e) + tails.count(e)) for e in range(tiny.num_entities)], dtype=torch.float64
+    )
+    rows = torch.tensor([relations.count(r) for r in range(tiny.num_relations)] * (2 if inverse else 1)).double()
+    rows = rows if inverse else 2 * rows  # asked for tails and for heads
+    weights = {"entity": (facts / facts.mean()).sqrt(), "relation": (rows / rows.mean()).sqrt()}
+    each = {}
+    for kind in weights:
+        prior = parts.kg.priors()[kind == "relation"](...)
+        each[kind] = kl_divergence(parts.guide.posterior(kind, ...), prior).detach()
+    if model == "lim":
+        plain = sum(float(kl.sum()) for kl in each.values())
+        dear = sum(float((kl * weights[kind]).sum()) for kind, kl in each.items())
+    else:
+        plain = dear = 0.0
+        for relation, anchor, candidate, _ in all_facts(parts):
+            for kind, symbol in (("relation", relation), ("entity", anchor), ("entity", candidate)):
+                plain += float(each[kind][symbol]) / 2
+                dear += float(each[kind][symbol] * weights[kind][symbol]) / 2
+    assert elbo.last.kl == pytest.approx(plain, abs=TOLERANCE)
+    assert elbo.last.price == pytest.approx(0.3 * dear, abs=TOLERANCE)
 
 
 @EVERY

@@ -17,27 +17,29 @@ from torch.distributions import kl_divergence
 from kgpyro.errors import InputError
 from kgpyro.inference.estimators import CountFacts, DrawLater
 from kgpyro.kernels.gaussian import gaussian_kl
+from kgpyro.program.batches import Batch
 from kgpyro.program.families import is_gaussian, log_scale_of
 from kgpyro.program.lazy import Undrawn
-from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, pyro_alone
+from kgpyro.program.likelihood import AllCandidates
+from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
 from kgpyro.program.variational import Guide
 
 
 @dataclass
 class Terms:
-    """One estimate of the bound: its likelihood part, its KL (unweighted), and the mean KL of one latent per site.
+    """One estimate of the bound: its log-likelihood, its KL as it is, and what that counts for in the objective.
 
-    ``global_kl`` is the part of the KL that latents have which are not of single facts.
+    ``kl_per_latent`` is the mean KL of one latent, by site.
     """
 
     log_likelihood: float | Tensor = 0.0
     kl: float | Tensor = 0.0
-    global_kl: float | Tensor = 0.0
+    price: float | Tensor = 0.0
     kl_per_latent: dict[str, Any] = field(default_factory=dict)
 
 
 class WeightedELBO(ELBO):
-    """``Σ_τ E_q[log p(y_τ | h)] - β Σ KL(q ‖ p)``, estimated with one reparameterised draw.
+    """``Σ_τ E_q[log p(y_τ | h)] - β Σ_s w_s KL(q_s ‖ p)``, estimated with one reparameterised draw.
 
     At ``kl_weight`` β = 1 and with the ``plain`` estimator this is Pyro's ``TraceMeanField_ELBO``: KL divergences are
     analytic where PyTorch knows them and Monte Carlo where not. A weight of exactly 0 is allowed (the first step of a
@@ -52,12 +54,15 @@ class WeightedELBO(ELBO):
     Attributes:
         global_weight: what the KL of latents that are not of single facts is multiplied by, where a model has both;
             None for β.
+        symbol_weights: ``w`` of entities and of relations' rows, by kind; 1 where there are none.
+        last: terms of the last loss, as numbers.
     """
 
     def __init__(self, kl_weight: float = 1.0, estimator: str = "local", parameters: OwnParameters | None = None):
         super().__init__()
         self.kl_weight, self.estimator = kl_weight, estimator
         self.global_weight: float | None = None
+        self.symbol_weights: dict[str, Tensor] = {}
         self.parameters = parameters or OwnParameters()
         self.last = Terms()
 
@@ -90,29 +95,32 @@ class WeightedELBO(ELBO):
         result, sites = Terms(), list(model_trace.nodes.items())
         for _, site in sites:  # first, since it may draw what a KL then comes along with
             if site["type"] == "sample" and site["is_observed"]:
-                value = site["fn"].log_prob(site["value"])
-                result.log_likelihood = result.log_likelihood + _scaled_sum(value, site)
+                result.log_likelihood = result.log_likelihood + _log_likelihood(site)
         for name, site in sites:
             if site["type"] == "sample" and not site["is_observed"]:
                 q = guide_trace.nodes[name]["fn"]
                 each = _kl(q, site["fn"], site["value"], self.estimator != "plain")
-                value = _scaled_sum(each, site)
-                result.kl = result.kl + value
-                if frame_of(site) not in PER_FACT:
-                    result.global_kl = result.global_kl + value
+                result.kl = result.kl + _scaled_sum(each, site)
+                result.price = result.price + self._price(each, site, args[1])
                 if each.dim():  # of symbols; what is one for all is no one's
                     result.kl_per_latent[name] = each.detach().mean()
         return result
 
+    def _price(self, kl: Tensor, site: dict, batch: Batch) -> Tensor:
+        """What the KL of a site's latents counts for in the objective."""
+        frame, kind = frame_of(site), kind_of(site)
+        weight = self.kl_weight if frame in PER_FACT or self.global_weight is None else self.global_weight
+        if kind in self.symbol_weights:
+            kl = kl * self.symbol_weights[kind][batch.symbols(frame)]
+        return _scaled_sum(kl, site) * weight
+
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the β-weighted bound; ``last`` then holds its terms, detached."""
+        """Minus the bound with its weights; ``last`` then holds its terms, detached."""
         terms = self.terms(model, guide, *args, **kwargs)
-        kl_per_latent = {site: float(kl) for site, kl in terms.kl_per_latent.items()}
-        kl = terms.kl * self.kl_weight
-        if self.global_weight is not None:
-            kl = kl + terms.global_kl * (self.global_weight - self.kl_weight)
-        self.last = Terms(_number(terms.log_likelihood), _number(terms.kl), _number(terms.global_kl), kl_per_latent)
-        return torch.as_tensor(kl - terms.log_likelihood)
+        found = torch.stack([torch.as_tensor(x).detach() for x in (terms.log_likelihood, terms.kl, terms.price)])
+        likelihood, kl, price = found.tolist()
+        self.last = Terms(likelihood, kl, price, terms.kl_per_latent)
+        return torch.as_tensor(terms.price - terms.log_likelihood)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():
@@ -129,13 +137,16 @@ def _mean(found: list[Terms]) -> Terms:
         return found[0]
     sites = found[0].kl_per_latent
     kl_per_latent = {site: sum(each.kl_per_latent[site] for each in found) / len(found) for site in sites}
-    names = ("log_likelihood", "kl", "global_kl")
-    likelihood, kl, global_kl = (sum(getattr(each, name) for each in found) / len(found) for name in names)
-    return Terms(likelihood, kl, global_kl, kl_per_latent)
+    names = ("log_likelihood", "kl", "price")
+    likelihood, kl, price = (sum(getattr(each, name) for each in found) / len(found) for name in names)
+    return Terms(likelihood, kl, price, kl_per_latent)
 
 
-def _number(value: float | Tensor) -> float:
-    return float(torch.as_tensor(value).detach())
+def _log_likelihood(site: dict) -> Tensor:
+    fn, value = site["fn"], site["value"]
+    if isinstance(fn, AllCandidates) and site["mask"] is None:
+        return fn.weighted_log_prob(value, torch.as_tensor(site["scale"]))
+    return _scaled_sum(fn.log_prob(value), site)
 
 
 def _kl(q: Any, p: Any, drawn: Tensor, fused: bool) -> Tensor:

@@ -82,6 +82,7 @@ def fit(
     negatives: int | Literal["all"] | None = None,
     negative_weight: float | None = None,
     kl_weight: float | None = None,
+    kl_frequency: float = 0.0,
     kl_schedule: Literal["warmup", "constant", "compression"] = "warmup",
     warmup: float = 0.3,
     estimator: Literal["local", "shared", "plain"] = "local",
@@ -145,6 +146,9 @@ def fit(
         kl_weight: weight of the KL divergence at the end of its schedule. At 1 the bound is the posterior's; below it
             the posterior is a colder one, by choice. Default: 1 where latents are global (lim); 2 over the number of
             queries where they are per fact (lfm), since at 1 that model's optimum is the prior.
+        kl_frequency: power α by which a symbol's KL counts more the more facts it is in, (n / mean n) ** α; 0 for all
+            alike, which is the posterior. Above 0 each symbol has a colder or warmer one of its own; graphs with a few
+            very frequent symbols are ranked better.
         kl_schedule: warmup (from 0, linearly), constant, or compression (Blundell et al. 2015).
         warmup: share of all steps that the warm-up takes.
         estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
@@ -311,7 +315,18 @@ def _fit(
     elbo = WeightedELBO(config["kl_weight"], config["estimator"], program.parameters)
     how = config["optimizer"], config["lr"], config["batch_size"], config["seed"], config["lr_schedule"]
     random = watched.randomness
-    module = Training(kg, program.model, guide, elbo, batches, schedule, *how, randomness=random, per_fact=per_fact)
+    module = Training(
+        kg,
+        program.model,
+        guide,
+        elbo,
+        batches,
+        schedule,
+        *how,
+        randomness=random,
+        per_fact=per_fact,
+        kl_frequency=config["kl_frequency"],
+    )
     progress = watched.progress
     bar = Progress(validate, steps * config["epochs"], config["early_stopping"], config["validate_every"], progress)
     callbacks: list[pl.Callback] = [bar, *watched.callbacks]
@@ -369,7 +384,7 @@ def _save_good(
     with torch.no_grad():
         module.bound(module.kg, module.batches.to(module.device)(module.index.to(module.device)))
     last = module.elbo.last
-    if not math.isfinite(last.log_likelihood - last.kl):
+    if not math.isfinite(last.log_likelihood - last.price):
         return failure
     posterior.forget()
     posterior.log, posterior.metrics = bar.table, Metrics(warnings=[str(failure)])

@@ -92,6 +92,8 @@ def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
     weight = config["kl_weight"]
     bound = "log joint density (a point estimate, no bound)" if point else "ELBO"
     bound += "" if weight == 1 else f" with {'prior' if point else 'KL'} weight {weight:.3g}"
+    if config.get("kl_frequency"):
+        bound += f", times each symbol's (facts / mean) ** {config['kl_frequency']:g}"
     return f"{bound}, {facts}; KL schedule {config['kl_schedule']}"
 
 
@@ -127,7 +129,8 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
     positive |= {name: options[name] for name in ("warmup_draws", "posterior_draws")}
     positive |= {"negatives": drawn, "unanswered": unanswered}
     at_least_0 = {
-        name: options[name] for name in ("negative_weight", "kl_weight", "early_stopping", "checkpoint_every")
+        name: options[name]
+        for name in ("negative_weight", "kl_weight", "kl_frequency", "early_stopping", "checkpoint_every")
     }
     for name, value in positive.items():
         if not value > 0 or math.isinf(value):

@@ -59,9 +59,9 @@ class Progress(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last, observed = module.elbo.last, module.batches.num_observed
-        likelihood, kl, weight = last.log_likelihood / observed, last.kl / observed, module.elbo.kl_weight
         if module.finite_loss:
-            values = (weight * kl - likelihood, likelihood, kl, weight, 1)
+            loss, weight = last.price - last.log_likelihood, module.elbo.kl_weight
+            values = (loss / observed, last.log_likelihood / observed, last.kl / observed, weight, 1)
             self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
         self.bar.update()
         if trainer.world_size == 1 and self.interrupted:

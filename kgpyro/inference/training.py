@@ -75,10 +75,11 @@ class Training(pl.LightningModule):
         lr_schedule: str = "constant",
         randomness: seeded | None = None,
         per_fact: bool = False,
+        kl_frequency: float = 0.0,
     ):
         super().__init__()
         keep_freed_memory()
-        self.randomness, self.per_fact = randomness or seeded(seed), per_fact
+        self.randomness, self.per_fact, self.kl_frequency = randomness or seeded(seed), per_fact, kl_frequency
         self.lr_schedule = lr_schedule
         self.kg, self.batches, self.schedule = kg, batches, schedule
         self.elbo = elbo
@@ -88,6 +89,7 @@ class Training(pl.LightningModule):
         self.batch_size, self.seed = batch_size, seed
         self.step = self.skipped = self.failures = 0
         self.finite_loss = True
+        self.trained_on = self.device
         self.restore: Callable[[pl.Trainer, Training], None] | None = None
 
     def train_dataloader(self) -> RandomQueries:
@@ -97,8 +99,10 @@ class Training(pl.LightningModule):
         return self.queries
 
     def on_train_start(self) -> None:
-        self._trained = list(self.parameters())
+        self._trained, self.trained_on = list(self.parameters()), self.device
         self._scaled = bool(self.trainer.precision_plugin.state_dict())  # then an infinite gradient is nothing unusual
+        if self.kl_frequency:
+            self.elbo.symbol_weights = frequency_weights(self.batches, self.kl_frequency, self.device)
         if self.restore is not None:
             self.restore(self.trainer, self)
 
@@ -125,7 +129,7 @@ class Training(pl.LightningModule):
         loss = self.bound(self.kg, batch) / self.batches.num_observed
         self.step += 1
         last = self.elbo.last
-        self.finite_loss = math.isfinite(self.elbo.kl_weight * last.kl - last.log_likelihood)
+        self.finite_loss = math.isfinite(last.price - last.log_likelihood)
         return loss if self.finite_loss else loss * math.nan  # every process then leaves out this step
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -150,7 +154,7 @@ class Training(pl.LightningModule):
         """Where the last step went wrong, in words."""
         last = self.elbo.last
         found = [f"log-likelihood {last.log_likelihood:.3g}, KL {last.kl:.3g}"]
-        for site in (site for site, kl in last.kl_per_latent.items() if not math.isfinite(kl)):
+        for site in (site for site, kl in last.kl_per_latent.items() if not math.isfinite(float(kl))):
             kind = next((k for sites in self.bound.guide.symbols.values() for n, k in sites if n == site), None)
             prior = "of its own" if kind is None else self.kg.symbol_prior(kind).prior.text or "given in Python"
             found.append(f"site {site} under prior {prior}")
@@ -164,6 +168,12 @@ class Training(pl.LightningModule):
             f"the loss or its gradient was not finite in {self.failures} steps in a row, up to step {self.step} "
             f"({'; '.join(found)}; batch of queries {queries}, …); lower lr, or choose a tighter prior."
         )
+
+
+def frequency_weights(batches: Batches, power: float, device: torch.device | str) -> dict[str, Tensor]:
+    """``(n_s / mean n) ** power`` of every symbol, by kind, ``n_s`` the training facts that it is in (at least 1)."""
+    counts = {kind: n.clamp_min(1).to(batches.dtype) for kind, n in batches.occurrences().items()}
+    return {kind: (n / n.mean()).pow(power).to(device) for kind, n in counts.items()}
 
 
 def precision_in_use(precision: str, device: str) -> str:
@@ -223,6 +233,7 @@ def train(
             )
             met = torch.distributed.is_initialized()  # a group of the caller's own stays
             trainer.fit(module)
+            module.to(module.trained_on)  # Lightning has put it on the CPU
             if torch.distributed.is_initialized() and not met:  # left together: who finds the others gone aborts
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()

@@ -44,10 +44,12 @@ def all_candidates_log_prob(
     excluded: Tensor | None = None,
     completeness: float = 1.0,
     never_missing: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """The log-likelihood of all facts of each query, shape ``(b,)``.
+    """The log-likelihood of all facts of each query, shape ``(b,)``, or its weighted sum over queries.
 
-    Under autocast the matrix products run in its dtype and accumulate in float32; everything else stays as it is.
+    With weights value and gradients take one walk, without them two. Under autocast the matrix products run in its
+    dtype and accumulate in float32; everything else stays as it is.
 
     Args:
         query: query vectors, shape ``(b, d)``.
@@ -59,13 +61,14 @@ def all_candidates_log_prob(
         excluded: one candidate per query that is left out of the sum over all candidates, shape ``(b,)``.
         completeness: ``κ``, the probability with which a true fact is observed.
         never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
+        weight: shape ``(b,)``.
     """
     device = query.device.type
     half = autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
         facts = query, loc, log_scale, intercept, *observed, excluded, completeness, never_missing
-        return _AllCandidates.apply(*facts, normal, signs, half)
+        return _AllCandidates.apply(*facts, normal, signs, half, weight)
 
 
 def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None = None) -> Tensor:
@@ -275,31 +278,37 @@ def _sigmoid_and_softplus(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _drop(scores: Tensor, start: int, rows: Tensor | None, columns: Tensor | None) -> None:
     """Minus infinity for candidates ``(n,)`` of a block's rows ``(n,)``, or one of each row; in place."""
     if columns is not None:
-        here = ((columns >= start) & (columns < start + scores.shape[1])).nonzero().squeeze(-1)
-        scores[here if rows is None else rows[here], columns[here] - start] = -torch.inf
+        rows = torch.arange(len(scores), device=scores.device) if rows is None else rows
+        within, size = columns - start, scores.shape[1]
+        nothing = scores.new_zeros(())
+        added = torch.where((within >= 0) & (within < size), nothing - torch.inf, nothing)  # no wait for the device
+        scores.index_put_((rows, within.clamp(0, size - 1)), added, accumulate=True)
 
 
 class _AllCandidates(torch.autograd.Function):
-    """Value in ``forward``, together with the gradient of the sum over queries; ``backward`` only scales it."""
+    """Value and, of a weighted sum, its gradients in ``forward``; without weights these wait for ``backward``'s."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        facts = _Facts(*arguments)
-        if not any(ctx.needs_input_grad):
-            return facts.value()
-        value, ctx.gradients = facts.value_and_gradients()
-        ctx.facts = facts
-        return value
+        *given, weight = arguments
+        ctx.facts, ctx.gradients = _Facts(*given), None
+        if weight is None:
+            return ctx.facts.value()
+        if any(ctx.needs_input_grad):
+            value, ctx.gradients = ctx.facts.value_and_gradients(weight)
+        else:
+            value = ctx.facts.value()
+        return (value * weight).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so good for one backward pass
-        if gradients is not None and bool((upstream == upstream[0]).all()):  # as in a subsampled plate
-            gradients = [None if g is None else g.mul_(upstream[0]) for g in gradients]
-        else:
+        if gradients is None:
             _, gradients = ctx.facts.value_and_gradients(upstream)
-        return (*gradients, *[None] * 8)
+        else:
+            gradients = [None if g is None else g.mul_(upstream) for g in gradients]
+        return (*gradients, *[None] * 9)
 
 
 class _LogNormaliser(torch.autograd.Function):

@@ -149,6 +149,16 @@ class Batch:
         with _Mark("weighted", True), _plate("fact", len(weight)), pyro.poutine.scale(scale=weight):
             yield
 
+    def symbols(self, frame: str) -> Symbols:
+        """The ids of the symbols that a plate of this batch yields, by the plate's name."""
+        if frame == "entity_plate":
+            return self.entities
+        if frame == "relation_plate":
+            return ...
+        if frame == "fact_relations":
+            return self.relation
+        return self._entity_ids(self.anchor if frame == "fact_heads" else self.candidate)
+
     @property
     def fact_weight(self) -> Tensor:
         """What the log-likelihood counts for, of each query ``(b,)`` or of each single fact ``(n,)``."""
@@ -234,6 +244,15 @@ class Batches:
         total = torch.bincount(queries.anchor, minlength=self.num_entities).double() + rate.double().sum()
         owner_rate = torch.repeat_interleave(1.0 - rate.double(), counts)  # observed, hence never drawn
         return total.index_add_(0, queries.answers, owner_rate).div_(len(queries)).to(self.dtype)
+
+    def occurrences(self) -> dict[str, Tensor]:
+        """How many training facts each entity and each relation's row is in, by kind."""
+        queries = self.queries
+        rows = queries.relation if self.inverse else queries.relation % queries.num_relations
+        return {
+            "entity": torch.bincount(queries.answers, minlength=self.num_entities),
+            "relation": torch.bincount(rows, queries.counts, minlength=self.num_relation_rows),
+        }
 
     def __call__(self, index: Tensor) -> Batch:
         """The batch of the queries ``index``, shape ``(b,)``, with fresh draws of whatever is sampled."""

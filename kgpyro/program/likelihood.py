@@ -166,18 +166,29 @@ class AllCandidates(TorchDistribution):
             return -F.binary_cross_entropy_with_logits(
                 logits, value.to(logits).expand_as(logits), reduction="none"
             ).sum(-1)
+        return self._fused(value, None)
+
+    def weighted_log_prob(self, value: Tensor, weight: Tensor) -> Tensor:
+        """``Σ_b weight_b log p(value_b)``, value and gradients in one walk where the estimator has one."""
+        if self.estimator == "plain":
+            return (self.log_prob(value) * weight).sum()
+        return self._fused(value, weight.expand(self.batch_shape))
+
+    def _fused(self, value: Tensor, weight: Tensor | None) -> Tensor:
+        """The log-probabilities ``(b,)``, or their weighted sum."""
         g, observed = self.given, ones_of(value)
         query, loc, log_scale, own = self._walk()
-        missing = g.completeness, g.loops
+        missing = g.completeness, g.loops, weight
+        total = all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, own, *missing)
         if own is None:
-            return all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, None, *missing)
+            return total
+        # an observed self-loop's score is the anchor's with itself, where the walk took it with the candidate's mean
         rows, columns = observed
-        loops = columns == own[rows]
         score = g.score.compare(query, self._anchor) + g.intercept
-        hit = torch.zeros_like(score).index_fill(0, rows[loops], 1.0)
-        others = rows[~loops], columns[~loops]
-        loop = hit * score - F.softplus(score)
-        return loop + all_candidates_log_prob(query, loc, log_scale, g.intercept, others, own, *missing)
+        hit = torch.zeros_like(score).index_add(0, rows, (columns == own[rows]).to(score))
+        taken = (query * Rows(loc, own).sparse_values).sum(-1) + g.intercept
+        loop = hit * (score - taken) - F.softplus(score)
+        return total + (loop if weight is None else (loop * weight).sum())
 
     def _walk(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Query vectors ``(b, d)``, candidates, their log-scales where scores are drawn, and then the self-loops."""
@@ -227,6 +238,9 @@ class Answers(AllCandidates):
     def log_prob(self, value: Tensor) -> Tensor:
         if self.estimator == "plain":
             return (value * self.scores.log_softmax(-1)).sum(-1)
+        return self._fused(value, None)
+
+    def _fused(self, value: Tensor, weight: Tensor | None) -> Tensor:
         rows, columns = ones_of(value)
         query, loc, log_scale, own = self._walk()
         # the observed scores are taken at their means, as they enter linearly
@@ -236,7 +250,10 @@ class Answers(AllCandidates):
             loops = self.given.score.compare(query, self._anchor)
             scores = torch.where(columns == own[rows], loops[rows], scores)
             normaliser = torch.logaddexp(normaliser, loops)
-        return torch.zeros_like(normaliser).index_add(0, rows, scores - normaliser[rows])
+        each = scores - normaliser[rows]
+        if weight is not None:
+            return (each * weight[rows]).sum()
+        return torch.zeros_like(normaliser).index_add(0, rows, each)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():

@@ -96,6 +96,11 @@ def frame_of(site: Mapping[str, Any]) -> str:
     return (site["infer"] or {}).get("symbols", ("", ""))[0]
 
 
+def kind_of(site: Mapping[str, Any]) -> str:
+    """What symbols a site's rows are, ``"entity"`` or ``"relation"``; empty where they are none."""
+    return (site["infer"] or {}).get("symbols", ("", ""))[1]
+
+
 def run_of(model: Callable, kg: Setting, batch: Batch) -> Trace:
     """A run of a model, without the sites of subsampling."""
     with pyro_alone(), torch.no_grad():
