@@ -30,7 +30,7 @@ class Features(Guide):
     def __init__(self, kg: Setting, sites: Mapping[str, Site], hidden: int = 128):
         super().__init__(kg, sites)
         if kg.features is None:
-            raise InputError("guide features knows entities by their features; give them with --features FILE.")
+            raise InputError("guide features knows entities by their features; give them with `features` FILE.")
         self.register_buffer("features", kg.features)
         self.register_buffer("centre", kg.features.mean(0))
         self.register_buffer("spread", kg.features.std(0, unbiased=False).clamp_min(1e-6))

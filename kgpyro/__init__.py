@@ -14,6 +14,7 @@ from kgpyro.data.graph import Graph
 from kgpyro.data.labelled import labelled_facts
 from kgpyro.data.reading import load_graph
 from kgpyro.errors import InputError
+from kgpyro.inference.options import Options
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.program.priors import resolve_prior
 from kgpyro.program.variational import Guide
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 __all__ = [
-    "Graph", "Guide", "InputError", "Posterior", "abstention", "compare", "explore", "fact_figure", "fit",
+    "Graph", "Guide", "InputError", "Options", "Posterior", "abstention", "compare", "explore", "fact_figure", "fit",
     "labelled_facts", "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "resolve_prior",
     "variance_figure", "variances",
 ]  # fmt: skip

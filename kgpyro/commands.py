@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import typing
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -21,6 +22,7 @@ from kgpyro.checking.psis import psis_khat
 from kgpyro.data.reading import load_graph
 from kgpyro.display import as_text, write
 from kgpyro.errors import InputError
+from kgpyro.inference.options import Options, is_union
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import OWN
 from kgpyro.program.priors import prior_table
@@ -30,7 +32,7 @@ LONGEST = 30  # misfits that a check prints
 DATASET_HELP = "name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test."
 
 
-def add_options(parser: Any, function: Callable, skip: set[str], given_only: bool = False) -> None:
+def add_options(parser: Any, function: Callable, skip: Set[str], given_only: bool = False) -> None:
     """One ``--option`` per keyword of a function: type and default from its signature, help from its docstring.
 
     The parser, or a group of one, leaves out of its result what is not given, where it is to have ``given_only``.
@@ -53,17 +55,18 @@ def _documented(function: Callable) -> dict[str, str]:
     """What a function's docstring says of each parameter."""
     documented = docstring_parser.parse(inspect.getdoc(function) or "").params
     texts = {name.strip(): p.description or "" for p in documented for name in p.arg_name.split(",")}
-    return {name: " ".join(text.replace("%", "%%").split()) for name, text in texts.items()}
+    return {name: as_flags(" ".join(text.replace("%", "%%").split())) for name, text in texts.items()}
+
+
+def as_flags(text: str) -> str:
+    """A text of the library with the options that it names as a terminal knows them: `kl_weight` is --kl-weight."""
+    return re.sub(r"`([a-z][a-z_]*)`", lambda found: "--" + found[1].replace("_", "-"), text)
 
 
 def _written(hint: Any) -> Any:
     """The part of a type that can be written on a command line."""
-    parts = [part for part in (typing.get_args(hint) if _is_union(hint) else (hint,)) if _is_plain(part)]
+    parts = [part for part in (typing.get_args(hint) if is_union(hint) else (hint,)) if _is_plain(part)]
     return Union[tuple(parts)]  # noqa: UP007
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) is Union or type(hint).__name__ == "UnionType"
 
 
 def _is_plain(hint: Any) -> bool:
@@ -79,7 +82,9 @@ def fit_command(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
     parser.add_argument("--dataset", type=str, default="nations", help=DATASET_HELP)
-    add_options(parser, fit, skip={"graph", "logger", "callbacks"})
+    add_options(parser, Options, skip=set())
+    own = {"out", "resume", "progress"}
+    add_options(parser, fit, skip=inspect.signature(fit).parameters.keys() - own)
     parser.add_argument(
         "--per-relation",
         action=ActionYesNo(yes_prefix="", no_prefix="no-"),
@@ -178,7 +183,7 @@ def check_command(arguments: Sequence[str] | None = None) -> int:
             print(f"{found.title}: what the prior implies, mean and central 90 % over draws\n")
             print(found.summary.to_string(float_format="{:.3g}".format, na_rep="-"))
         for warning in found.warnings:
-            print(f"\nWARNING: {warning}")
+            print(f"\nWARNING: {as_flags(warning)}")
         if folder is not None:
             print(f"\nSaved in {folder}: {', '.join(found.save(folder))}.")
 
@@ -262,7 +267,7 @@ def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Calla
     try:
         command(options)
     except InputError as error:
-        print(f"kgpyro: error: {error}", file=sys.stderr)
+        print(f"kgpyro: error: {as_flags(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("kgpyro: interrupted", file=sys.stderr)
@@ -280,7 +285,7 @@ def report(posterior: Posterior) -> None:
     print(f"\n{posterior}: {sizes}")
     if not (learned := posterior.prior_parameters()).empty:
         print(f"\nparameters of the priors, over what each is learned for\n{as_text(learned, index=False)}\n")
-    print(posterior.metrics)
+    print(as_flags(str(posterior.metrics)))
 
 
 def priors_command(arguments: Sequence[str] | None = None) -> int:

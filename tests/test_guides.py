@@ -214,7 +214,7 @@ def test_analytic_kl_of_correlated_gaussians(prior: str) -> None:
         ("lowrank(2)", "options are given by name"),
         ("lowrank(rank=", "does not parse"),
         ("autonormal", "unknown guide 'autonormal'; choose from lookup, mlp"),
-        ("features", "give them with --features FILE"),
+        ("features", "give them with `features` FILE"),
     ],
 )
 def test_mistaken_guides(tiny: Graph, guide: str, words: str) -> None:
@@ -293,7 +293,7 @@ def test_features_by_row_cover_entities_never_seen(blocks: tuple[Graph, pd.DataF
 def test_what_cannot_be_extended(blocks: tuple[Graph, pd.DataFrame], tiny: Graph) -> None:
     graph, features = blocks
     options = {"model": "lim", "dim": 4, "epochs": 1, "progress": False}
-    with pytest.raises(InputError, match="makes no use of --features"):
+    with pytest.raises(InputError, match="makes no use of `features`"):
         kgpyro.fit(graph, features=features, **options)
     posterior = kgpyro.fit(graph, features=features, guide="features", **options)
     with pytest.raises(InputError, match="has other relations"):

@@ -109,7 +109,7 @@ def test_killed_at_random_moments(
                 fit(given, out=run, **(QUICK | kind))
     if (run / "config.yaml").exists():
         assert not (run / "posterior.safetensors").exists()
-        with pytest.raises(InputError, match="has not finished; go on with it by --resume"):
+        with pytest.raises(InputError, match="has not finished; go on with it by `resume`"):
             kgpyro.load(run)
         resumed = fit(resume=run)
     else:
@@ -296,18 +296,18 @@ def test_what_cannot_be_resumed(tiny: Graph, tmp_path: Path) -> None:
     run = interrupted(tiny, tmp_path / "run")
     other = Graph.from_triples("other", [["a", "r", "b"]], [["a", "r", "b"]], [["b", "r", "a"]])
     for given, options, words in (
-        (None, {"dim": 8}, "--dim is 4 in the run in .*; --resume cannot change it"),
-        (None, {"prior": "laplace"}, "--prior is normal"),
-        (None, {"out": tmp_path / "elsewhere"}, "leave out --out"),
+        (None, {"dim": 8}, "`dim` is 4 in the run in .*; `resume` cannot change it"),
+        (None, {"prior": "laplace"}, "`prior` is normal"),
+        (None, {"out": tmp_path / "elsewhere"}, "leave out `out`"),
         (other, {}, "is of another graph"),
     ):
         with pytest.raises(InputError, match=words):
             fit(given, resume=run, **options)
-    with pytest.raises(InputError, match="unfinished; go on with it by --resume"):
+    with pytest.raises(InputError, match="unfinished; go on with it by `resume`"):
         fit(tiny, out=run, **QUICK)
     with pytest.raises(InputError, match="holds no run to resume"):
         fit(resume=tmp_path)
-    with pytest.raises(InputError, match="or a run to --resume"):
+    with pytest.raises(InputError, match="or a run to `resume`"):
         fit()
     same(fit(tiny, resume=run, dim=4, prior="normal"), fit(tiny, **QUICK))
 
@@ -315,11 +315,11 @@ def test_what_cannot_be_resumed(tiny: Graph, tmp_path: Path) -> None:
 def test_own_code_is_named_again(tiny: Graph, tmp_path: Path) -> None:
     own = {"model": "own_code:Tempered", "guide": "own_code:OneScale", "prior": "own_code:half_laplace"}
     run = interrupted(tiny, tmp_path / "run", **own)
-    with pytest.raises(InputError, match=r"your own model own_code:Tempered; name it again .* --model own_code:Temp"):
+    with pytest.raises(InputError, match=r"your own model own_code:Tempered; name it again .* `model` own_code:Temp"):
         fit(resume=run)
-    with pytest.raises(InputError, match="--guide own_code:OneScale"):
+    with pytest.raises(InputError, match="`guide` own_code:OneScale"):
         fit(resume=run, model=own["model"], prior=own["prior"])
-    with pytest.raises(InputError, match="--guide is own_code:OneScale in the run"):
+    with pytest.raises(InputError, match="`guide` is own_code:OneScale in the run"):
         fit(resume=run, **(own | {"guide": "own_code:Chained"}))
     same(fit(resume=run, **own), fit(tiny, **(QUICK | own)))
 

@@ -167,7 +167,7 @@ def test_no_run(tmp_path: Path) -> None:
 
 def test_own_code_is_named_again(tiny: Graph, tmp_path: Path) -> None:
     run = saved(tiny, tmp_path / "run", prior="test_priors:MyPrior")
-    with pytest.raises(InputError, match="--run-prior test_priors:MyPrior"):
+    with pytest.raises(InputError, match="`run_prior` test_priors:MyPrior"):
         kgpyro.load(run)
     assert kgpyro.load(run, prior="test_priors:MyPrior").kg.priors()[0](...).base_dist.mean[0] == 1.0
 

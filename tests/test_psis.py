@@ -148,7 +148,7 @@ def test_own_models(tiny: Graph) -> None:
 def test_refusals(tiny: Graph) -> None:
     with pytest.raises(InputError, match="a point estimate is no posterior"):
         kgpyro.psis_khat(posterior_of(tiny, guide="point")[0])
-    with pytest.raises(InputError, match="fit --model lim"):
+    with pytest.raises(InputError, match="fit `model` lim"):
         kgpyro.psis_khat(posterior_of(tiny, model="lfm")[0])
     with pytest.raises(InputError, match="at least 100, not 99"):
         kgpyro.psis_khat(posterior_of(tiny)[0], draws=99)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import own_code
 import pyro
 import pyro.distributions as dist
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import kgpyro
+from kgpyro import Options
 from kgpyro.data import graph
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
@@ -92,7 +95,7 @@ def test_a_full_closed_world(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> No
         < kgpyro.psis_khat(quick_fit(tiny, model="lim", closed_world="local"), draws=100).log_ratios.mean()
     )
     monkeypatch.setattr(graph, "MOST_QUERIES", 19)
-    with pytest.raises(InputError, match=r"^--closed-world full asks all 20 queries of graph 'tiny', and 19 are the"):
+    with pytest.raises(InputError, match=r"^`closed_world` full asks all 20 queries of graph 'tiny', and 19 are the"):
         quick_fit(tiny, closed_world="full")
 
 
@@ -183,24 +186,34 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"model": "own_code:nothing"}, "has no 'nothing'"),
         ({"model": "lda"}, "unknown model 'lda'; choose from lim, lfm"),
         ({"guide": "mlp2"}, "unknown guide 'mlp2'; choose from lookup"),
-        ({"negative_weight": 1.0}, "together with --negatives"),
-        ({"negatives": 0}, "--negatives must be a positive"),
+        ({"negative_weight": 1.0}, "together with `negatives`"),
+        ({"negatives": 0}, "`negatives` must be a positive"),
         ({"negatives": "some"}, "'all' or a whole number"),
-        ({"lr": float("nan")}, "--lr must be a positive"),
-        ({"kl_weight": -1.0}, "--kl-weight must be at least 0"),
-        ({"warmup": 2.0}, "--warmup is a share"),
-        ({"likelihood": "poisson"}, "unknown --likelihood 'poisson'; choose from bernoulli, categorical"),
-        ({"likelihood": "categorical", "negatives": 3}, "leave out --negatives"),
-        ({"likelihood": "categorical", "completeness": 0.5}, "leave out --negatives and --completeness"),
-        ({"likelihood": "categorical", "closed_world": "full"}, "and --closed-world"),
-        ({"closed_world": "open"}, "unknown --closed-world 'open'; choose from local, full"),
+        ({"lr": float("nan")}, "`lr` must be a positive"),
+        ({"kl_weight": -1.0}, "`kl_weight` must be at least 0"),
+        ({"warmup": 2.0}, "`warmup` is a share"),
+        ({"likelihood": "poisson"}, "unknown `likelihood` 'poisson'; choose from bernoulli, categorical"),
+        ({"likelihood": "categorical", "negatives": 3}, "leave out `negatives`"),
+        ({"likelihood": "categorical", "completeness": 0.5}, "leave out `negatives` and `completeness`"),
+        ({"likelihood": "categorical", "closed_world": "full"}, "and `closed_world`"),
+        ({"closed_world": "open"}, "unknown `closed_world` 'open'; choose from local, full"),
         ({"likelihood": "categorical", "model": "own_code:shared_scale"}, "a likelihood of its own"),
-        ({"completeness": 0.0}, "--completeness is a probability above 0"),
-        ({"lr_schedule": "cosine"}, "unknown --lr-schedule 'cosine'; choose from constant, linear"),
-        ({"optimizer": "sdg"}, "unknown --optimizer 'sdg'; choose from adagrad"),
-        ({"estimator": "exact"}, "unknown --estimator"),
-        ({"precision": "8"}, "unknown --precision"),
+        ({"completeness": 0.0}, "`completeness` is a probability above 0"),
+        ({"lr_schedule": "cosine"}, "unknown `lr_schedule` 'cosine'; choose from constant, linear"),
+        ({"optimizer": "sdg"}, "unknown `optimizer` 'sdg'; choose from adagrad"),
+        ({"estimator": "exact"}, "unknown `estimator`"),
+        ({"precision": "8"}, "unknown `precision`"),
         ({"device": "gpu"}, "device gpu"),
+        ({"device": "tpu"}, "`device` must be auto, cpu, gpu, mps or a GPU by number such as cuda:0; got tpu"),
+        ({"device": "cuda:1"}, "device cuda:1"),
+        ({"dim": "50"}, "`dim` must be a whole number; got '50'"),
+        ({"dim": 7.5}, "`dim` must be a whole number; got 7.5"),
+        ({"seed": None}, "`seed` must be a whole number; got None"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"early_stopping": True}, "`early_stopping` must be a whole number; got True"),
+        ({"validate_every": 0}, "`validate_every` must be a positive number"),
+        ({"learning_rate": 0.1}, "no option 'learning_rate'"),
+        ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'?"),
         ({"score": "CP", "dim": 5}, "even; got 5"),
     ],
 )
@@ -239,3 +252,15 @@ def test_the_learning_rate_falls_to_zero(tiny: Graph, monkeypatch: pytest.Monkey
 def test_a_diverging_fit_is_stopped(tiny: Graph) -> None:
     with pytest.raises(InputError, match="not finite in 10 steps in a row"):
         quick_fit(tiny, lr=1e30, optimizer="sgd", epochs=50)
+
+
+def test_options_take_what_means_the_same(tiny: Graph) -> None:
+    """NumPy's numbers, 64.0, names in any case, a device of PyTorch; and an Options object, changed by names."""
+    options = Options(
+        dim=np.int64(4), batch_size=64.0, kl_schedule="Constant", precision=64, device=torch.device("cpu")
+    )  # type: ignore[arg-type]
+    assert (options.dim, options.batch_size, options.kl_schedule, options.precision) == (4, 64, "constant", "64")
+    posterior = kgpyro.fit(tiny, options, epochs=np.int32(2), progress=False)
+    assert (posterior.config["dim"], posterior.config["epochs"], len(posterior.log)) == (4, 2, 2)
+    names = list(inspect.signature(kgpyro.fit).parameters)
+    assert names[:3] == ["graph", "options", "model"] and "kl_weight" in names and "changes" not in names

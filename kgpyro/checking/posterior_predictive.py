@@ -64,7 +64,7 @@ class PosteriorPredictive:
         if len(self.replicated) < ENOUGH:
             found.append(
                 f"{len(self.replicated)} replicates tell p-values apart by {1 / len(self.replicated):.2g} only; "
-                f"--draws {ENOUGH} or more."
+                f"`draws` {ENOUGH} or more."
             )
         family, statistic, relation = (self.summary[name] for name in ("family", "statistic", "relation"))
         alone = statistic.groupby(family).transform("nunique") == 1

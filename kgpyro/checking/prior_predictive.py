@@ -63,7 +63,7 @@ class PriorPredictive:
         return [
             f"The prior piles probabilities up at 0 and 1: it holds {sure:.0%} of all random facts for true with more "
             f"than {SURE:.0%} probability, and {false:.0%} for false. Scores spread with the scales of the latents "
-            f"and with --dim; a smaller prior scale, or scale=learn, claims less."
+            f"and with `dim`; a smaller prior scale, or scale=learn, claims less."
         ]
 
     def _repr_html_(self) -> str:
@@ -170,8 +170,8 @@ def prior_predictive(
         prior: prior of all latents, as in a fit.
         score: scoring function, as in a fit.
         draws: draws of all latents from the prior.
-        entity_prior: prior of entity latents where it differs from --prior.
-        relation_prior: prior of relation latents where it differs from --prior.
+        entity_prior: prior of entity latents where it differs from `prior`.
+        relation_prior: prior of relation latents where it differs from `prior`.
         dim: real numbers per entity latent.
         facts: random facts per relation (at most) and draw.
         queries: random queries per draw whose answers are counted.

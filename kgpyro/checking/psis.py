@@ -88,11 +88,11 @@ def psis_khat(
     if guide is None:
         raise InputError("draws of NUTS are of the true posterior already; k-hat is of a guide's.")
     if guide.point:
-        raise InputError("a point estimate is no posterior to compare with the true one; fit another --guide.")
+        raise InputError("a point estimate is no posterior to compare with the true one; fit another `guide`.")
     values = posterior.joint(0)
     if any(frame in PER_FACT for frame in guide.symbols):
         raise InputError(
-            "k-hat compares joint posteriors, and here every fact has latents of its own; fit --model lim."
+            "k-hat compares joint posteriors, and here every fact has latents of its own; fit `model` lim."
         )
     latents = sum(value.numel() for value in values.values())
     if latents > LARGEST:

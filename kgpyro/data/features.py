@@ -46,7 +46,7 @@ def load_features(given: FeaturesLike, graph: Graph) -> Tensor:
 
 def _read(path: Path, graph: Graph) -> pd.DataFrame:
     if not path.is_file():
-        raise InputError(f"--features {path}: no such file.")
+        raise InputError(f"`features` {path}: no such file.")
     try:
         if path.suffix == ".npy":
             return _of_array(np.load(path, allow_pickle=False), path, graph)
@@ -56,14 +56,14 @@ def _read(path: Path, graph: Graph) -> pd.DataFrame:
             frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
     except ImportError as error:
         raise InputError(
-            f"--features {path}: reading parquet needs pyarrow; pip install pyarrow, or give a CSV."
+            f"`features` {path}: reading parquet needs pyarrow; pip install pyarrow, or give a CSV."
         ) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"--features {path} cannot be read: {' '.join(str(error).split())}.") from error
+        raise InputError(f"`features` {path} cannot be read: {' '.join(str(error).split())}.") from error
     return frame.set_index(frame.columns[0]) if isinstance(frame.index, pd.RangeIndex) else frame
 
 
 def _of_array(array: np.ndarray, path: Path, graph: Graph) -> pd.DataFrame:
     if array.ndim != 2 or len(array) != graph.num_entities:
-        raise InputError(f"--features {path}: shape {array.shape}; need ({graph.num_entities}, number of features).")
+        raise InputError(f"`features` {path}: shape {array.shape}; need ({graph.num_entities}, number of features).")
     return pd.DataFrame(array, index=list(graph.entities))

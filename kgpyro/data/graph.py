@@ -145,7 +145,7 @@ class Graph:
             return self.training_queries
         if (number := 2 * self.num_relations * self.num_entities) > MOST_QUERIES:
             raise InputError(
-                f"--closed-world full asks all {number:,} queries of graph {self.name!r}, and {MOST_QUERIES:,} are the "
+                f"`closed_world` full asks all {number:,} queries of graph {self.name!r}, and {MOST_QUERIES:,} are the "
                 "most; leave it out."
             )
         return self.training_queries.with_unanswered(self.num_entities)

@@ -80,7 +80,7 @@ class Thresholds:
         Raises InputError for a coverage outside (0, 1), or where there are no facts to calibrate with.
         """
         if not 0 < coverage < 1:
-            raise InputError(f"--coverage is a probability between 0 and 1; got {coverage}.")
+            raise InputError(f"`coverage` is a probability between 0 and 1; got {coverage}.")
         mine = self.misfits[(self.row >= self.num_relations) == (row >= self.num_relations)]
         if per_relation and int((self.row == row).sum()) >= ENOUGH:
             mine = self.misfits[self.row == row]

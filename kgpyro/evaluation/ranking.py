@@ -79,7 +79,7 @@ def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, k
     removed = scores.take(which * scores.shape[1] + other)
     scores.sub_(true)
     if bool(scores.sum(1).isnan().any()):
-        raise InputError("the posterior scores some facts as NaN; the fit diverged: lower --lr or tighten the prior.")
+        raise InputError("the posterior scores some facts as NaN; the fit diverged: lower `lr` or tighten the prior.")
     signs = scores.sign_()  # 1 better, 0 as good, -1 worse: sums of floats are faster than of booleans
     balance, unequal = signs.sum(1), signs.abs_().sum(1)
     better = ((unequal + balance) / 2).long()

@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -26,7 +26,7 @@ from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.checkpoint import Checkpoint, Checkpoints
 from kgpyro.inference.elbo import Terms, WeightedELBO
 from kgpyro.inference.nuts import posterior_by_nuts
-from kgpyro.inference.options import EXACT_UP_TO, config_of, objective_name
+from kgpyro.inference.options import EXACT_UP_TO, Options, objective_name
 from kgpyro.inference.progress import Progress
 from kgpyro.inference.schedules import KLSchedule
 from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, Training, precision_in_use, train
@@ -44,13 +44,10 @@ from kgpyro.posterior.runs import (
     refusing,
     start_run,
 )  # fmt: skip
-from kgpyro.program.interactions import Score
-from kgpyro.program.priors import PriorLike
 from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
 
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
-NOT_OPTIONS = ("graph", "out", "resume", "progress", "logger", "callbacks")
 
 
 @dataclass(frozen=True)
@@ -65,126 +62,30 @@ class Watched:
 
 def fit(
     graph: Graph | str | Path | None = None,
+    options: Options | None = None,
     *,
-    model: str | Callable = "lfm",
-    prior: PriorLike = "normal",
-    entity_prior: PriorLike | None = None,
-    relation_prior: PriorLike | None = None,
-    score: str | Score | Callable = "ComplEx",
-    guide: str | Callable = "lookup",
-    inference: Literal["svi", "nuts"] = "svi",
-    warmup_draws: int = 500,
-    posterior_draws: int = 500,
-    features: FeaturesLike | None = None,
-    dim: int = 100,
-    epochs: int = 100,
-    batch_size: int = 256,
-    negatives: int | Literal["all"] | None = None,
-    negative_weight: float | None = None,
-    kl_weight: float | None = None,
-    kl_frequency: float = 0.0,
-    kl_schedule: Literal["warmup", "constant", "compression"] = "warmup",
-    warmup: float = 0.3,
-    estimator: Literal["local", "shared", "plain"] = "local",
-    inverse: bool | None = None,
-    likelihood: Literal["bernoulli", "categorical"] = "bernoulli",
-    completeness: float = 1.0,
-    closed_world: Literal["local", "full"] | None = None,
-    unanswered: int | Literal["all"] | None = None,
-    lr: float = 0.1,
-    lr_schedule: Literal["constant", "linear"] = "constant",
-    optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad",
-    seed: int = 0,
-    device: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
-    precision: Literal["32", "64", "bf16", "16"] = "32",
-    early_stopping: int = 0,
-    validate_every: int = 5,
-    checkpoint_every: float = 60.0,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: bool = True,
     logger: Any = None,
     callbacks: Sequence[Any] = (),
+    **changes: Any,
 ) -> Posterior:
-    """Fit a Bayesian knowledge-graph embedding by stochastic variational inference.
+    """Fit a Bayesian knowledge-graph embedding, by stochastic variational inference or by NUTS.
 
     Ctrl-C ends the fit after the present step; it is then evaluated, and saved where ``out`` says, as if it were
     complete. A second one stops at once. Fits in several threads do not disturb each other.
 
     Args:
         graph: a Graph, the name of a data set, or a folder of triples files; with ``resume`` it is the run's.
-        model: generative model: lim (latents per entity and relation), lfm (latents per fact), or your own as
-            package.module:object.
-        prior: prior of all latents: a family of pyro.distributions such as normal, a call such as laplace(scale=0.5),
-            your own as package:MyPrior; in Python also a Pyro distribution.
-        entity_prior: prior of entity latents where it differs from --prior.
-        relation_prior: prior of relation latents where it differs from --prior.
-        score: scoring function: DistMult, ComplEx, TransE-L1, TransE-L2, RESCAL, CP, RotatE, pykeen:NAME, or your own
-            (h, r, t) -> score as package.module:function.
-        guide: variational family: lookup (a location and scale per symbol), mlp(width=32, hidden=128) (a narrow
-            embedding through a shared network), lowrank(rank=4) (correlated dimensions), flow(layers=2, hidden=64) (a
-            normalising flow), features(hidden=128) (entities known by --features alone), mixture(members=4) (several
-            lookup tables with starts of their own, as in an ensemble), point (a point estimate), or your own as
-            package.module:object.
-        inference: svi (a guide, optimised), or nuts (draws from the posterior itself, by Pyro's No-U-Turn sampler; for
-            small graphs and models with global latents such as lim).
-        warmup_draws: draws by which NUTS adapts, and which it throws away.
-        posterior_draws: draws that NUTS keeps.
-        features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
-            row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
-            in it, and are predicted all the same.
-        dim: real numbers per entity latent; ComplEx, CP and RotatE split them in two halves.
-        epochs: passes over the training queries.
-        batch_size: queries per step.
-        negatives: all (every entity is a candidate of every query; the exact objective), or the number of unobserved
-            candidates drawn per query, weighted so that the objective stays unbiased. Default: all up to 100,000
-            entities, 100 above.
-        negative_weight: fixed weight of a drawn candidate instead of the unbiased one; 1 is plain negative sampling, a
-            different objective.
-        kl_weight: weight of the KL divergence at the end of its schedule. At 1 the bound is the posterior's; below it
-            the posterior is a colder one, by choice. Default: 1 where latents are global (lim); 2 over the number of
-            queries where they are per fact (lfm), since at 1 that model's optimum is the prior.
-        kl_frequency: power α by which a symbol's KL counts more the more facts it is in, (n / mean n) ** α; 0 for all
-            alike, which is the posterior. Above 0 each symbol has a colder or warmer one of its own; graphs with a few
-            very frequent symbols are ranked better.
-        kl_schedule: warmup (from 0, linearly), constant, or compression (Blundell et al. 2015).
-        warmup: share of all steps that the warm-up takes.
-        estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
-            admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
-        inverse: give every relation an inverse with latents of its own, which answers head queries. A fact's log-odds
-            are then the mean of both readings. Default: yes; no for nuts, where a relation has one latent.
-        likelihood: bernoulli (each fact of a query is true or not; the paper's), or categorical (each answer of a query
-            is drawn from all entities, which says who answers and not whether a fact is true).
-        completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
-            lacks is false, below 1 a fact may be true and missing (Elkan & Noto 2008).
-        closed_world: full (the data are all facts of every entity and relation: what training does not hold is false),
-            or local (only the facts of queries that training answers, a conditional likelihood: ranks as well or better
-            on large graphs, and says nothing of other facts). Default: full; local where answers are drawn from all
-            entities, or candidates are sampled.
-        unanswered: how many of the queries that training does not answer each step of a full closed world sees, at
-            random and weighted without bias; all to go through them as through the others. Default: all on small
-            graphs, else an eighth of the batch size.
-        lr: learning rate.
-        lr_schedule: constant, or linear (from --lr down to 0 over the fit; for Adam, whose steps do not shrink by
-            themselves).
-        optimizer: adagrad, adam, adamw, rmsprop or sgd.
-        seed: of initial values, batches and draws.
-        device: auto, cpu, gpu, or mps.
-        devices: processes on each node, one per device; they share every batch (PyTorch's DistributedDataParallel).
-        nodes: machines; for torchrun and Slurm, which start the processes themselves, say how many there are.
-        precision: bits of floating point: 32, 64, or mixed bf16 (32 on a processor without bf16 products) or 16.
-        early_stopping: epochs without a better validation MRR after which to stop; the best state is kept (0: never).
-        validate_every: epochs between validations where early stopping asks for them.
-        checkpoint_every: seconds between checkpoints in --out, at least (0: after every step); longer where writing
-            them would take more than a fiftieth of the time.
+        options: :class:`kgpyro.Options`, each of which can be given by its name as well: ``fit(graph, dim=50)``.
         out: folder for the run's files; it must not hold another run.
         resume: folder of a fit that was interrupted, to go on to the very result it would have had. All options are
             those of the run; only your own code is to be named again.
         progress: show progress bars.
         logger: Lightning's, such as a TensorBoardLogger, or a list of them; each is given a row per epoch.
         callbacks: Lightning's, which see the trainer and the module of this fit.
+        changes: options by name; those of ``options`` with the same names give way.
 
     Returns:
         The posterior; its ``metrics`` hold the test and validation ranks and the ELBO (in the first process only, where
@@ -193,19 +94,20 @@ def fit(
     Raises:
         InputError: whatever of the above cannot be, in one sentence.
     """
-    options = {name: value for name, value in locals().items() if name not in NOT_OPTIONS}
+    given = {**({} if options is None else {f.name: getattr(options, f.name) for f in fields(options)}), **changes}
+    chosen = Options.of(given)
     folder = None if out is None else Path(out)
     saved = None
     if resume is not None:
         folder = Path(resume) if folder is None else folder
-        graph, options, saved = _resumed(Path(resume), folder, graph, options)
+        graph, chosen, saved = _resumed(Path(resume), folder, graph, chosen)
     elif graph is None:
-        raise InputError("name a data set or a folder of triples files, or a run to --resume.")
+        raise InputError("name a data set or a folder of triples files, or a run to `resume`.")
     graph = graph if isinstance(graph, Graph) else load_graph(graph)
-    config = config_of(graph, options, folder is not None)
+    config = chosen.resolved(graph, saving=folder is not None)
     for key, value in (saved or {}).items():
         if key in config and key not in ("dataset", "checkpoint_every") and config[key] != value:
-            raise InputError(f"--{key.replace('_', '-')} is {value} in the run in {folder}; --resume cannot change it.")
+            raise InputError(f"`{key}` is {value} in the run in {folder}; `resume` cannot change it.")
     if folder is not None:
         check_writable_config(config)
         if saved is None:
@@ -223,12 +125,22 @@ def fit(
                 start_run(folder, graph, config)
 
         watched = Watched(progress, False if logger is None else logger, callbacks, randomness)
-        posterior, complete = _fit(graph, config, options["features"], watched, folder, begin)
+        posterior, complete = _fit(graph, config, chosen.features, watched, folder, begin)
         if folder is not None and posterior.metrics:
             posterior.save(folder, unfinished=True)
             if complete:
                 (folder / CHECKPOINT).unlink(missing_ok=True)
     return posterior
+
+
+def _signature() -> inspect.Signature:
+    """That of :func:`fit` with every option by its name, for whoever asks a notebook for it."""
+    own = [p for name, p in inspect.signature(fit).parameters.items() if name != "changes"]
+    each = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Options).parameters.values()]
+    return inspect.signature(fit).replace(parameters=[*own[:2], *each, *own[2:]])
+
+
+fit.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
 def _clear(folder: Path, failure: type[BaseException] | None, *_: Any) -> None:
@@ -239,11 +151,11 @@ def _clear(folder: Path, failure: type[BaseException] | None, *_: Any) -> None:
 
 
 def _resumed(
-    resume: Path, folder: Path, given: Graph | str | Path | None, options: dict[str, Any]
-) -> tuple[Graph, dict[str, Any], dict[str, Any]]:
+    resume: Path, folder: Path, given: Graph | str | Path | None, options: Options
+) -> tuple[Graph, Options, dict[str, Any]]:
     """The graph of an unfinished run, its options, with those given anew, and its configuration."""
     if folder.resolve() != resume.resolve():
-        raise InputError(f"--resume {resume} goes on in that folder; leave out --out {folder}.")
+        raise InputError(f"`resume` {resume} goes on in that folder; leave out `out` {folder}.")
     if not (resume / "config.yaml").is_file():
         raise InputError(f"{resume} holds no run to resume: config.yaml is missing there.")
     if (resume / POSTERIOR).is_file() and not (resume / CHECKPOINT).is_file():
@@ -252,17 +164,17 @@ def _resumed(
         saved, graph = read_config(resume), read_graph(resume)
     if given is not None and (given if isinstance(given, Graph) else load_graph(given)).checksum != graph.checksum:
         raise InputError(f"the run in {resume} is of another graph than the one given; leave that out.")
-    defaults = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
     merged = {}
-    for key, value in options.items():
-        default = isinstance(value, (str, int, float, type(None))) and value == defaults[key]
+    for field in fields(Options):
+        key, value = field.name, getattr(options, field.name)
+        default = isinstance(value, (str, int, float, type(None))) and value == field.default
         merged[key] = saved.get(key, value) if default else value
         if default and key in ("model", *OWN) and is_own_code(merged[key]):
             raise InputError(
                 f"the run in {resume} is of your own {key} {merged[key]}; name it again to have it imported: "
-                f"--{key.replace('_', '-')} {merged[key]}, or {key}='{merged[key]}' in Python."
+                f"`{key}` {merged[key]}."
             )
-    return graph, merged, saved
+    return graph, Options.of(merged), saved
 
 
 def _fit(
@@ -297,7 +209,7 @@ def _fit(
         return posterior_by_nuts(whole, program, sites, config, watched.progress, begin if folder else None), True
     guide = build_guide(config["guide"], kg, sites).to(dtype)
     if values is not None and not guide.inductive:
-        raise InputError(f"guide {config['guide']} makes no use of --features; add --guide features.")
+        raise InputError(f"guide {config['guide']} makes no use of `features`; add `guide` features.")
     per_fact = any(site.frame in PER_FACT for site in sites.values())
     if config["kl_weight"] is None:
         config["kl_weight"] = 1 / batches.total if per_fact else 1.0
@@ -396,10 +308,10 @@ def _save_good(
 def _warnings(config: Mapping[str, Any], module: Training, bar: Progress, terms: Terms, per_fact: bool) -> list[str]:
     found = []
     if not bar.finished:
-        found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; --resume goes on with it.")
+        found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; `resume` goes on with it.")
     collapsed = [site for site, kl in terms.kl_per_latent.items() if kl < COLLAPSED]
     if collapsed:
-        way_out = "lower --kl-weight" if per_fact else "train longer, or lower --kl-weight"
+        way_out = "lower `kl_weight`" if per_fact else "train longer, or lower `kl_weight`"
         found.append(
             f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "
             f"{COLLAPSED:g} nat): these latents carry next to no information about their symbols; {way_out}."

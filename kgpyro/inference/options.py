@@ -1,73 +1,207 @@
-"""The options of a fit: checked, completed by their defaults, and told in words."""
+"""The options of a fit: what each means and may be, how they are completed for a graph, and told in words."""
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
+import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+import torch
 
+from kgpyro.data.features import FeaturesLike
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.inference.schedules import LR_SCHEDULES, SCHEDULES
-from kgpyro.inference.training import OPTIMIZERS
 from kgpyro.names import GUIDES, MODELS, name_of, resolve
 from kgpyro.program.interactions import SCORES, Score, resolve_score
-from kgpyro.program.likelihood import ESTIMATORS, LIKELIHOODS
 from kgpyro.program.priors import PriorLike, resolve_prior
 
 EXACT_UP_TO = 100_000  # entities up to which all candidates are the default
 ALL_QUERIES_UP_TO = 50_000  # queries up to which all of a full closed world are summed by default
+POSITIVE = (
+    "dim", "epochs", "batch_size", "lr", "warmup_draws", "posterior_draws", "negatives", "unanswered", "devices",
+    "nodes", "validate_every",
+)  # fmt: skip
+AT_LEAST_0 = ("negative_weight", "kl_weight", "kl_frequency", "early_stopping", "checkpoint_every", "seed")
 
 
-def config_of(graph: Graph, options: Mapping[str, Any], saving: bool) -> dict[str, Any]:
-    """The options as ``config.yaml`` has them. Raises InputError for one that cannot be."""
-    _check_numbers(options)
-    _check_choices(
-        kl_schedule=(options["kl_schedule"], SCHEDULES),
-        lr_schedule=(options["lr_schedule"], LR_SCHEDULES),
-        optimizer=(options["optimizer"], tuple(OPTIMIZERS)),
-        estimator=(options["estimator"], ESTIMATORS),
-        likelihood=(options["likelihood"], LIKELIHOODS),
-        closed_world=(options["closed_world"], (None, "local", "full")),
-        inference=(options["inference"], ("svi", "nuts")),
-        precision=(options["precision"], ("32", "64", "bf16", "16")),
-    )
-    config = {"dataset": graph.source or graph.name, **options}
-    config["model"] = _named(options["model"], MODELS, "model", saving)
-    config["guide"] = _named(options["guide"], GUIDES, "guide", saving)
-    config |= {key: _prior_text(options[key]) for key in ("prior", "entity_prior", "relation_prior")}
-    config["score"] = _score_text(options["score"])
-    if isinstance(options["features"], (Path, pd.DataFrame)):
-        config["features"] = str(options["features"]) if isinstance(options["features"], Path) else None
-    categorical = options["likelihood"] == "categorical"
-    if options["negatives"] is None:
-        config["negatives"] = "all" if categorical or graph.num_entities <= EXACT_UP_TO else 100
-    if options["closed_world"] is None:
-        config["closed_world"] = "local" if categorical or config["negatives"] != "all" else "full"
-    if categorical and (config["negatives"], options["completeness"], config["closed_world"]) != ("all", 1, "local"):
-        raise InputError(
-            "--likelihood categorical draws each query's answers from all entities; leave out --negatives and "
-            "--completeness and --closed-world."
-        )
-    nuts = options["inference"] == "nuts"
-    config["inverse"] = not nuts if options["inverse"] is None else options["inverse"]
-    every = 2 * graph.num_relations * graph.num_entities
-    if config["closed_world"] == "local":
-        if options["unanswered"] is not None:
-            raise InputError("--unanswered draws from the queries of a full closed world; add --closed-world full.")
-    elif options["unanswered"] is None:
-        few = nuts or every <= ALL_QUERIES_UP_TO or config["negatives"] != "all"
-        config["unanswered"] = "all" if few else max(1, options["batch_size"] // 8)
-    if config["negatives"] != "all" and config["unanswered"] not in (None, "all"):
-        raise InputError("--unanswered draws whole queries, so it does not go with --negatives; leave one of them out.")
-    if config["early_stopping"] and not len(graph.valid):
-        raise InputError(f"--early-stopping watches validation triples, and graph {graph.name!r} has none.")
-    if config["negatives"] == "all" and options["negative_weight"] is not None:
-        raise InputError("--negative-weight weighs drawn candidates; give it together with --negatives K.")
-    return config
+@dataclass(frozen=True)
+class Options:
+    """What a fit can be told, the same in Python, on the command line and in ``config.yaml``.
+
+    Values are checked and brought to their type as it is made: NumPy's numbers are numbers, 64.0 is a whole number, and
+    the case of a name does not matter. Raises InputError for one that cannot be.
+
+    Args:
+        model: generative model: lim (latents per entity and relation), lfm (latents per fact), or your own as
+            package.module:object.
+        prior: prior of all latents: a family of pyro.distributions such as normal, a call such as laplace(scale=0.5),
+            your own as package:MyPrior; in Python also a Pyro distribution.
+        entity_prior: prior of entity latents where it differs from `prior`.
+        relation_prior: prior of relation latents where it differs from `prior`.
+        score: scoring function: DistMult, ComplEx, TransE-L1, TransE-L2, RESCAL, CP, RotatE, pykeen:NAME, or your own
+            (h, r, t) -> score as package.module:function.
+        guide: variational family: lookup (a location and scale per symbol), mlp(width=32, hidden=128) (a narrow
+            embedding through a shared network), lowrank(rank=4) (correlated dimensions), flow(layers=2, hidden=64) (a
+            normalising flow), features(hidden=128) (entities known by `features` alone), mixture(members=4) (several
+            lookup tables with starts of their own, as in an ensemble), point (a point estimate), or your own as
+            package.module:object.
+        inference: svi (a guide, optimised), or nuts (draws from the posterior itself, by Pyro's No-U-Turn sampler; for
+            small graphs and models with global latents such as lim).
+        warmup_draws: draws by which NUTS adapts, and which it throws away.
+        posterior_draws: draws that NUTS keeps.
+        features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
+            row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
+            in it, and are predicted all the same.
+        dim: real numbers per entity latent; ComplEx, CP and RotatE split them in two halves.
+        epochs: passes over the training queries.
+        batch_size: queries per step.
+        negatives: all (every entity is a candidate of every query; the exact objective), or the number of unobserved
+            candidates drawn per query, weighted so that the objective stays unbiased. Default: all up to 100,000
+            entities, 100 above.
+        negative_weight: fixed weight of a drawn candidate instead of the unbiased one; 1 is plain negative sampling, a
+            different objective.
+        kl_weight: weight of the KL divergence at the end of its schedule. At 1 the bound is the posterior's; below it
+            the posterior is a colder one, by choice. Default: 1 where latents are global (lim); 2 over the number of
+            queries where they are per fact (lfm), since at 1 that model's optimum is the prior.
+        kl_frequency: power α by which a symbol's KL counts more the more facts it is in, (n / mean n) ** α; 0 for all
+            alike, which is the posterior. Above 0 each symbol has a colder or warmer one of its own; graphs with a few
+            very frequent symbols are ranked better.
+        kl_schedule: warmup (from 0, linearly), constant, or compression (Blundell et al. 2015).
+        warmup: share of all steps that the warm-up takes.
+        estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
+            admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
+        inverse: give every relation an inverse with latents of its own, which answers head queries. A fact's log-odds
+            are then the mean of both readings. Default: yes; no for nuts, where a relation has one latent.
+        likelihood: bernoulli (each fact of a query is true or not; the paper's), or categorical (each answer of a query
+            is drawn from all entities, which says who answers and not whether a fact is true).
+        completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
+            lacks is false, below 1 a fact may be true and missing (Elkan & Noto 2008).
+        closed_world: full (the data are all facts of every entity and relation: what training does not hold is false),
+            or local (only the facts of queries that training answers, a conditional likelihood: ranks as well or better
+            on large graphs, and says nothing of other facts). Default: full; local where answers are drawn from all
+            entities, or candidates are sampled.
+        unanswered: how many of the queries that training does not answer each step of a full closed world sees, at
+            random and weighted without bias; all to go through them as through the others. Default: all on small
+            graphs, else an eighth of the batch size.
+        lr: learning rate.
+        lr_schedule: constant, or linear (from `lr` down to 0 over the fit; for Adam, whose steps do not shrink by
+            themselves).
+        optimizer: adagrad, adam, adamw, rmsprop or sgd.
+        seed: of initial values, batches and draws.
+        device: auto, cpu, gpu, mps, or one GPU by its number, such as cuda:0.
+        devices: processes on each node, one per device; they share every batch (PyTorch's DistributedDataParallel).
+        nodes: machines; for torchrun and Slurm, which start the processes themselves, say how many there are.
+        precision: bits of floating point: 32, 64, or mixed bf16 (32 on a processor without bf16 products) or 16.
+        early_stopping: epochs without a better validation MRR after which to stop; the best state is kept (0: never).
+        validate_every: epochs between validations where early stopping asks for them.
+        checkpoint_every: seconds between checkpoints in `out`, at least (0: after every step); longer where writing
+            them would take more than a fiftieth of the time.
+    """
+
+    model: str | Callable = "lfm"
+    prior: PriorLike = "normal"
+    entity_prior: PriorLike | None = None
+    relation_prior: PriorLike | None = None
+    score: str | Score | Callable = "ComplEx"
+    guide: str | Callable = "lookup"
+    inference: Literal["svi", "nuts"] = "svi"
+    warmup_draws: int = 500
+    posterior_draws: int = 500
+    features: FeaturesLike | None = None
+    dim: int = 100
+    epochs: int = 100
+    batch_size: int = 256
+    negatives: int | Literal["all"] | None = None
+    negative_weight: float | None = None
+    kl_weight: float | None = None
+    kl_frequency: float = 0.0
+    kl_schedule: Literal["warmup", "constant", "compression"] = "warmup"
+    warmup: float = 0.3
+    estimator: Literal["local", "shared", "plain"] = "local"
+    inverse: bool | None = None
+    likelihood: Literal["bernoulli", "categorical"] = "bernoulli"
+    completeness: float = 1.0
+    closed_world: Literal["local", "full"] | None = None
+    unanswered: int | Literal["all"] | None = None
+    lr: float = 0.1
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    optimizer: Literal["adagrad", "adam", "adamw", "rmsprop", "sgd"] = "adagrad"
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: Literal["32", "64", "bf16", "16"] = "32"
+    early_stopping: int = 0
+    validate_every: int = 5
+    checkpoint_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+        if not 0 <= self.warmup <= 1:
+            raise InputError(f"`warmup` is a share of all steps, from 0 to 1; got {self.warmup}.")
+        if not 0 < self.completeness <= 1:
+            raise InputError(f"`completeness` is a probability above 0 and up to 1; got {self.completeness}.")
+        if not re.fullmatch(r"auto|cpu|gpu|mps|cuda(:\d+)?", self.device):
+            found = f"got {self.device}."
+            raise InputError(f"`device` must be auto, cpu, gpu, mps or a GPU by number such as cuda:0; {found}")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Those given, the others by default. Raises InputError for a name there is none of."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise InputError(f"a fit has no option {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+        return cls(**given)
+
+    def resolved(self, graph: Graph, saving: bool) -> dict[str, Any]:
+        """The options completed for a graph, as ``config.yaml`` has them. Raises InputError for what does not go."""
+        config = {"dataset": graph.source or graph.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        config["model"] = _named(self.model, MODELS, "model", saving)
+        config["guide"] = _named(self.guide, GUIDES, "guide", saving)
+        config |= {key: _prior_text(getattr(self, key)) for key in ("prior", "entity_prior", "relation_prior")}
+        config["score"] = _score_text(self.score)
+        if isinstance(self.features, (Path, pd.DataFrame)):
+            config["features"] = str(self.features) if isinstance(self.features, Path) else None
+        categorical = self.likelihood == "categorical"
+        if self.negatives is None:
+            config["negatives"] = "all" if categorical or graph.num_entities <= EXACT_UP_TO else 100
+        if self.closed_world is None:
+            config["closed_world"] = "local" if categorical or config["negatives"] != "all" else "full"
+        if categorical and (config["negatives"], self.completeness, config["closed_world"]) != ("all", 1, "local"):
+            raise InputError(
+                "`likelihood` categorical draws each query's answers from all entities; leave out `negatives` and "
+                "`completeness` and `closed_world`."
+            )
+        nuts = self.inference == "nuts"
+        config["inverse"] = not nuts if self.inverse is None else self.inverse
+        every = 2 * graph.num_relations * graph.num_entities
+        if config["closed_world"] == "local":
+            if self.unanswered is not None:
+                raise InputError("`unanswered` draws from the queries of a full closed world; add `closed_world` full.")
+        elif self.unanswered is None:
+            few = nuts or every <= ALL_QUERIES_UP_TO or config["negatives"] != "all"
+            config["unanswered"] = "all" if few else max(1, self.batch_size // 8)
+        if config["negatives"] != "all" and config["unanswered"] not in (None, "all"):
+            raise InputError(
+                "`unanswered` draws whole queries and does not go with `negatives`; leave one of them out."
+            )
+        if config["early_stopping"] and not len(graph.valid):
+            raise InputError(f"`early_stopping` watches validation triples, and graph {graph.name!r} has none.")
+        if config["negatives"] == "all" and self.negative_weight is not None:
+            raise InputError("`negative_weight` weighs drawn candidates; give it together with `negatives` K.")
+        return config
 
 
 def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
@@ -118,37 +252,49 @@ def _score_text(given: str | Score | Callable) -> Any:
     return score.name if isinstance(given, str) or SCORES.get(score.name.lower()) is score else given
 
 
-def _check_numbers(options: Mapping[str, Any]) -> None:
-    drawn = 1 if options["negatives"] in (None, "all") else options["negatives"]
-    if not isinstance(drawn, int):
-        raise InputError(f"--negatives is 'all' or a whole number; got {drawn!r}.")
-    unanswered = 1 if options["unanswered"] in (None, "all") else options["unanswered"]
-    if not isinstance(unanswered, int):
-        raise InputError(f"--unanswered is 'all' or a whole number; got {unanswered!r}.")
-    positive = {name: options[name] for name in ("dim", "epochs", "batch_size", "lr")}
-    positive |= {name: options[name] for name in ("warmup_draws", "posterior_draws")}
-    positive |= {"negatives": drawn, "unanswered": unanswered}
-    at_least_0 = {
-        name: options[name]
-        for name in ("negative_weight", "kl_weight", "kl_frequency", "early_stopping", "checkpoint_every")
-    }
-    for name, value in positive.items():
-        if not value > 0 or math.isinf(value):
-            raise InputError(f"--{name.replace('_', '-')} must be a positive number; got {value}.")
-    for name, least in at_least_0.items():
-        if least is not None and (not least >= 0 or math.isinf(least)):
-            raise InputError(f"--{name.replace('_', '-')} must be at least 0; got {least}.")
-    if not 0 <= options["warmup"] <= 1:
-        raise InputError(f"--warmup is a share of all steps, from 0 to 1; got {options['warmup']}.")
-    if not 0 < options["completeness"] <= 1:
-        raise InputError(f"--completeness is a probability above 0 and up to 1; got {options['completeness']}.")
-    if min(options["devices"], options["nodes"]) < 1:
-        raise InputError(f"--devices and --nodes must be at least 1; got {options['devices']} and {options['nodes']}.")
+@cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Options)
 
 
-def _check_choices(**given: tuple[Any, tuple[str | None, ...]]) -> None:
-    for name, (value, choices) in given.items():
-        if value not in choices:
-            raise InputError(
-                f"unknown --{name.replace('_', '-')} {value!r}; choose from {', '.join(filter(None, choices))}."
-            )
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """A value as the type of an option has it. Raises InputError for one that cannot be."""
+    kinds = typing.get_args(hint) if is_union(hint) else (hint,)
+    names = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
+    found = _converted(value, kinds, names)
+    if found is None and not (value is None and type(None) in kinds):
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
+        wanted = [*map(repr, names), *(word for kind, word in words.items() if kind in kinds)]
+        if isinstance(value, str) and len(wanted) == len(names) > 1:
+            raise InputError(f"unknown `{name}` {value!r}; choose from {', '.join(names)}.")
+        raise InputError(f"`{name}` must be {' or '.join(wanted)}; got {value!r}.")
+    if isinstance(found, (int, float)) and not isinstance(found, bool):
+        if name in POSITIVE and not 0 < found < math.inf:
+            raise InputError(f"`{name}` must be a positive number; got {value}.")
+        if name in AT_LEAST_0 and not 0 <= found < math.inf:
+            raise InputError(f"`{name}` must be at least 0; got {value}.")
+    return found
+
+
+def _converted(value: Any, kinds: tuple[Any, ...], names: list[Any]) -> Any:
+    """The value as one of the kinds, or one of the names; None where it is none of them."""
+    if isinstance(value, (str, int)) and str(value).lower() in names:
+        return str(value).lower()
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value) if bool in kinds else None
+    if isinstance(value, Integral) and (int in kinds or float in kinds):
+        return int(value) if int in kinds else float(value)
+    if isinstance(value, Real) and int in kinds and float(value).is_integer():
+        return int(float(value))
+    if isinstance(value, Real) and float in kinds:
+        return float(value)
+    if isinstance(value, (str, torch.device)) and str in kinds:
+        return str(value)
+    plain = {int, float, bool, str, type(None)}
+    free = any(kind not in plain and typing.get_origin(kind) is not Literal for kind in kinds)
+    return value if free and not isinstance(value, (str, Real)) else None
+
+
+def is_union(hint: Any) -> bool:
+    """Whether a type is a union, however it is written."""
+    return typing.get_origin(hint) is typing.Union or type(hint).__name__ == "UnionType"

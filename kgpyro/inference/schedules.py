@@ -8,9 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-SCHEDULES = ("constant", "warmup", "compression")
-LR_SCHEDULES = ("constant", "linear")
-
 
 class KLSchedule:
     """The KL weight at each step.

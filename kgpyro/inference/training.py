@@ -177,7 +177,7 @@ def frequency_weights(batches: Batches, power: float, device: torch.device | str
 
 
 def precision_in_use(precision: str, device: str) -> str:
-    """``--precision`` as ``--device`` has it: bf16 is 32 on a processor without such products, where PyTorch's take ten
+    """``precision`` as ``device`` has it: bf16 is 32 on a processor without such products, where PyTorch's take ten
     times as long as float32's.
     """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -208,7 +208,7 @@ def train(
     Several processes (``devices`` on each of ``nodes``) see a share of each batch, with gradients averaged by PyTorch's
     DistributedDataParallel. Raises InputError for an absent device.
     """
-    accelerator = {"gpu": "gpu", "cuda": "gpu"}.get(device, device)
+    kind, _, number = device.partition(":")
     names = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     quiet = logging.getLogger("lightning.pytorch")
     level = quiet.level
@@ -219,8 +219,8 @@ def train(
             warnings.filterwarnings("ignore", message=".*(Sparse invariant|lightning|dataloader).*")
             trainer = pl.Trainer(
                 max_epochs=max(1, epochs - module.step // module.schedule.steps_per_epoch),
-                accelerator=accelerator,
-                devices=devices,
+                accelerator="gpu" if kind == "cuda" else kind,
+                devices=[int(number)] if number else devices,
                 num_nodes=nodes,
                 strategy="ddp" if devices * nodes > 1 else "auto",
                 precision=names[precision],  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def program_of(model: str | Callable, kg: Setting, batches: Batches) -> Program:
         raise InputError(f"the model observes {', '.join(trace.observation_nodes)}; it can observe the labels only.")
     for name in trace.observation_nodes:
         if kg.categorical and not isinstance(trace.nodes[name]["fn"], Answers):
-            raise InputError("the model has a likelihood of its own, not kg.likelihood; leave out --likelihood.")
+            raise InputError("the model has a likelihood of its own, not kg.likelihood; leave out `likelihood`.")
         program = Program(kg, found, program.parameters, batches, name)
     return program
 

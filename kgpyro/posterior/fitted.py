@@ -256,7 +256,7 @@ class Posterior(Predictions):
         """
         if self.guide is None or not self.guide.inductive:
             raise InputError(
-                f"guide {self.config['guide']} knows only the entities it was fitted to; fit with --guide features."
+                f"guide {self.config['guide']} knows only the entities it was fitted to; fit with `guide` features."
             )
         if graph.relations != self.graph.relations:
             raise InputError(

@@ -90,7 +90,7 @@ class Run:
         folder = Path(folder)
         if not (folder / POSTERIOR).is_file():
             raise InputError(
-                f"the fit in {folder} has not finished; go on with it by --resume {folder}."
+                f"the fit in {folder} has not finished; go on with it by `resume` {folder}."
                 if (folder / "config.yaml").is_file()
                 else f"{folder} holds no run: {POSTERIOR} is missing there."
             )
@@ -121,7 +121,7 @@ class Run:
             if is_own_code(value := self.config.get(key)):
                 raise InputError(
                     f"this run was fitted with your own {key} {value}; name it again to have it imported: "
-                    f"--run-{key.replace('_', '-')} {value}, or {key}='{value}' in Python."
+                    f"`run_{key}` {value} on the command line, {key}='{value}' in Python."
                 )
 
 
@@ -282,12 +282,12 @@ def new_run_folder(folder: str | Path) -> Path:
     """The folder, if a run can be written there. Raises InputError where it holds another run or is no folder."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file; name a folder.")
+        raise InputError(f"`out` {folder} is a file; name a folder.")
     if (folder / POSTERIOR).exists():
-        raise InputError(f"--out {folder} holds another run; name a new folder, or remove it first.")
+        raise InputError(f"`out` {folder} holds another run; name a new folder, or remove it first.")
     if (folder / "config.yaml").exists():
         raise InputError(
-            f"--out {folder} holds another run, unfinished; go on with it by --resume {folder}, or name a new folder."
+            f"`out` {folder} holds another run, unfinished; go on with it by `resume` {folder}, or name a new folder."
         )
     return folder
 

@@ -63,7 +63,7 @@ class Score:
     """A scoring function that factors through query vectors.
 
     Attributes:
-        name: what ``--score`` calls it.
+        name: what ``score`` calls it.
         tail_query: ``(h, r) -> u``, shapes ``(*, d_e), (*, d_r) -> (*, d_e)``.
         head_query: ``(t, r) -> u``, likewise.
         norm: None where ``compare`` is the inner product (the score is then linear in the candidate), else the ``p``
@@ -91,7 +91,7 @@ class Score:
         """Lengths of an entity's and a relation's latent. Raises InputError for an odd dim where halves are needed."""
         if self.even and dim % 2:
             raise InputError(
-                f"score {self.name} splits an embedding in two halves, so --dim must be even; got {dim}, try {dim + 1}."
+                f"score {self.name} splits an embedding in two halves, so `dim` must be even; got {dim}, try {dim + 1}."
             )
         return dim, self.relation_size(dim)
 

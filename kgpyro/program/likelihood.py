@@ -20,9 +20,6 @@ from kgpyro.program.families import log_scale_of
 from kgpyro.program.interactions import Score
 from kgpyro.program.lazy import Undrawn, ones_of
 
-ESTIMATORS = ("local", "shared", "plain")
-LIKELIHOODS = ("bernoulli", "categorical")
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -119,7 +116,7 @@ class AllCandidates(TorchDistribution):
 
     Args:
         given: :class:`Given`.
-        estimator: one of ``ESTIMATORS``.
+        estimator: ``local``, ``shared`` or ``plain``.
     """
 
     support: constraints.Constraint = constraints.independent(constraints.boolean, 1)
