@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pyro
 import pytest
@@ -19,6 +21,18 @@ from kgpyro.program.interactions import resolve_score
 from kgpyro.program.priors import PriorLike, resolve_prior
 from kgpyro.program.setting import INTERCEPT_SCALE, Setting
 from kgpyro.program.variational import Guide
+
+
+def pairwise(**values: Sequence[Any]) -> pytest.MarkDecorator:
+    """Cases in which every two values of different parameters meet at least once, by a greedy choice."""
+    cases = list(itertools.product(*values.values()))
+    pairs = [set(itertools.combinations(enumerate(case), 2)) for case in cases]
+    left, chosen = set().union(*pairs), []
+    while left:
+        best = max(range(len(cases)), key=lambda i: len(pairs[i] & left))
+        chosen.append(cases[best])
+        left -= pairs[best]
+    return pytest.mark.parametrize(tuple(values), chosen)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import math
 import pyro
 import pytest
 import torch
-from conftest import Parts
+from conftest import Parts, pairwise
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
@@ -302,9 +302,7 @@ def test_frequent_symbols_pay_more(tiny: Graph, model: str, inverse: bool) -> No
     assert elbo.last.price == pytest.approx(0.3 * dear, abs=TOLERANCE)
 
 
-@EVERY
-@INCOMPLETE
-@pytest.mark.parametrize("score", ["DistMult", "ComplEx"])
+@pairwise(model=["lim", "lfm"], inverse=[True, False], score=["DistMult", "ComplEx"], completeness=[1.0, 0.7])
 def test_local_noise_has_the_same_expectation(
     tiny: Graph, model: str, inverse: bool, score: str, completeness: float
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Parts
+from conftest import Parts, pairwise
 
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
@@ -102,9 +102,11 @@ def same_gradients_as_plain_pyro(parts: Parts, parameters: list[torch.nn.Paramet
         torch.testing.assert_close(shared, plain, rtol=1e-3, atol=1e-3 * (1 + float(plain.abs().max())))
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("prior", ["normal", "gamma", "dirichlet", "hyperspherical_uniform", HIERARCHICAL[2]])
+@pairwise(
+    model=list(MODELS),
+    guide=list(GUIDES),
+    prior=["normal", "gamma", "dirichlet", "hyperspherical_uniform", HIERARCHICAL[2]],
+)
 @pytest.mark.usefixtures("double")
 def test_gradients_are_those_of_plain_pyro(tiny: Graph, model: str, prior: str, guide: str) -> None:
     """One-draw gradients of the default estimator, averaged, against plain Pyro's: equal within their errors."""

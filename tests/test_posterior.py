@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import Parts
+from conftest import Parts, pairwise
 
 import kgpyro
 from kgpyro.data.graph import Graph
@@ -33,10 +33,12 @@ def posterior_of(graph: Graph, **changed: object) -> Posterior:
     return parts.posterior(**config)
 
 
-@pytest.mark.parametrize("inverse", [True, False])
-@pytest.mark.parametrize("model", ["lim", "lfm"])
-@pytest.mark.parametrize("score", ["DistMult", "ComplEx", "RESCAL", "CP", "TransE-L2"])
-@pytest.mark.parametrize("prior", ["normal", "gamma", "uniform"])
+@pairwise(
+    inverse=[True, False],
+    model=["lim", "lfm"],
+    score=["DistMult", "ComplEx", "RESCAL", "CP", "TransE-L2"],
+    prior=["normal", "gamma", "uniform"],
+)
 def test_mean_scores_are_the_mean_of_drawn_scores(
     tiny: Graph, model: str, score: str, prior: str, inverse: bool
 ) -> None:

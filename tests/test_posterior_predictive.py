@@ -270,7 +270,7 @@ def test_too_few_of_anything() -> None:
     posterior = Stub(drawn(p), p)
     for wrong in ({"draws": 1}, {"queries": 0}, {"entities": 2}):
         (name,) = wrong
-        with pytest.raises(InputError, match=f"--{name} must be at least"):
+        with pytest.raises(InputError, match=f"`{name}` must be at least"):
             check(posterior, **wrong)
     found = check(posterior, 20)
     assert found.warnings[0].startswith("20 replicates tell p-values apart by 0.05 only")

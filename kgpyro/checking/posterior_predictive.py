@@ -186,7 +186,7 @@ def posterior_predictive(
     posterior.refuse_categorical("replicated graphs")
     for name, value, least in (("draws", draws, 2), ("queries", queries, 1), ("entities", entities, 3)):
         if value < least:
-            raise InputError(f"--{name} must be at least {least}; got {value}.")
+            raise InputError(f"`{name}` must be at least {least}; got {value}.")
     generator = torch.Generator().manual_seed(seed)
     cells = Cells.of(posterior.graph, queries, entities, seed)
     numbers = torch.randint(1 << 62, (draws,), generator=generator).tolist()

@@ -184,7 +184,7 @@ def prior_predictive(
     graph = graph if isinstance(graph, Graph) else load_graph(graph)
     for name, value in {"draws": draws, "dim": dim, "facts": facts, "queries": queries}.items():
         if value < 1:
-            raise InputError(f"--{name} must be a positive number; got {value}.")
+            raise InputError(f"`{name}` must be a positive number; got {value}.")
     config = {"prior": prior, "entity_prior": entity_prior, "relation_prior": relation_prior}
     rest = {"score": score, "dim": dim, "inverse": False, "completeness": 1.0, "likelihood": "bernoulli"}
     kg = build_setting(graph, config | rest)
