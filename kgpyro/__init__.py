@@ -10,6 +10,7 @@ from kgpyro.checking.comparison import compare
 from kgpyro.checking.posterior_predictive import posterior_predictive
 from kgpyro.checking.prior_predictive import prior_predictive
 from kgpyro.checking.psis import psis_khat
+from kgpyro.checking.simulation import simulation_check
 from kgpyro.data.graph import Graph
 from kgpyro.data.labelled import labelled_facts
 from kgpyro.data.reading import load_graph
@@ -29,7 +30,7 @@ __version__ = VERSION
 __all__ = [
     "Graph", "Guide", "InputError", "Options", "Posterior", "abstention", "compare", "explore", "fact_figure", "fit",
     "labelled_facts", "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "resolve_prior",
-    "variance_figure", "variances",
+    "simulation_check", "variance_figure", "variances",
 ]  # fmt: skip
 
 

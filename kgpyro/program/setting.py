@@ -34,7 +34,7 @@ class Setting(nn.Module):
         relations: number of relations.
         score: the scoring function.
         symbol_priors: the prior of each kind, with its learned parameters.
-        base_rate: log-odds of the share of all cells that the training graph holds, shape ``()``.
+        base_rate: mean over relations of the log-odds of the share of cells that training holds, shape ``()``.
         features: of the entities, shape ``(num_entities, f)``; None where there are none.
         completeness: the probability with which a true fact between two entities is in the training graph.
         categorical: whether :meth:`likelihood` is of answers drawn from all candidates, where intercepts cancel.
@@ -134,9 +134,9 @@ class Setting(nn.Module):
         return {site: found for kind in self.families for site, found in self.symbol_prior(kind).latents.items()}
 
     def start_at_base_rates(self, batches: Batches) -> None:
-        """Centre the intercepts' prior at the share of the batches' cells that are observed.
+        """Start the search for the intercepts' posterior at the log-odds of each relation's share of observed cells.
 
-        The search for their posterior starts at each relation's own share.
+        Their prior is centred at the mean of these.
         """
         queries = batches.queries
         rows = queries.relation % queries.num_relations
@@ -146,10 +146,9 @@ class Setting(nn.Module):
         facts = asked * batches.num_entities
         observed = torch.bincount(rows, queries.counts.double(), minlength=self.relations)
         each = (observed + 0.5) / (facts + 1.0) / self.completeness
-        every = (observed.sum() + 0.5) / (facts.sum() + 1.0) / self.completeness
         with torch.no_grad():
             self.start.copy_(torch.logit(each.clamp_max(0.99)))
-            self.base_rate.copy_(torch.logit(every.clamp_max(0.99)))
+            self.base_rate.copy_(self.start.mean())
 
     def likelihood(self, entities: Tensor, relations: Tensor, intercepts: Tensor, batch: Batch) -> TorchDistribution:
         """The likelihood of a batch's facts, given one latent per entity and per relation.
