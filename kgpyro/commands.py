@@ -203,7 +203,7 @@ def calibrate_command(arguments: Sequence[str] | None = None) -> int:
         before = posterior.calibration("test", **asked)
         posterior.recalibrate(**options)
         after = {} if posterior.recalibration is None else {options["method"]: posterior.calibration("test", **asked)}
-        print(f"{posterior}: test triples and as many negatives ({before.negatives})\n")
+        print(f"{posterior}: test triples and false facts ({before.negatives})\n")
         print(as_text(pd.DataFrame({name: one.metrics for name, one in {"as predicted": before, **after}.items()}).T))
         posterior.store_recalibration(folder)
         write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**after)})

@@ -14,9 +14,9 @@ import kgpyro
 from kgpyro.checking.abstention import CRITERIA, abstention, risk_coverage
 from kgpyro.commands import calibrate_command, predict_command
 from kgpyro.data.graph import Graph
-from kgpyro.data.labelled import corruptions, labelled_facts
+from kgpyro.data.labelled import corruptions, labelled_facts, open_facts
 from kgpyro.errors import InputError
-from kgpyro.evaluation.calibration import METHODS, Calibration, Recalibration, logit
+from kgpyro.evaluation.calibration import METHODS, Calibration, Recalibration, logit, moved_logits
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def test_verified_negatives_come_with_the_graph_and_the_run(tmp_path: Path) -> N
     graph = kgpyro.load_graph(write_graph(tmp_path))
     facts = labelled_facts(graph)
     assert facts.attrs["negatives"] == "verified"
-    assert facts.to_numpy().tolist() == [["c", "likes", "b", 1], ["a", "likes", "a", 0]]
+    assert facts.drop(columns="weight").to_numpy().tolist() == [["c", "likes", "b", 1], ["a", "likes", "a", 0]]
     posterior = kgpyro.fit(graph, model="lim", epochs=1, dim=2, progress=False, device="cpu", out=tmp_path / "run")
     again = kgpyro.load(tmp_path / "run").graph
     assert {k: v.tolist() for k, v in again.negatives.items()} == {"valid": [[1, 0, 1], [2, 0, 2]], "test": [[0, 0, 0]]}
-    assert posterior.calibration().negatives == "verified"
+    assert posterior.calibration(negatives="verified").negatives == "verified"
 
 
 def test_negatives_of_unknown_entities_are_refused(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_what_cannot_be_labelled() -> None:
     graph = kgpyro.load_graph("nations")
     assert labelled_facts(graph).attrs["negatives"] == "random"
     for split, negatives, words in (
-        ("train", None, "valid or test"), ("test", "easy", "choose from verified, hard, random"),
+        ("train", None, "valid or test"), ("test", "easy", "choose from verified, hard, random, open"),
         ("test", "verified", "has no test_negatives.txt"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
@@ -115,24 +115,122 @@ def made(n: int = 20_000) -> tuple[pd.DataFrame, np.ndarray]:
 @pytest.mark.parametrize("method", METHODS)
 def test_recalibration_mends_what_it_can(method: str) -> None:
     facts, labels = made()
-    fitted = Recalibration.fit(facts, labels, method)
+    fitted = Recalibration.fit(facts, labels, method, negatives="hard")
     found = fitted(facts)
-    before, after = Calibration(facts["probability"].to_numpy(), labels), Calibration(found["probability"], labels)
+    before, after = Calibration(facts["probability"].to_numpy(), labels), Calibration(found, labels)
     assert before.ece > 0.15
     assert after.ece < (before.ece if method == "temperature" else 0.02)
-    assert (found["low"] <= found["probability"]).all() and (found["probability"] <= found["high"]).all()
-    assert (found["low"] < found["high"]).mean() > 0.9
     truth = 0.5 * logit(facts["probability"]) + 1
     if method in ("platt", "stacked"):
         assert fitted.intercept == pytest.approx(1, abs=0.15)
         assert fitted.weights["probability"] == pytest.approx(0.5, abs=0.05)
-        assert np.abs(logit(found["probability"]) - truth).max() < 0.4
-    if method == "platt":
-        np.testing.assert_allclose(
-            logit(found["low"]), logit(found["probability"]) - 0.5 * fitted.weights["probability"]
-        )
+        assert np.abs(logit(found) - truth).max() < 0.4
+    if method != "stacked":  # distinct predictions stay distinct, in their order
+        order = np.argsort(facts["probability"].to_numpy())
+        assert (np.diff(found[order]) > 0).mean() > 0.999 and (np.diff(found[order]) >= 0).all()
     again = Recalibration.of(json.loads(json.dumps({**vars(fitted), "steps": fitted.steps})))
     assert again == fitted
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", ["falling", "separable", "two facts", "constant"])
+def test_recalibration_on_awkward_labels(method: str, case: str) -> None:
+    """Maps rise and stay finite, whatever the labels; evidence that does not vary counts for nothing."""
+    p, labels = {
+        "falling": ([0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.35], [0, 0, 0, 1, 1, 1, 1, 0]),
+        "separable": ([0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1], [1, 1, 1, 1, 0, 0, 0, 0]),
+        "two facts": ([0.6, 0.4], [1, 0]),
+        "constant": ([0.3] * 6, [1, 0, 0, 1, 0, 0]),
+    }[case]
+    facts = pd.DataFrame({"probability": p, "score": logit(p), "std": 0.1, "epistemic": 0.2, "frequency": 3})
+    facts["aleatoric"] = 0.4
+    found = Recalibration.fit(facts, np.array(labels), method)(facts)
+    assert ((found > 1e-3) & (found < 1 - 1e-3)).all()
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(found[order]) >= 0).all()
+    if case == "separable" and method == "platt":  # Platt's own targets: 5/6 and 1/6
+        assert found.mean() == pytest.approx(0.5) and found.max() < 0.99
+
+
+def test_counts_are_facts(posterior: kgpyro.Posterior) -> None:
+    """A label that counts for three is three labels; the expected number of facts is the number of true ones."""
+    facts, labels = made()
+    counts = np.random.default_rng(1).integers(1, 4, len(labels))
+    thrice = facts.loc[facts.index.repeat(counts)]
+    for method in ("temperature", "isotonic"):
+        one = Recalibration.fit(facts, labels, method, counts)(facts)
+        other = Recalibration.fit(thrice, labels.repeat(counts), method)(facts)
+        np.testing.assert_allclose(one, other, atol=2e-3)
+    weighted = Calibration(facts["probability"].to_numpy(), labels, "", counts.astype(float))
+    plain = Calibration(thrice["probability"].to_numpy(), labels.repeat(counts))
+    assert weighted.metrics == pytest.approx(plain.metrics)
+    for method in ("platt", "isotonic"):
+        found = Calibration(Recalibration.fit(facts, labels, method, counts)(facts), labels, "", counts.astype(float))
+        assert found.expected_over_true == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("wanted", [1e-9, 0.02, 0.5, 0.999])
+def test_moved_draws_have_the_mean_they_should(wanted: float) -> None:
+    logits = torch.cat([torch.randn(400, 5), 20 * torch.randn(400, 2), torch.full((400, 1), -3.0)], 1).double()
+    moved = moved_logits(logits, torch.full((8,), wanted))
+    np.testing.assert_allclose(moved.sigmoid().mean(0), wanted, rtol=1e-6)
+    torch.testing.assert_close(moved - moved[:1], logits - logits[:1])
+
+
+def test_every_column_follows_the_map(posterior: kgpyro.Posterior) -> None:
+    facts = labelled_facts(posterior.graph, negatives="hard")[:60]
+    for method in METHODS:
+        posterior.recalibrate(method, negatives="hard", draws=100)
+        assert posterior.recalibration is not None
+        found, raw = (posterior.facts(facts, draws=100, recalibrated=moved) for moved in (True, False))
+        p = found["probability"]
+        np.testing.assert_allclose(p, posterior.recalibration(raw), rtol=1e-6)
+        total = found["aleatoric"] + found["epistemic"]
+        np.testing.assert_allclose(total, -p * np.log(p) - (1 - p) * np.log(1 - p), atol=1e-6)
+        assert ((found["low"] <= p) & (p <= found["high"]) & (found["std"] <= 0.5)).all()
+        np.testing.assert_allclose(found["error"], found["std"] / 10)
+        query = {"head": "brazil", "relation": "commonbloc0", "draws": 100, "top": None}
+        answers = posterior.predict(**query).set_index("tail")
+        alone = posterior.facts([("brazil", "commonbloc0", tail) for tail in answers.index], draws=100)
+        np.testing.assert_allclose(answers["probability"], alone["probability"], rtol=1e-5)
+        assert (np.diff(answers["probability"]) <= 0).all()
+    with pytest.raises(InputError, match="fitted to the valid split"):
+        posterior.calibration("valid")
+    posterior.recalibrate("none")
+
+
+def test_open_facts_stand_for_all_that_training_lacks(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = everything(tiny)
+    every = {(h, r, t) for h in range(5) for r in range(2) for t in range(5)} - known
+    found, number = open_facts(tiny, 1000, seed=0)
+    assert {tuple(t) for t in found.tolist()} == every and number == len(found) == len(every)
+    drawn, number = open_facts(tiny, 39, seed=0)
+    assert {tuple(t) for t in drawn.tolist()} <= every and (len(drawn), number) == (39, len(every))
+    counts = torch.unique(torch.cat([open_facts(tiny, 39, seed=s)[0] for s in range(300)]), dim=0, return_counts=True)[
+        1
+    ]
+    assert len(counts) == len(every) and (counts.double() / counts.double().mean() - 1).abs().max() < 0.3
+    monkeypatch.setattr("kgpyro.data.labelled.OPEN", 10)
+    facts = labelled_facts(tiny, negatives="open")
+    assert facts["weight"].sum() == pytest.approx(len(every) + len(tiny.valid) + len(tiny.test))
+    assert (facts["weight"] * facts["label"]).sum() == pytest.approx(len(tiny.valid) + len(tiny.test))
+
+
+def test_expected_facts_are_as_many_as_there_are() -> None:
+    """A fifth of kinship held out: the probabilities of all unknown facts sum to the number of true ones."""
+    whole = kgpyro.load_graph("kinships")
+    triples = torch.cat([whole.train, whole.valid, whole.test])
+    order = torch.randperm(len(triples), generator=torch.Generator().manual_seed(0))
+    part = triples[order]
+    n = len(part) // 10
+    graph = Graph("kinship-20", whole.entities, whole.relations, part[2 * n :], part[:n], part[n : 2 * n])
+    posterior = kgpyro.fit(graph, model="lim", epochs=25, dim=50, progress=False, device="cpu")
+    raw = posterior.calibration(draws=50)
+    assert len(raw.labels) == n + 20_000
+    posterior.recalibrate("isotonic", draws=50)
+    after = posterior.calibration(draws=50)
+    assert 1 / 1.5 < after.expected_over_true < 1.5
+    assert after.ece <= raw.ece
 
 
 def test_a_damaged_recalibration_is_refused() -> None:
@@ -156,8 +254,7 @@ def test_predictions_go_through_the_map_and_it_is_stored(posterior: kgpyro.Poste
     posterior.recalibrate("platt", negatives="hard", draws=50)
     assert posterior.recalibration is not None
     after, expected = posterior.facts(facts, draws=50), posterior.recalibration(before)
-    for key in ("probability", "low", "high"):
-        np.testing.assert_allclose(after[key], expected[key])
+    np.testing.assert_allclose(after["probability"], expected, rtol=1e-6)
     pd.testing.assert_frame_equal(posterior.facts(facts, draws=50, recalibrated=False), before)
     assert np.abs(after["probability"] - before["probability"]).max() > 0.01
     posterior.save(tmp_path / "run")

@@ -34,20 +34,39 @@ def test_the_threshold_is_the_conformal_quantile(coverage: float, rank: int) -> 
 def test_too_few_facts_for_a_coverage() -> None:
     thresholds = Thresholds(torch.arange(1.0, 10.0), torch.zeros(9, dtype=torch.long), 1)
     assert thresholds.at(0, 0.95, False) == math.inf
+    assert thresholds.at(1, 0.9, False) == math.inf  # no heads at all
     with pytest.raises(InputError, match="no validation facts"):
-        thresholds.at(1, 0.9, False)
+        Thresholds(torch.zeros(0), torch.zeros(0, dtype=torch.long), 1).at(0, 0.9, False)
     for wrong in (0.0, 1.0, -1.0):
         with pytest.raises(InputError, match="probability between 0 and 1"):
             thresholds.at(0, wrong, False)
 
 
 def test_relations_of_their_own() -> None:
-    row = torch.cat([torch.zeros(ENOUGH), torch.ones(ENOUGH - 1), torch.full((5,), 2.0)]).long()
+    sizes = {0: ENOUGH, 1: ENOUGH - 1, 2: 4, 3: 5}  # the last one asks for heads
+    row = torch.cat([torch.full((n,), r) for r, n in sizes.items()])
     misfits, order = torch.randn(len(row)).sort()
-    thresholds = Thresholds(misfits, row[order], 2)
-    mine = misfits[row[order] == 0]
+    thresholds = Thresholds(misfits, row[order], 3)
+    mine, small = misfits[row[order] == 0], misfits[(row[order] == 1) | (row[order] == 2)]
     assert thresholds.at(0, 0.5, True) == float(mine[math.ceil((ENOUGH + 1) * 0.5) - 1])
-    assert thresholds.at(1, 0.5, True) == thresholds.at(1, 0.5, False)  # too few of its own
+    assert thresholds.at(1, 0.5, True) == thresholds.at(2, 0.5, True) == float(small[math.ceil(24 * 0.5) - 1])
+
+
+@pytest.mark.parametrize(("large", "small", "each"), [(500, 25, 19), (1000, 10, 10)])
+def test_small_relations_keep_the_promise(large: int, small: int, each: int) -> None:
+    """One large relation whose answers are easy, many small ones whose answers are hard: .90 is held on both."""
+    sizes = torch.tensor([large, *[each] * small])
+    row = torch.repeat_interleave(torch.arange(small + 1), sizes)
+    hard = (row > 0).double()
+    covered = torch.zeros(2)
+    for repeat in range(40):
+        torch.manual_seed(repeat)
+        misfits, order = (torch.randn(len(row)).double() + 3 * hard).sort()
+        thresholds = Thresholds(misfits, row[order], small + 1)
+        bounds = torch.tensor([thresholds.at(r, 0.9, True) for r in range(small + 1)])
+        inside = (torch.randn(50, len(row)) + 3 * hard <= bounds[row]).double().mean(0)
+        covered += torch.stack([inside.mean(), inside[row > 0].mean()]) / 40
+    assert covered[0] >= 0.89 and covered[1] >= 0.88
 
 
 def test_coverage_of_exchangeable_facts() -> None:

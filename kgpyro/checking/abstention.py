@@ -115,7 +115,7 @@ def abstention(
         ("stacked", "stacked", "probability"),
     ):
         valid, here = (frame.assign(probability=frame[column]) for frame in (predicted["valid"], predicted[split]))
-        scaled[name] = logit(Recalibration.fit(valid, labels["valid"]["label"].to_numpy(), method)(here)["probability"])
+        scaled[name] = logit(Recalibration.fit(valid, labels["valid"]["label"].to_numpy(), method)(here))
     here = predicted[split]
     certainty = {name: np.abs(value) for name, value in scaled.items()}
     certainty |= {"std": -here["std"], "epistemic": -here["epistemic"], "frequency": here["frequency"]}

@@ -10,8 +10,9 @@ from kgpyro.data.graph import COLUMNS, Graph
 from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError
 
-KINDS = ("verified", "hard", "random")
+KINDS = ("verified", "hard", "random", "open")
 TRIES = 50
+OPEN = 20_000  # facts drawn of all that no split holds
 
 
 def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = None, seed: int = 0) -> pd.DataFrame:
@@ -22,13 +23,15 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
         split: ``"valid"`` or ``"test"``.
         negatives: ``verified``: those that people found false (``test_negatives.txt`` and ``valid_negatives.txt`` in
             the graph's folder); ``random``: for each triple one with another head or tail, any entity, that no split
-            holds; ``hard``: likewise, with an entity that training has at that end of the relation (type-consistent).
-            By default verified where the graph has them, else random.
+            holds; ``hard``: likewise, with an entity that training has at that end of the relation (type-consistent);
+            ``open``: ``OPEN`` of all facts that no split holds, uniformly, with the weights that make them and the
+            split stand for all facts that training lacks. By default verified where the graph has them, else random.
         seed: of the corruptions.
 
     Returns:
-        ``head``, ``relation``, ``tail``, ``label``; ``attrs["negatives"]`` says which were used. A triple for which no
-        corruption was found in ``TRIES`` draws has none.
+        ``head``, ``relation``, ``tail``, ``label`` and ``weight``, how many facts each stands for: 1, but with ``open``
+        ones. ``attrs["negatives"]`` says which were used. A triple for which no corruption was found in ``TRIES`` draws
+        has none.
 
     Raises:
         InputError: unknown names, or verified negatives of a graph that has none.
@@ -43,11 +46,34 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
             f"graph {graph.name!r} has no {split}_negatives.txt, so none are verified; use hard or random ones."
         )
     true = getattr(graph, split)
-    false = graph.negatives[split] if kind == "verified" else corruptions(graph, true, kind == "hard", seed)
+    weights = 1.0, 1.0
+    if kind == "verified":
+        false = graph.negatives[split]
+    elif kind == "open":
+        false, number = open_facts(graph, OPEN, seed)
+        weights = (len(graph.valid) + len(graph.test)) / max(1, len(true)), number / max(1, len(false))
+    else:
+        false = corruptions(graph, true, kind == "hard", seed)
     frame = pd.DataFrame(graph.names(torch.cat([true, false])), columns=list(COLUMNS))
     frame["label"] = [1] * len(true) + [0] * len(false)
+    frame["weight"] = [weights[0]] * len(true) + [weights[1]] * len(false)
     frame.attrs["negatives"] = kind
     return frame
+
+
+def open_facts(graph: Graph, number: int, seed: int) -> tuple[Tensor, int]:
+    """At most ``number`` of the facts that no split holds, uniformly, shape ``(m, 3)``; and how many there are."""
+    known = graph._keys(torch.cat([graph.train, graph.valid, graph.test])).unique()
+    entities, relations = graph.num_entities, graph.num_relations
+    total = entities**2 * relations
+    left = total - len(known)
+    generator = torch.Generator().manual_seed(seed)
+    if left <= number:
+        key = torch.arange(total)[~torch.isin(torch.arange(total), known)]
+    else:  # the i-th open key (from 0) has as many known ones before it as have a gap key up to i
+        place = torch.randint(left, (number,), generator=generator)
+        key = place + torch.searchsorted(known - torch.arange(len(known)), place, right=True)
+    return torch.stack([key // (entities * relations), key // entities % relations, key % entities], dim=1), left
 
 
 def corruptions(graph: Graph, triples: Tensor, hard: bool, seed: int) -> Tensor:

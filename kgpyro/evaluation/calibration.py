@@ -8,12 +8,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import special
+from torch import Tensor
 
 from kgpyro.display import new_figure
 from kgpyro.errors import InputError
 
 Facts: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]
+FLATTEST = 1e-2  # slope of a map in log-odds where its labels say nothing
 SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1 where their logarithms are taken
 
 
@@ -25,20 +28,32 @@ class Calibration:
         probabilities: shape ``(n,)``.
         labels: 0 or 1, shape ``(n,)``, both among them.
         negatives: where the zeros come from (:func:`kgpyro.labelled_facts`).
+        weights: how many facts each stands for, shape ``(n,)``; None for one.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     negatives: str = ""
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _refuse_one_label(self.labels)
 
+    @property
+    def _weights(self) -> np.ndarray:
+        return np.ones(len(self.labels)) if self.weights is None else self.weights
+
+    @property
+    def expected_over_true(self) -> float:
+        """The sum of the probabilities over the number of true facts: 1 where the base rate is right."""
+        return float((self.probabilities * self._weights).sum() / (self.labels * self._weights).sum())
+
     def reliability(self, bins: int = 10) -> pd.DataFrame:
         """By bins of equal width: mean ``predicted`` probability, ``observed`` share of true facts, ``facts``."""
-        index = np.minimum((self.probabilities * bins).astype(int), bins - 1)
-        frame = pd.DataFrame({"predicted": self.probabilities, "observed": self.labels}).groupby(index)
-        table = frame.mean().assign(facts=frame.size())
+        index, w = np.minimum((self.probabilities * bins).astype(int), bins - 1), self._weights
+        frame = pd.DataFrame({"predicted": w * self.probabilities, "observed": w * self.labels, "facts": w})
+        table = frame.groupby(index).sum()
+        table[["predicted", "observed"]] = table[["predicted", "observed"]].div(table["facts"], axis=0)
         return table.set_axis([f"{i / bins:.2g}-{(i + 1) / bins:.2g}" for i in table.index]).rename_axis("bin")
 
     @property
@@ -49,15 +64,19 @@ class Calibration:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``ece``, ``brier``, ``log_score`` (mean log-probability of the labels, in nats) and ``auroc``."""
+        """``ece``, ``brier``, ``log_score`` (mean log-probability of the labels, in nats), ``auroc`` and
+        ``expected_over_true``.
+        """
         from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score  # imported here: it takes a second
 
         p = np.clip(self.probabilities, SMALLEST, 1 - SMALLEST)
+        w = self._weights
         return {
             "ece": self.ece,
-            "brier": float(brier_score_loss(self.labels, p)),
-            "log_score": -float(log_loss(self.labels, p)),
-            "auroc": float(roc_auc_score(self.labels, self.probabilities)),
+            "brier": float(brier_score_loss(self.labels, p, sample_weight=w)),
+            "log_score": -float(log_loss(self.labels, p, sample_weight=w)),
+            "auroc": float(roc_auc_score(self.labels, self.probabilities, sample_weight=w)),
+            "expected_over_true": self.expected_over_true,
         }
 
     def figure(self, **others: Calibration) -> Any:
@@ -106,41 +125,52 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Recalibration:
-    """A map of predictions to probabilities, fitted to labels: ``p' = f(Σ_k weight_k evidence_k + intercept)``.
+    """A map of predictions to probabilities, fitted to labels: ``logit p' = f(Σ_k weight_k evidence_k + intercept)``.
 
-    ``temperature``: ``f`` the sigmoid, of ``logit p / T`` (Guo et al. 2017); ``platt``: of ``a logit p + b`` (Platt
-    1999); ``stacked``: of all ``EVIDENCE``, so that the model's doubt counts along with its score; ``isotonic``: ``f``
-    rises in ``steps`` of ``logit p``, linear between them (Zadrozny & Elkan 2002), and stays ``1/(n + 2)`` away from 0
-    and 1, for ``n`` facts cannot say more.
+    ``temperature``: ``f`` the identity, of ``logit p / T`` (Guo et al. 2017); ``platt``: of ``a logit p + b`` with
+    Platt's targets (1999), so that labels that can be told apart leave it finite; ``stacked``: of all ``EVIDENCE``, so
+    that the model's doubt counts along with its score, where that predicts left-out labels better than Platt's;
+    ``isotonic``: ``f`` is linear between the centres of the steps of the best rising function (Zadrozny & Elkan 2002),
+    which keeps apart what is apart, and stays ``1/(n + 2)`` away from 0 and 1, for ``n`` facts cannot say more. No map
+    falls: where the labels want one that does, it hardly rises.
+
+    Attributes:
+        negatives: what the false labels were (:func:`kgpyro.labelled_facts`), which says whose base rate it has.
     """
 
     method: str
     weights: Mapping[str, float]
     intercept: float = 0.0
     steps: tuple[tuple[float, float], ...] = ()
+    negatives: str = ""
 
     @classmethod
-    def fit(cls, facts: Facts, labels: np.ndarray, method: str = "isotonic") -> Recalibration:
+    def fit(
+        cls,
+        facts: Facts,
+        labels: np.ndarray,
+        method: str = "isotonic",
+        counts: np.ndarray | None = None,
+        negatives: str = "",
+    ) -> Recalibration:
         """Fit to predicted facts, whose columns :meth:`kgpyro.Posterior.facts` describes, and their labels ``(n,)``.
+
+        Each label stands for ``counts`` facts, shape ``(n,)``, or for one.
 
         Raises InputError for an unknown method, or labels that are all the same.
         """
-        from sklearn.isotonic import IsotonicRegression  # imported here: they take a second
-        from sklearn.linear_model import LogisticRegression
-
         if method not in METHODS:
             raise InputError(f"unknown recalibration {method!r}; choose from {', '.join(METHODS)}.")
         _refuse_one_label(labels)
-        x, n = _evidence(facts, METHODS[method]), len(labels)
+        counts = np.ones(len(labels)) if counts is None else counts
+        x = _evidence(facts, METHODS[method])
         if method == "isotonic":
-            line = IsotonicRegression(y_min=1 / (n + 2), y_max=1 - 1 / (n + 2)).fit(x[:, 0], labels)
-            steps = tuple(zip(line.X_thresholds_.tolist(), line.y_thresholds_.tolist(), strict=True))
-            return cls(method, {"probability": 1.0}, steps=steps)
-        regression = LogisticRegression(C=np.inf, fit_intercept=method != "temperature", tol=1e-8, max_iter=10_000)
-        scale = x.std(0).clip(SMALLEST)
-        weights = regression.fit(x / scale, labels).coef_[0] / scale
-        intercept = float(np.ravel(regression.intercept_)[0])
-        return cls(method, dict(zip(METHODS[method], weights.tolist(), strict=True)), intercept)
+            return cls(method, {"probability": 1.0}, 0.0, _rising(x[:, 0], labels, counts), negatives)
+        weights, intercept = _regression(x, labels, counts, method != "temperature")
+        if method == "stacked" and not (_worth_it(x, labels, counts) and np.corrcoef(x @ weights, x[:, 0])[0, 1] > 0):
+            platt, intercept = _regression(x[:, :1], labels, counts)
+            weights = np.concatenate([platt, np.zeros(x.shape[1] - 1)])
+        return cls(method, dict(zip(METHODS[method], weights.tolist(), strict=True)), intercept, (), negatives)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Recalibration:
@@ -148,7 +178,8 @@ class Recalibration:
         try:
             steps = tuple((float(x), float(y)) for x, y in fields["steps"])
             weights = {str(name): float(weight) for name, weight in fields["weights"].items()}
-            found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps)
+            about = str(fields.get("negatives", ""))
+            found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps, about)
             values = np.array([found.intercept, *weights.values(), *np.ravel(steps)])
             if [*weights] != METHODS[found.method] or not np.isfinite(values).all() or list(steps) != sorted(steps):
                 raise ValueError("no such map")
@@ -156,19 +187,93 @@ class Recalibration:
             raise InputError(f"this is no recalibration ({error}); remove it, and recalibrate the run.") from error
         return found
 
-    def __call__(self, facts: Facts) -> dict[str, np.ndarray]:
-        """The recalibrated ``probability``, and ``low`` and ``high`` where the facts have them.
-
-        Both bounds go through the map as the probability does; ``stacked`` leaves them as far away from it in log-odds
-        as they were, since it knows the whole posterior of a fact only.
-        """
+    def __call__(self, facts: Facts) -> np.ndarray:
+        """The recalibrated probabilities, shape ``(n,)``."""
         x = _evidence(facts, [*self.weights]) @ np.array([*self.weights.values()]) + self.intercept
-        at, slope = logit(facts["probability"]), 1.0 if len(self.weights) > 1 else self.weights["probability"]
-        moved = {key: x + slope * (logit(facts[key]) - at) for key in ("low", "high") if key in facts}
-        return {key: self._f(value) for key, value in {"probability": x, **moved}.items()}
+        if not self.steps:
+            return special.expit(x)
+        at, value = np.array(self.steps).T
+        beyond = FLATTEST * (np.minimum(x - at[0], 0) + np.maximum(x - at[-1], 0))
+        return special.expit(np.interp(x, at, value) + beyond)
 
-    def _f(self, x: np.ndarray) -> np.ndarray:
-        return np.interp(x, *np.array(self.steps).T) if self.steps else special.expit(x)
+
+def _rising(x: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Centres of the steps of the best rising function, and their log-odds."""
+    from sklearn.isotonic import IsotonicRegression  # imported here: it takes a second
+
+    level = IsotonicRegression().fit_transform(x, labels, sample_weight=counts)
+    y, block = np.unique(level, return_inverse=True)
+    centre = np.bincount(block, counts * x) / np.bincount(block, counts)
+    bounded = np.clip(y, 1 / (counts.sum() + 2), 1 - 1 / (len(labels) + 2))
+    keep = np.concatenate([[True], np.diff(centre) > 0])
+    return tuple(zip(centre[keep].tolist(), logit(bounded[keep]).tolist(), strict=True))
+
+
+def _regression(
+    x: np.ndarray, labels: np.ndarray, counts: np.ndarray, intercept: bool = True
+) -> tuple[np.ndarray, float]:
+    """Weights ``(k,)`` of evidence ``(n, k)`` and an intercept, by logistic regression on Platt's targets.
+
+    The first weight, of the probability, is not negative; evidence that does not vary has none. With several columns
+    the weights of the standardised evidence have a standard normal prior.
+    """
+    from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
+
+    true = labels == 1
+    target = np.where(true, (true.sum() + 1) / (true.sum() + 2), 1 / ((~true).sum() + 2))
+    spread = x.std(0)
+    varies = spread > 1e-9 * (1 + np.abs(x).max(0))
+    weights, shift = np.zeros(x.shape[1]), float(special.logit(np.average(target, weights=counts)))
+    if varies.any():
+        z = x[:, varies] / spread[varies]
+        regression = LogisticRegression(
+            C=np.inf if z.shape[1] == 1 else 1.0, fit_intercept=intercept, tol=1e-8, max_iter=10_000
+        )
+        twice = np.concatenate([target * counts, (1 - target) * counts]) / counts.mean()
+        both = np.concatenate([np.ones(len(z)), np.zeros(len(z))])
+        regression.fit(np.concatenate([z, z]), both, sample_weight=twice)
+        weights[varies] = regression.coef_[0] / spread[varies]
+        shift = float(np.ravel(regression.intercept_)[0])
+    if weights[0] < FLATTEST and (len(weights) == 1 or not weights[1:].any()):
+        weights[0] = FLATTEST
+        shift = float(
+            special.logit(np.average(target, weights=counts)) - FLATTEST * np.average(x[:, 0], weights=counts)
+        )
+    return weights, shift if intercept else 0.0
+
+
+def _worth_it(x: np.ndarray, labels: np.ndarray, counts: np.ndarray, folds: int = 5) -> bool:
+    """Whether all evidence predicts left-out labels better than the probability alone, in log score."""
+    fold, score = np.random.default_rng(0).integers(folds, size=len(labels)), np.zeros(2)
+    for i in range(folds):
+        kept = fold != i
+        if len(np.unique(labels[kept])) < 2 or kept.all():
+            continue
+        for j, columns in enumerate((slice(0, 1), slice(None))):
+            weights, intercept = _regression(x[kept, columns], labels[kept], counts[kept])
+            sign = 2 * labels[~kept] - 1
+            score[j] += (counts[~kept] * special.log_expit(sign * (x[~kept, columns] @ weights + intercept))).sum()
+    return bool(score[1] > score[0])
+
+
+def moved_logits(logits: Tensor, probability: Tensor) -> Tensor:
+    """Draws of log-odds, ``(draws, n)``, each fact's shifted so that its mean probability is the one given, ``(n,)``.
+
+    By Newton's method on the log-odds of the mean, within bounds that the shift cannot leave.
+    """
+    logits, wanted = logits.double(), torch.logit(probability.double().to(logits.device), eps=1e-15)
+    low, high = wanted - logits.amax(0), wanted - logits.amin(0)
+    shift = (wanted - torch.logit(logits.sigmoid().mean(0), eps=1e-15)).clamp(low, high)
+    for _ in range(100):  # few are needed, but where draws are far apart
+        p = (logits + shift).sigmoid()
+        mean, slope = p.mean(0), (p * (1 - p)).mean(0)
+        off = wanted - torch.logit(mean, eps=1e-15)
+        low, high = torch.where(off > 0, shift, low), torch.where(off < 0, shift, high)
+        step = shift + off * (mean * (1 - mean) / slope.clamp_min(1e-300)).clamp_max(1e6)
+        shift = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+        if float(off.abs().max()) < 1e-9:
+            break
+    return logits + shift
 
 
 def _evidence(facts: Facts, names: Sequence[str]) -> np.ndarray:

@@ -75,17 +75,20 @@ class Thresholds:
     def at(self, row: int, coverage: float, per_relation: bool) -> float:
         """The largest misfit that a set of this coverage admits for a query row.
 
-        A relation with fewer than ``ENOUGH`` facts is given the threshold of all relations.
+        Relations with fewer than ``ENOUGH`` facts share the threshold of a group of their own, since those of all
+        relations together are mostly of the large ones.
 
         Raises InputError for a coverage outside (0, 1), or where there are no facts to calibrate with.
         """
         if not 0 < coverage < 1:
             raise InputError(f"`coverage` is a probability between 0 and 1; got {coverage}.")
-        mine = self.misfits[(self.row >= self.num_relations) == (row >= self.num_relations)]
-        if per_relation and int((self.row == row).sum()) >= ENOUGH:
-            mine = self.misfits[self.row == row]
-        if not len(mine):
+        if not len(self.misfits):
             raise InputError("the graph has no validation facts to calibrate answer sets with.")
+        mine = self.misfits[(self.row >= self.num_relations) == (row >= self.num_relations)]
+        if per_relation:
+            counts = torch.bincount(self.row, minlength=2 * self.num_relations)
+            small = (counts < ENOUGH)[self.row] & ((self.row >= self.num_relations) == (row >= self.num_relations))
+            mine = self.misfits[self.row == row if int(counts[row]) >= ENOUGH else small]
         rank = math.ceil((len(mine) + 1) * coverage)
         return float(mine[rank - 1]) if rank <= len(mine) else math.inf
 

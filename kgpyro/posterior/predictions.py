@@ -13,7 +13,7 @@ from torch import Tensor
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
-from kgpyro.evaluation.calibration import Calibration, Recalibration
+from kgpyro.evaluation.calibration import Calibration, Recalibration, moved_logits
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.posterior.replay import Program
 from kgpyro.posterior.scores import PosteriorScores
@@ -90,57 +90,63 @@ class Predictions(PosteriorScores):
         """:func:`.summary` of facts that have these entities, recalibrated where this posterior is."""
         frequency = torch.stack([self.graph.frequency[e.cpu()] for e in torch.broadcast_tensors(*entities)]).amin(0)
         found = summary(logits, interval) | {"score": logits.double().mean(0), "frequency": frequency}
-        found["error"] = found["std"] / math.sqrt(len(logits))
         if recalibrated and self.recalibration is not None:
-            moved = self.recalibration({key: value.cpu().numpy() for key, value in found.items()})
-            found |= {key: torch.as_tensor(value) for key, value in moved.items()}
+            found = self._moved(logits, found, interval) | {"frequency": frequency}
+        found["error"] = found["std"] / math.sqrt(len(logits))
         return found
 
-    def calibration(
-        self, split: str = "test", negatives: str | None = None, draws: int = 500, seed: int = 0
-    ) -> Calibration:
+    def _moved(self, logits: Tensor, found: Mapping[str, Tensor], interval: float) -> dict[str, Tensor]:
+        """The summary of draws that are shifted to the recalibrated probability, so that all columns are of one map."""
+        assert self.recalibration is not None
+        target = torch.from_numpy(self.recalibration({key: value.cpu().numpy() for key, value in found.items()}))
+        logits = moved_logits(logits, target)
+        return summary(logits, interval) | {"score": logits.mean(0)}
+
+    def calibration(self, split: str = "test", negatives: str = "open", draws: int = 500, seed: int = 0) -> Calibration:
         """How well predicted probabilities agree with labels: reliability, ECE, Brier score, log score, AUROC.
 
         Args:
             split: ``"valid"`` or ``"test"``: whose triples are the true facts.
-            negatives: verified, hard or random: the false ones (:func:`kgpyro.labelled_facts`); by default verified
-                where the graph has them, else random.
+            negatives: open (of all facts that no split holds), random, hard or verified: the false ones
+                (:func:`kgpyro.labelled_facts`).
             draws: posterior draws behind each probability.
             seed: of draws and corruptions.
 
         Raises:
-            InputError: an unknown split or kind of negatives.
+            InputError: an unknown split or kind of negatives, or the split that a recalibration was fitted to.
         """
+        if split == "valid" and self.recalibration is not None:
+            raise InputError("the recalibration was fitted to the valid split, which cannot judge it; choose test.")
         facts = labelled_facts(self.graph, split, negatives, seed)
         found = self.facts(facts, draws, seed=seed)["probability"].to_numpy()
-        return Calibration(found, facts["label"].to_numpy(), facts.attrs["negatives"])
+        return Calibration(found, facts["label"].to_numpy(), facts.attrs["negatives"], facts["weight"].to_numpy())
 
-    def recalibrate(
-        self, method: str = "isotonic", negatives: str | None = None, draws: int = 500, seed: int = 0
-    ) -> None:
+    def recalibrate(self, method: str = "isotonic", negatives: str = "open", draws: int = 500, seed: int = 0) -> None:
         """Fit a map of predictions to the labels of the validation split (:class:`.Recalibration`).
 
-        From then on ``probability``, ``low`` and ``high`` of :meth:`facts` and :meth:`predict` are what it makes of
-        them. Trained on what the graph holds, a model says how probable it is that the graph *holds* a fact. The map
-        makes it the probability that the fact is true, among facts that are as often true as these labels: one in two.
+        From then on every column of :meth:`facts` and :meth:`predict` is of the recalibrated distribution. With open
+        negatives the probabilities are those of facts that the graph does not hold, the held-out facts taken for all
+        the true ones among them. With random, hard or verified ones they are those of facts that are as often true as
+        these labels: about one in two.
 
         Args:
             method: temperature, platt, isotonic or stacked (by all evidence, the model's doubt included); none takes
                 the map off again.
-            negatives: verified, hard or random: what counts as false (:func:`kgpyro.labelled_facts`); by default
-                verified where the graph has them, else random.
+            negatives: open (of all facts that no split holds), random, hard or verified: what counts as false
+                (:func:`kgpyro.labelled_facts`).
             draws: posterior draws behind each probability.
             seed: of draws and corruptions.
 
         Raises:
-            InputError: an unknown method or kind of negatives.
+            InputError: an unknown method or kind of negatives, or no validation facts.
         """
         if method == "none":
             self.recalibration = None
         else:
             facts = labelled_facts(self.graph, "valid", negatives, seed)
             found = self.facts(facts, draws, seed=seed, recalibrated=False)
-            self.recalibration = Recalibration.fit(found, facts["label"].to_numpy(), method)
+            labels, counts = facts["label"].to_numpy(), facts["weight"].to_numpy()
+            self.recalibration = Recalibration.fit(found, labels, method, counts, facts.attrs["negatives"])
 
     def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
         if isinstance(triples, Tensor):
@@ -187,13 +193,21 @@ class Predictions(PosteriorScores):
         everyone = torch.arange(self.graph.num_entities, device=self.device)
         parts = everyone.split(max(1, (1 << 22) // draws))
         anchor = torch.tensor([given])
-        found = [self._summary(logits[:, part], interval, (anchor, part)) for part in parts]
+        found = [self._summary(logits[:, part], interval, (anchor, part), False) for part in parts]
         columns = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
-        chosen = columns["probability"].argsort(descending=True, stable=True)[:top]
+        chosen = columns["probability"].argsort(descending=True, stable=True)
+        if self.recalibration is not None:  # what ties then keeps the order it had
+            moved = self.recalibration({key: value.numpy() for key, value in columns.items()})
+            chosen = chosen[torch.from_numpy(moved)[chosen].argsort(descending=True, stable=True)]
+        chosen = chosen[:top]
+        if self.recalibration is not None:
+            columns = self._summary(logits[:, chosen], interval, (anchor, chosen))
+            shown = {key: value.cpu().numpy() for key, value in columns.items()}
+        else:
+            shown = {key: value[chosen].numpy() for key, value in columns.items()}
         known = self._known(given, relation_id, side)
         ids = chosen.tolist()
         names = [self.graph.entities[i] for i in ids]
-        shown = {key: value[chosen].numpy() for key, value in columns.items()}
         return pd.DataFrame({side: names, **shown, "known": [known.get(i, "") for i in ids]})
 
     @torch.no_grad()

@@ -34,8 +34,8 @@ def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
     return {
         "probability": mean,
         "std": spread,
-        "low": low,
-        "high": high,
+        "low": torch.minimum(low, mean),  # a mean may lie beyond the quantiles of draws that are far from even
+        "high": torch.maximum(high, mean),
         "aleatoric": aleatoric,
         "epistemic": (label_entropy(mean) - aleatoric).clamp_min(0),
     }
