@@ -25,7 +25,8 @@ from kgpyro.inference.bound import estimate_elbo
 from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.checkpoint import Checkpoint, Checkpoints
 from kgpyro.inference.elbo import Terms, WeightedELBO
-from kgpyro.inference.nuts import posterior_by_nuts
+from kgpyro.inference.hmc import moved_draws
+from kgpyro.inference.nuts import posterior_by_nuts, refuse_chains
 from kgpyro.inference.options import EXACT_UP_TO, Options, objective_name
 from kgpyro.inference.progress import Progress
 from kgpyro.inference.schedules import KLSchedule
@@ -207,6 +208,8 @@ def _fit(
     kg.sparse = config["negatives"] != "all" and alone and config["optimizer"] in SPARSE_OPTIMIZERS
     if config["inference"] == "nuts":
         return posterior_by_nuts(whole, program, sites, config, watched.progress, begin if folder else None), True
+    if config["inference"] == "hmc":
+        refuse_chains(program, sites, "HMC", learns=True)
     guide = build_guide(config["guide"], kg, sites).to(dtype)
     if values is not None and not guide.inductive:
         raise InputError(f"guide {config['guide']} makes no use of `features`; add `guide` features.")
@@ -269,6 +272,15 @@ def _fit(
         )
     if module.failures and not math.isfinite(bound):
         raise _save_good(posterior, module, bar, folder, Diverged(module.cause()))
+    moved: dict[str, Any] = {}
+    if config["inference"] == "hmc":
+        with seeded(config["seed"]):
+            how_long = config["warmup_draws"], config["posterior_draws"]
+            samples, moved = moved_draws(program, guide, sites, *how_long, progress)
+        moved_posterior = Posterior(whole, program, None, config, samples=samples)
+        moved_posterior.provenance, moved_posterior.log = posterior.provenance, posterior.log
+        moved_posterior.seconds = round(bar.before + time.monotonic() - started, 1)
+        posterior = moved_posterior
     posterior.check_form()
     if values is not None:
         posterior = posterior.extend(whole, values)
@@ -280,6 +292,7 @@ def _fit(
         "kl_per_fact": float(terms.kl),
         "kl_per_latent": terms.kl_per_latent,
         "objective": objective_name(config, guide.point),
+        **({"hmc": moved} if moved else {}),
         "warnings": whole.problems + _warnings(config, module, bar, terms, per_fact),
     }
     return posterior, bar.finished

@@ -25,23 +25,26 @@ LARGEST = 20_000  # numbers that all latents together may be
 CELLS = 5_000_000  # facts whose likelihood each step of a trajectory may take
 
 
-def refuse_nuts(program: Program, sites: Mapping[str, Site]) -> None:
-    """Raise InputError where a program is not one for NUTS, with what it would take."""
+def refuse_chains(program: Program, sites: Mapping[str, Site], name: str, learns: bool = False) -> None:
+    """Raise InputError where a program is not one for Monte Carlo by ``name``, with what it would take.
+
+    Parameters, which chains do not move, are fine where something before them ``learns`` them.
+    """
     batches = program.batches
     count = sum(site.prior.shape().numel() for site in sites.values())
     if program.kg.features is not None:
-        raise InputError("NUTS draws a latent for every entity and knows no features; leave out features.")
+        raise InputError(f"{name} draws a latent for every entity and knows no features; leave out `features`.")
     if any(site.frame in PER_FACT for site in sites.values()):
-        raise InputError("NUTS needs latents that all facts share, and here every fact has its own; use model 'lim'.")
-    if any(True for _ in program.kg.parameters()) or len(program.parameters.made):
-        raise InputError("NUTS learns no parameters; give numbers, or priors such as normal(scale=half_cauchy(1)).")
+        raise InputError(f"{name} needs latents that all facts share; here every fact has its own; use `model` lim.")
+    if not learns and (any(True for _ in program.kg.parameters()) or len(program.parameters.made)):
+        raise InputError(f"{name} learns no parameters; give numbers, or priors such as normal(scale=half_cauchy(1)).")
     if batches.negatives is not None or batches.unanswered:
-        raise InputError("NUTS needs the whole likelihood in every step; leave out negatives and unanswered.")
+        raise InputError(f"{name} needs the whole likelihood in every step; leave out `negatives` and `unanswered`.")
     cells = len(batches) * batches.num_entities
     if count > LARGEST or cells > CELLS:
         raise InputError(
-            f"NUTS is for small graphs: here {count:,} latent numbers and {cells:,} facts take part in each of some "
-            f"hundred thousand gradients, and {LARGEST:,} and {CELLS:,} are the most; lower dim, or fit with 'svi'."
+            f"{name} is for small graphs: here {count:,} latent numbers and {cells:,} facts take part in each of some "
+            f"hundred thousand gradients, and {LARGEST:,} and {CELLS:,} are the most; lower `dim`, or fit by svi."
         )
 
 
@@ -62,12 +65,15 @@ def draw_posterior(program: Program, warmup: int, draws: int, progress: bool) ->
     return samples, mixing(samples)
 
 
-def mixing(samples: dict[str, Tensor]) -> pd.DataFrame:
-    """R-hat and effective sample size of draws of one chain, by site."""
+def mixing(samples: dict[str, Tensor], chains: bool = False) -> pd.DataFrame:
+    """R-hat and effective sample size by site, of draws of one chain ``(draws, *)``, or ``(chains, draws)``."""
     rows = {}
     for site, value in samples.items():
-        halves = value[: len(value) // 2 * 2].flatten(1).cpu().double()
-        flat = halves.unflatten(0, (2, -1)).numpy()  # R-hat is between the halves of the chain
+        if chains:
+            flat = value.unsqueeze(-1).cpu().double().numpy()
+        else:
+            halves = value[: len(value) // 2 * 2].flatten(1).cpu().double()
+            flat = halves.unflatten(0, (2, -1)).numpy()  # R-hat is between the halves of the chain
         rows[site] = {"values": flat.shape[-1], "r_hat": _worst(flat, "rhat"), "ess": _worst(flat, "ess")}
     return pd.DataFrame(rows).T.astype({"values": int}).rename_axis("site")
 
@@ -77,6 +83,12 @@ def _worst(chains: Any, what: str) -> float:
     arviz, new = load_arviz()
     if chains.shape[1] < 4:
         return float("nan")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="More chains")
+        return _of_arviz(arviz, new, chains, what)
+
+
+def _of_arviz(arviz: Any, new: bool, chains: Any, what: str) -> float:
     if new:
         from arviz_stats.base import array_stats
 
@@ -112,7 +124,7 @@ def posterior_by_nuts(
     begin: Callable[[], None] | None,
 ) -> Posterior:
     """The posterior as draws of NUTS, with its metrics."""
-    refuse_nuts(program, sites)
+    refuse_chains(program, sites, "NUTS")
     started = time.monotonic()
     if begin is not None:
         begin()

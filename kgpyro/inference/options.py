@@ -54,10 +54,11 @@ class Options:
             normalising flow), features(hidden=128) (entities known by `features` alone), mixture(members=4) (several
             lookup tables with starts of their own, as in an ensemble), point (a point estimate), or your own as
             package.module:object.
-        inference: svi (a guide, optimised), or nuts (draws from the posterior itself, by Pyro's No-U-Turn sampler; for
-            small graphs and models with global latents such as lim).
-        warmup_draws: draws by which NUTS adapts, and which it throws away.
-        posterior_draws: draws that NUTS keeps.
+        inference: svi (a guide, optimised); for small graphs and models with global latents such as lim also nuts
+            (draws from the posterior itself, by Pyro's No-U-Turn sampler), or hmc (svi, and then the guide's draws
+            moved by Hamiltonian Monte Carlo, many chains at once).
+        warmup_draws: draws by which nuts or hmc adapts, and which it throws away.
+        posterior_draws: draws that nuts or hmc keeps.
         features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
             row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
             in it, and are predicted all the same.
@@ -80,7 +81,7 @@ class Options:
         estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
             admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
         inverse: give every relation an inverse with latents of its own, which answers head queries. A fact's log-odds
-            are then the mean of both readings. Default: yes; no for nuts, where a relation has one latent.
+            are then the mean of both readings. Default: yes; no for nuts and hmc, where a relation has one latent.
         likelihood: bernoulli (each fact of a query is true or not; the paper's), or categorical (each answer of a query
             is drawn from all entities, which says who answers and not whether a fact is true).
         completeness: probability with which a true fact between two entities is in the training graph; at 1 whatever it
@@ -113,7 +114,7 @@ class Options:
     relation_prior: PriorLike | None = None
     score: str | Score | Callable = "ComplEx"
     guide: str | Callable = "lookup"
-    inference: Literal["svi", "nuts"] = "svi"
+    inference: Literal["svi", "nuts", "hmc"] = "svi"
     warmup_draws: int = 500
     posterior_draws: int = 500
     features: FeaturesLike | None = None
@@ -184,14 +185,16 @@ class Options:
                 "`likelihood` categorical draws each query's answers from all entities; leave out `negatives` and "
                 "`completeness` and `closed_world`."
             )
-        nuts = self.inference == "nuts"
-        config["inverse"] = not nuts if self.inverse is None else self.inverse
+        chains = self.inference != "svi"
+        if chains and (self.kl_weight not in (None, 1) or self.kl_frequency):
+            raise InputError(f"`inference` {self.inference} is of the posterior itself; leave `kl_weight` at 1.")
+        config["inverse"] = not chains if self.inverse is None else self.inverse
         every = 2 * graph.num_relations * graph.num_entities
         if config["closed_world"] == "local":
             if self.unanswered is not None:
                 raise InputError("`unanswered` draws from the queries of a full closed world; add `closed_world` full.")
         elif self.unanswered is None:
-            few = nuts or every <= ALL_QUERIES_UP_TO or config["negatives"] != "all"
+            few = chains or every <= ALL_QUERIES_UP_TO or config["negatives"] != "all"
             config["unanswered"] = "all" if few else max(1, self.batch_size // 8)
         if config["negatives"] != "all" and config["unanswered"] not in (None, "all"):
             raise InputError(
