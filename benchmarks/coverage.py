@@ -1,11 +1,11 @@
 """How often intervals hold the true probability, by simulation through ``kgpyro.simulation_check``.
 
-    python benchmarks/coverage.py                  # appends to benchmarks/results/coverage.json; done rows are not rerun
-    python benchmarks/coverage.py --table          # prints the table
-    python benchmarks/coverage.py --sizes 6        # the small graphs alone
+    python benchmarks/coverage.py            # appends to results/coverage.json; what stands there is not run again
+    python benchmarks/coverage.py --sizes 6  # the small graphs alone
+    python benchmarks/coverage.py --table
 
-Graphs are drawn from the LIM with normal priors, base rate .1, intercepts N(logit .1, 3²), one latent per relation. Every
-row fits them by the public ``fit``, to convergence. ``--graphs`` scales the numbers of graphs.
+Graphs are drawn from the LIM with normal priors, base rate .1, intercepts N(logit .1, 3²), one latent per relation.
+Every row fits them by the public ``fit``, to convergence.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ CHAINS = 64
 SHORTEST, LONGEST = 4, 16  # leapfrog steps of a trajectory
 BETWEEN = 5  # trajectories between the draws of a chain that are kept
 ACCEPTED = 0.8  # share of proposals that the step size aims at
+FAR = 100.0  # scales from the guide's centre, beyond which a trajectory has diverged
 NUMBERS = 1 << 26  # scores of all chains at once, at most
 
 
@@ -37,7 +38,7 @@ class Chains:
 
     Attributes:
         starts: draws of the guide, the chains' first states, shape ``(chains, n)``.
-        scale: of each coordinate, the guide's, shape ``(n,)``.
+        centre, scale: of each coordinate, the guide's, shape ``(n,)``.
         together: whether all chains go through one run of the model.
     """
 
@@ -49,7 +50,7 @@ class Chains:
         free = {name: torch.stack([self.supports[name].inv(d[name]) for d in drawn]) for name in sites}
         self.shapes = {name: value.shape[1:] for name, value in free.items()}
         flat = torch.cat([free[name].flatten(1) for name in sites], 1)
-        self.starts, self.scale = flat[:chains].clone(), flat.std(0).clamp_min(1e-4)
+        self.starts, self.centre, self.scale = flat[:chains].clone(), flat.mean(0), flat.std(0).clamp_min(1e-4)
         self.together = False
         self.together = self._vectorises()
 
@@ -99,11 +100,14 @@ class Chains:
         cells = len(self.batch.anchor) * self.batch.num_entities
         found = []
         for part in z.split(max(1, NUMBERS // cells)):
+            away = ~((part - self.centre).abs() <= FAR * self.scale).all(
+                1, keepdim=True
+            )  # where a density may overflow
             with torch.enable_grad():
-                free = part.detach().requires_grad_()
+                free = torch.where(away, self.centre, part).detach().requires_grad_()
                 value = self.log_density(free)
                 (slope,) = torch.autograd.grad(value.sum(), free)
-            found.append((value.detach(), slope))
+            found.append((value.detach().masked_fill(away[:, 0], -math.inf), slope))
         values, slopes = zip(*found, strict=True)
         return torch.cat(values), torch.cat(slopes)
 
