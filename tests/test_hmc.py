@@ -68,7 +68,7 @@ def test_chains_keep_a_posterior_that_is_the_prior(tiny: Graph) -> None:
             pyro.sample("y", dist.Bernoulli(logits=logits.expand(*logits.shape[:-2], *shape)).to_event(1), obs=batch.y)
 
     parts = Parts(tiny, nothing, "gamma(3, 2)", closed_world="full")  # type: ignore[arg-type]
-    samples, went = moved_draws(parts.program, parts.guide, parts.sites, 300, 640, progress=False)
+    samples, went = moved_draws(parts.program, parts.guide, parts.sites, 100, 640, progress=False)
     values = samples["entities"].flatten()
     assert len(samples["entities"]) == 640 and 0.6 < went["acceptance"] < 0.95
     assert float(values.mean()) == pytest.approx(1.5, abs=0.05)
