@@ -154,8 +154,8 @@ def summary(rows: list[Row]) -> dict[str, float]:
     point = calibration[calibration["method"] == "point estimate"].groupby(place)[metrics].mean()
     predictive = ours.xs("predictive", level="kind")
     for name, other in (("plugin", ours.xs("plug-in", level="kind")), ("point", point)):
-        both = predictive.join(other, rsuffix="_other", how="inner")
-        better = (both["log_score"] > both["log_score_other"]) & (both["aurc"] < both["aurc_other"])
+        other = other.reindex(predictive.index)
+        better = (predictive["log_score"] > other["log_score"]) & (predictive["aurc"] < other["aurc"])
         found[f"share_of_rows_predictive_beats_{name}"] = float(better.mean())
     return {name: round(value, 4) for name, value in found.items()}
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Calibration, Recalibration, moved_logits
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
+from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
 from kgpyro.posterior.replay import Program
 from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.posterior.uncertainty import summary
@@ -147,6 +149,52 @@ class Predictions(PosteriorScores):
             found = self.facts(facts, draws, seed=seed, recalibrated=False)
             labels, counts = facts["label"].to_numpy(), facts["weight"].to_numpy()
             self.recalibration = Recalibration.fit(found, labels, method, counts, facts.attrs["negatives"])
+
+    def decide(
+        self,
+        triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor,
+        risk: float = 0.1,
+        confidence: float = 0.95,
+        negatives: str | None = None,
+        draws: int = 500,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Which facts to hold for true, which for false, and which to leave undecided, with a promised error rate.
+
+        Half of the labelled validation facts put probabilities to scale (Platt), the other half say how certain one has
+        to be (:mod:`kgpyro.evaluation.decisions`). The promise is for facts that are exchangeable with these.
+
+        Args:
+            triples: as :meth:`facts` takes them.
+            risk: largest share of wrong decisions among those that are made.
+            confidence: with which that is promised.
+            negatives: random, hard or verified: what validation facts count as false (:func:`kgpyro.labelled_facts`).
+            draws: posterior draws behind each probability.
+            seed: of draws, corruptions and halves.
+
+        Returns:
+            ``head``, ``relation``, ``tail``, ``probability`` (put to scale) and ``decision``: true, false, or abstain.
+
+        Raises:
+            InputError: a risk or confidence outside (0, 1), open negatives, or too few validation facts.
+        """
+        refuse_no_risk(risk, confidence)
+        if negatives == "open":
+            raise InputError("decisions are calibrated on labels as they are; choose random, hard or verified ones.")
+        labelled = labelled_facts(self.graph, "valid", negatives, seed)
+        labels = labelled["label"].to_numpy()
+        half = np.random.default_rng(seed).permutation(len(labels)) % 2 == 0
+        if len(labels) < 4 or min(len(np.unique(labels[part])) for part in (half, ~half)) < 2:
+            raise InputError("decisions need true and false validation facts, to scale and to judge by; too few here.")
+        found = self.facts(labelled, draws, seed=seed, recalibrated=False)
+        scale = Recalibration.fit(found[half], labels[half], "platt")
+        judged = scale(found[~half])
+        wrong = (judged > 0.5) != labels[~half]
+        least = certain_enough(np.abs(judged - 0.5), wrong, risk, confidence)
+        table = self.facts(triples, draws, seed=seed, recalibrated=False)
+        p = scale(table)
+        decided = np.where(np.abs(p - 0.5) < least, "abstain", np.where(p > 0.5, "true", "false"))
+        return table[["head", "relation", "tail"]].assign(probability=p, decision=decided)
 
     def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
         if isinstance(triples, Tensor):
