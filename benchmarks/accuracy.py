@@ -1,4 +1,4 @@
-"""Fit configurations, append one result line per seed, and render the README's table.
+"""Fit configurations, append one result line per seed, and render the tables of docs/results.md.
 
     python benchmarks/accuracy.py benchmarks/configs/*.yaml --seeds 0 1 2
     python benchmarks/accuracy.py --table
@@ -117,7 +117,7 @@ def table(folder: str) -> str:
     for (graph, model, config), part in frame.groupby(["graph", "kind", "config"]):
         means = [(f"{part[m].mean():.3f}", f" ± {part[m].std():.3f}") for m in ("mrr", "hits@1", "hits@10")]
         cells = [mean + spread if len(part) > 1 else mean for mean, spread in means]
-        link = f"[{config.removesuffix('.yaml')}](benchmarks/configs/{config})"
+        link = f"[{config.removesuffix('.yaml')}](../benchmarks/configs/{config})"
         elbo = "–" if model.startswith("point") else f"{part['elbo_per_fact'].mean():.2f}"
         end = f"{elbo} | {part['seconds'].median():.0f}"
         out.append(f"| {graph} | {model} | {link} | {len(part)} | {' | '.join(cells)} | {end} |")

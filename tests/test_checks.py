@@ -86,7 +86,7 @@ def test_command_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_the_table_of_priors_is_the_readmes(capsys: pytest.CaptureFixture[str]) -> None:
     assert priors_command([]) == 0
     table = capsys.readouterr().out.strip()
-    readme = (Path(kgpyro.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(kgpyro.__file__).parent.parent / "docs" / "priors.md").read_text(encoding="utf-8")
     assert table in readme, "regenerate it with: python -m kgpyro priors"
 
 
