@@ -129,6 +129,35 @@ def table(folder: str) -> str:
     return "\n".join(out[:2] + sorted(out[2:], key=str.lower))
 
 
+def best() -> str:
+    """The configuration of each graph and model that validates best, beside the best published figure of the graph."""
+    published = pd.read_csv(HERE / "published.csv", dtype=str)
+    published = published.assign(mrr=pd.to_numeric(published["mrr"], errors="coerce")).dropna(subset="mrr")
+    current = {name_of(path): digest(path) for path in (HERE / "configs").glob("*.yaml")}
+    rows = []
+    for line in read_lines():
+        if current.get(line["config"]) == line["config_sha"] and "point estimate" not in line["objective"]:
+            m = line["metrics"]
+            rows.append({k: line[k] for k in ("graph", "model", "config", "seed")} | m["test"]["realistic"])
+            rows[-1]["valid"] = m["valid"]["realistic"]["mrr"]
+    for row in json.loads((HERE / "results" / "gpu.json").read_text())["rows"]:
+        if row["name"].startswith("accuracy") and row["model"] != "point":
+            rows.append({k: row[k] for k in ("graph", "model", "config", "seed", "mrr", "hits@10")})
+            rows[-1]["valid"] = row["valid_mrr"]
+    out = ["| graph | model | configuration | seeds | MRR | Hits@1 | Hits@10 | best published MRR |"]
+    out.append("|---|---|---|---:|---:|---:|---:|---|")
+    for (graph, model), part in pd.DataFrame(rows).groupby(["graph", "model"]):
+        chosen = part.groupby("config")["valid"].mean().idxmax()
+        part = part[part["config"] == chosen]
+        means = [part[m].mean() for m in ("mrr", "hits@1", "hits@10")]
+        cells = " | ".join("–" if pd.isna(mean) else f"{mean:.3f}" for mean in means)
+        theirs = published[published["graph"] == graph].nlargest(1, "mrr")
+        beside = "–" if theirs.empty else f"{theirs['mrr'].iloc[0]:.3g} ({theirs.iloc[0, 2]})".replace("0.", ".", 1)
+        link = f"[{chosen.removesuffix('.yaml')}](benchmarks/configs/{chosen})"
+        out.append(f"| {graph} | {model.upper()} | {link} | {part['seed'].nunique()} | {cells} | {beside} |")
+    return "\n".join(out)
+
+
 def relations_table(config: str) -> str:
     """A configuration's test metrics of each relation, subjects and objects apart, as means over seeds, beside what the
     paper's Tables 3 and 4 have of them (``published_relations.csv``).
@@ -158,6 +187,7 @@ def main() -> int:
     parser.add_argument(
         "--table", nargs="?", const=".", help="print the results of all current configurations, or of a folder of them"
     )
+    parser.add_argument("--best", action="store_true", help="print the README's table: a row per graph and model")
     parser.add_argument("--relations", metavar="NAME", help="print a configuration's results, relation by relation")
     arguments = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
@@ -176,6 +206,8 @@ def main() -> int:
                 )
     if arguments.table:
         print(table(arguments.table))
+    if arguments.best:
+        print(best())
     if arguments.relations:
         print(relations_table(arguments.relations))
     return 0
