@@ -9,7 +9,9 @@ INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 fit: $(VENV)/installed
 	$(BIN)/python -m kgpyro.fit --model lfm --prior normal
 
-test: check wheel
+# the wheel installs while the tests run
+test: $(VENV)/installed
+	$(MAKE) -j 2 --output-sync=target check wheel
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

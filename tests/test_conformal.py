@@ -115,3 +115,9 @@ def test_coverage_on_a_real_graph() -> None:
         sizes.append(len(members))
     assert 0.6 < sum(hits) / len(hits) <= 1.0
     assert sum(sizes) / len(sizes) < 20
+
+
+def test_a_watched_split_is_told(tiny: Graph) -> None:
+    posterior = posterior_of(tiny, early_stopping=3)
+    with pytest.warns(UserWarning, match="early stopping has chosen this fit"):
+        posterior.predict_set(head="a", relation="likes", coverage=0.5)

@@ -97,3 +97,11 @@ def test_hmc_is_an_engine(tiny: Graph, tmp_path: Path) -> None:
 def test_hmc_refuses_in_a_sentence(tiny: Graph, options: dict[str, Any], why: str) -> None:
     with pytest.raises(InputError, match=why):
         kgpyro.fit(tiny, **(QUICK | options))
+
+
+def test_draws_can_be_compared(nations: Graph) -> None:
+    quick = QUICK | {"score": "DistMult", "posterior_draws": 64}
+    moved = kgpyro.fit(nations, **quick)
+    guide = kgpyro.fit(nations, **(quick | {"inference": "svi"}))
+    table = kgpyro.compare({"moved": moved, "guide": guide}, draws=20)
+    assert set(table.index) == {"moved", "guide"} and table["log_density"].notna().all()

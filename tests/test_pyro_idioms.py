@@ -74,7 +74,6 @@ def test_vectorised_particles_have_the_same_expectation(tiny: Graph, model: str)
 
 @BOTH
 def test_render_model_draws_the_plates(tiny: Graph, model: str) -> None:
-    pytest.importorskip("graphviz")
     parts = Parts(tiny, model)
     drawn = pyro.render_model(parts.model, model_args=(parts.kg, parts.batches(torch.arange(2)))).source
     assert "cluster_fact" in drawn and "y" in drawn

@@ -40,7 +40,7 @@ def compare(
         progress: show a progress bar.
 
     Returns:
-        A row per name: ``elbo_per_fact`` (untempered, nats per training fact; NaN for a point estimate);
+        A row per name: ``elbo_per_fact`` (untempered, nats per training fact; NaN for a point estimate or NUTS);
         ``log_density``, the log posterior predictive density of all candidates of the held-out queries that training
         and validation leave open, in nats per held-out fact; ``mrr`` (filtered, realistic); ``calibration_error``, how
         far expected and observed numbers of facts are apart in bins of predicted probability, over the number of facts,
@@ -85,10 +85,10 @@ def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) 
     facts = labels.sum().clamp_min(1)
     p = probabilities.clamp(1e-12, 1 - 1e-12)
     log_density = torch.where(labels > 0, p.log(), (-p).log1p()).sum() / facts
-    guide = posterior.its_guide("comparisons")
-    modules = (guide, posterior.kg)
+    modules = posterior.modules().values()
+    point = posterior.guide is not None and posterior.guide.point
     return {
-        "elbo_per_fact": float("nan") if guide.point else posterior.metrics["elbo_per_fact"],
+        "elbo_per_fact": float("nan") if point else posterior.metrics.get("elbo_per_fact", float("nan")),
         "log_density": float(log_density),
         "mrr": posterior.metrics[split]["realistic"]["mrr"],
         "calibration_error": float((expected - observed).abs().sum() / facts),

@@ -59,6 +59,7 @@ class Posterior(Predictions):
     ):
         super().__init__(graph, program, guide, samples)
         self.config, self.metrics = dict(config), Metrics(metrics or {})
+        self.watched = bool(self.config.get("early_stopping"))
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
         self.provenance: dict[str, Any] = {}
@@ -286,13 +287,13 @@ class Posterior(Predictions):
         Raises InputError where the folder holds another run, unless it is the ``unfinished`` one of this fit.
         """
         state = {f"draws.{site}": value for site, value in (self.samples or {}).items()}
-        for part, module in self._modules().items():
+        for part, module in self.modules().items():
             state |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
         run = Run(self.graph, self.config, self.metrics, self.log, state, self.provenance)
         run.write(folder, unfinished)
         self.store_recalibration(folder)
 
-    def _modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """Whose parameters a run keeps."""
         found = {"setting": self.kg, "own": self.program.parameters.made}
         if self.guide is not None:
@@ -330,7 +331,7 @@ class Posterior(Predictions):
             guide = None if samples else build_guide(config["guide"], kg, sites_of(program)).to(dtype)
             found = cls(graph, program, guide, run.config, run.metrics, run.log, samples or None)
         try:
-            for part, module in found._modules().items():
+            for part, module in found.modules().items():
                 state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
                 module.load_state_dict(state)
         except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -28,7 +29,10 @@ class Predictions(PosteriorScores):
 
     Attributes:
         recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
+        watched: whether early stopping has chosen the fit by its validation split.
     """
+
+    watched = False
 
     def __init__(
         self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
@@ -181,6 +185,7 @@ class Predictions(PosteriorScores):
         refuse_no_risk(risk, confidence)
         if negatives == "open":
             raise InputError("decisions are calibrated on labels as they are; choose random, hard or verified ones.")
+        self._say_what_is_watched()
         labelled = labelled_facts(self.graph, "valid", negatives, seed)
         labels = labelled["label"].to_numpy()
         half = np.random.default_rng(seed).permutation(len(labels)) % 2 == 0
@@ -302,10 +307,19 @@ class Predictions(PosteriorScores):
     def thresholds(self, draws: int = 100) -> Thresholds:
         """What answer sets are calibrated with, from the validation facts; cached."""
         if draws not in self._thresholds:
+            self._say_what_is_watched()
             g = self.graph
             probabilities = partial(self.probabilities, draws=draws)
             self._thresholds[draws] = Thresholds.of(probabilities, g.valid, g.training_queries, g.num_entities)
         return self._thresholds[draws]
+
+    def _say_what_is_watched(self) -> None:
+        if self.watched:
+            warnings.warn(
+                "early stopping has chosen this fit by its validation facts, so that they are not exchangeable with "
+                "others: sets of answers and decisions may keep their promises less well.",
+                stacklevel=3,
+            )
 
     def _query(self, head: str | None, relation: str | None, tail: str | None) -> tuple[str, int, int, int]:
         """Which side a query asks for, its given entity, its relation and its row. Raises InputError for no query."""
