@@ -177,8 +177,6 @@ def test_a_fit_and_its_predictions(fitted: Posterior, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda p: p.facts([("a", "likes", "b")]),
-        lambda p: p.calibration(),
         lambda p: p.acquire(),
         lambda p: p.to_arviz(),
         lambda p: kgpyro.posterior_predictive(p),
@@ -188,3 +186,28 @@ def test_a_fit_and_its_predictions(fitted: Posterior, tmp_path: Path) -> None:
 def test_what_it_does_not_say(fitted: Posterior, ask: Callable) -> None:
     with pytest.raises(InputError, match="fit with likelihood='bernoulli'"):
         ask(fitted)
+
+
+def test_facts_have_a_probability_all_the_same(fitted: Posterior, tiny: Graph) -> None:
+    """Log-odds of being the answer, plus the log of how many a query has, over both queries of a fact."""
+    facts = torch.tensor([[0, 0, 1], [2, 1, 0], [1, 0, 1]])
+    found = fitted.fact_logits(facts, 3, seed=0)
+    heads, relations, tails = tiny.train.T.tolist()
+    for draw in range(3):
+        for i, (h, r, t) in enumerate(facts.tolist()):
+            total = 0.0
+            for anchor, row, answer, ends in ((h, r, t, heads), (t, r + 2, h, tails)):
+                asked = torch.tensor([anchor]), torch.tensor([row])
+                p = float(next(fitted.joint_probabilities(*asked, [draw]))[0, answer])
+                same = [e for e, relation in zip(ends, relations, strict=True) if relation == r]
+                total += (math.log(p) - math.log1p(-p) + math.log((len(same) + 1) / (len(set(same)) + 1))) / 2
+            if not (fitted.form is not None and fitted.form.per_fact):  # there a draw is one of each fact's own
+                assert float(found[draw, i]) == pytest.approx(total, abs=1e-4)
+    assert torch.equal(fitted.fact_logits(facts.flip(0), 3), found.flip(1))
+    posterior = fitted.facts(facts)
+    assert posterior["probability"].between(0, 1).all()
+    fitted.recalibrate("platt", draws=10)
+    moved, answers = fitted.facts(facts), fitted.predict(head="a", relation="likes", top=None)
+    assert not moved["probability"].equals(posterior["probability"])
+    assert answers["probability"].sum() == pytest.approx(1, abs=1e-4)  # still of being the answer
+    fitted.recalibrate("none")

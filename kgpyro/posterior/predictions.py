@@ -71,9 +71,8 @@ class Predictions(PosteriorScores):
             has too, whichever end is asked for, and whatever other facts are asked with it.
 
         Raises:
-            InputError: an unknown name, or a categorical likelihood.
+            InputError: an unknown name.
         """
-        self.refuse_categorical("predictions of single facts")
         given = self._ids(triples).to(self.device)
         ids, place = torch.unique(given, dim=0, return_inverse=True)  # so that no result hangs on the others' order
         found = []
@@ -249,11 +248,12 @@ class Predictions(PosteriorScores):
         found = [self._summary(logits[:, part], interval, (anchor, part), False) for part in parts]
         columns = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
         chosen = columns["probability"].argsort(descending=True, stable=True)
-        if self.recalibration is not None:  # what ties then keeps the order it had
+        moving = self.recalibration is not None and self.one_probability  # under a categorical one it is of facts
+        if self.recalibration is not None and moving:  # what ties then keeps the order it had
             moved = self.recalibration({key: value.numpy() for key, value in columns.items()})
             chosen = chosen[torch.from_numpy(moved)[chosen].argsort(descending=True, stable=True)]
         chosen = chosen[:top]
-        if self.recalibration is not None:
+        if moving:
             columns = self._summary(logits[:, chosen], interval, (anchor, chosen))
             shown = {key: value.cpu().numpy() for key, value in columns.items()}
         else:

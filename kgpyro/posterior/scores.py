@@ -6,11 +6,17 @@ likelihood makes of the latents as they are (:class:`Standard`), closed forms ta
 A fact has two readings where relations have inverses, φ(h, r, t) and φ(t, r⁻¹, h). Its log-odds are their mean plus the
 relation's intercept, in each draw: one probability, whichever end is asked for. The bound of a fit, which counts half
 of the log-likelihood of each reading, is a bound of this model too, since softplus is convex.
+
+A categorical likelihood says how probable it is that one answer of a query is this candidate. A query with n answers
+holds a fact with about n times that probability. So the log-odds of a fact are taken as those of being the answer plus
+the logarithm of how many answers such a query has in training, the mean over both of its queries; what is left to the
+base rate :meth:`Posterior.recalibrate` fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from types import EllipsisType
 
 import torch
@@ -196,8 +202,8 @@ class PosteriorScores(Draws):
         order they stand in.
         """
         facts, place = torch.unique(facts.to(self.device), dim=0, return_inverse=True)
-        if self.form is None:
-            return self._replayed_facts(facts, draws, seed)[:, place]
+        if self.form is None or self.kg.categorical:
+            return self._facts_by_query(facts, draws, seed)[:, place]
         size = draws * max(self.kg.entity_size, self.kg.relation_size)
         ends, e = torch.unique(facts[:, [0, 2]], return_inverse=True)
         R = self.graph.num_relations
@@ -217,19 +223,32 @@ class PosteriorScores(Draws):
             found.append(scores + tables[2][:, facts[part, 1]])
         return torch.cat(found, 1)[:, place] if found else torch.zeros(draws, 0, device=self.device)
 
-    def _replayed_facts(self, facts: Tensor, draws: int, seed: int) -> Tensor:
-        R, found = self.graph.num_relations, []
+    def _facts_by_query(self, facts: Tensor, draws: int, seed: int) -> Tensor:
+        """The same from the log-odds of all candidates of both queries of each fact."""
+        R, E, found = self.graph.num_relations, self.graph.num_entities, []
         ways = ((facts[:, 0], facts[:, 1], facts[:, 2]), (facts[:, 2], facts[:, 1] + R, facts[:, 0]))
         for number in self.numbers(draws, seed):
-            values = self.joint(number)
-            each = []
+            values, total = self.joint(number), torch.zeros(len(facts), device=self.device, dtype=self.dtype)
             for anchor, row, answer in ways:
-                key, place = torch.unique(row * self.graph.num_entities + anchor, return_inverse=True)
-                asked = key % self.graph.num_entities, key // self.graph.num_entities
-                logits = replayed_logits(self.program, self.guide, values, *asked, number)
-                each.append(logits[place, answer])
-            found.append((each[0] + each[1]) / 2)
+                key, place = torch.unique(row * E + anchor, return_inverse=True)
+                for part in torch.arange(len(key), device=self.device).split(max(1, 4 * AT_ONCE // E)):
+                    asked = key[part] % E, key[part] // E
+                    here = (place >= part[0]) & (place <= part[-1])
+                    if self.kg.categorical:
+                        logits = self._joint_logits(*asked, number, ...) + self._answers[asked[1]].log().unsqueeze(-1)
+                    else:
+                        logits = replayed_logits(self.program, self.guide, values, *asked, number)
+                    total[here] += logits[place[here] - part[0], answer[here]] / 2
+            found.append(total)
         return torch.stack(found)
+
+    @cached_property
+    def _answers(self) -> Tensor:
+        """How many answers an answered query of each row has in training, on average, shape ``(2 R,)``."""
+        queries = self.graph.training_queries
+        asked = torch.bincount(queries.relation, minlength=2 * self.graph.num_relations)
+        answers = torch.bincount(queries.relation, queries.counts, minlength=len(asked))
+        return ((answers + 1) / (asked + 1)).to(self.kg.start)
 
     @torch.no_grad()
     def answer_logits(self, anchor: int, row: int, draws: int, seed: int = 0) -> Tensor:
