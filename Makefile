@@ -11,7 +11,7 @@ fit: $(VENV)/installed
 
 # the wheel installs while the tests run
 test: $(VENV)/installed
-	$(MAKE) -j 2 --output-sync=target check wheel
+	$(MAKE) -j 2 check wheel
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ from kgpyro.inference.training import Training
 from kgpyro.kernels.candidates import all_candidates_log_prob
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.program.batches import Batches
-from kgpyro.program.lazy import ones_of
+from kgpyro.program.lazy import observed_of
 
 DIM, BATCH = 200, 512
 WARM_UP, STEPS_A_TURN = 2, 5
@@ -157,9 +157,10 @@ def chunked(graph: Graph) -> Step:
     index = random_batches(len(batches))
 
     def step() -> None:
-        rows, columns = ones_of(batches(index()).y)
+        observed = observed_of(batches(index()).y)
         query.grad = table.grad = intercept.grad = None
-        all_candidates_log_prob(query, table, None, intercept, (rows, columns)).sum().backward()
+        ones = torch.ones_like(intercept)
+        all_candidates_log_prob(query, table, None, intercept, observed, weight=ones).backward()
 
     return step
 

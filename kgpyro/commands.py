@@ -116,6 +116,9 @@ def evaluate_command(arguments: Sequence[str] | None = None) -> int:
         posterior = _load(options)
         table = posterior.evaluate(**options)
         print(f"{posterior}: {options['split']}, ranked by {options['by']}, realistic ranks\n\n{as_text(table)}")
+        if options["split"] in posterior.graph.confidences:
+            found = posterior.confidences(options["split"]).attrs["metrics"]
+            print(f"\npredicted confidences\n{as_text(pd.DataFrame([found]), index=False)}")
 
     return _run(parser, arguments, run)
 

@@ -42,7 +42,7 @@ NAMES = st.sampled_from(["a", "b", "c", "d"] * 4 + ODD)
 # each makes of a good line, and the line's number, one that must be refused
 SPOILT = {
     "a column less": "{0}\t{1}",
-    "a column more": "{0}\t{1}\t{2}\t1",
+    "a column more": "{0}\t{1}\t{2}\t5",
     "a tab at the end": "{0}\t{1}\t{2}\t",
     "commas": "{0},{1},x",
     "blanks": "{0} {1} x",

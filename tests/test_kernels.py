@@ -94,6 +94,34 @@ def test_value_and_gradients(local: bool, excluded: Tensor | None, weight: Tenso
     assert gradcheck(lambda *x: fused(x[0], x[1], x[2] if local else None, x[-1]).sum(), wanted, nondet_tol=rounding)
 
 
+@pytest.mark.parametrize("local", [False, True])
+def test_labels_between_0_and_1(local: bool) -> None:
+    """A soft label is the mixture of a true and a false fact, in value and gradients."""
+    inputs, labels, weight = arguments(local), torch.tensor([0.2, 1.0, 0.7]), torch.tensor([1.0, 0.5, 3.0])
+
+    def summed(*given: Tensor | None) -> Tensor:
+        torch.manual_seed(3)
+        return all_candidates_log_prob(*given, (*OBSERVED, labels), weight=weight)  # type: ignore[arg-type]
+
+    def part(*given: Tensor | None, i: int) -> Tensor:
+        torch.manual_seed(3)
+        kept = torch.arange(3) != i
+        seen = OBSERVED[0][kept], OBSERVED[1][kept]
+        return all_candidates_log_prob(*given, seen, weight=weight)  # type: ignore[arg-type]
+
+    def whole(*given: Tensor | None) -> Tensor:
+        torch.manual_seed(3)
+        return all_candidates_log_prob(*given, OBSERVED, weight=weight)  # type: ignore[arg-type]
+
+    def expected(*given: Tensor | None) -> Tensor:
+        return whole(*given) - sum((1 - float(labels[i])) * (whole(*given) - part(*given, i=i)) for i in range(3))
+
+    wanted = [x for x in inputs if x is not None]
+    torch.testing.assert_close(summed(*inputs), expected(*inputs))
+    ours, theirs = (torch.autograd.grad(f(*inputs), wanted) for f in (summed, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_noise_is_standard_normal_and_uncorrelated() -> None:
     draws = []
     for _ in range(4000):

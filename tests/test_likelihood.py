@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 from kgpyro.kernels import candidates as kernels
 from kgpyro.program.families import Normal
 from kgpyro.program.interactions import SCORES
-from kgpyro.program.lazy import Labels, Lazy, Undrawn, ones_of
+from kgpyro.program.lazy import Labels, Lazy, Undrawn, observed_of
 from kgpyro.program.likelihood import AllCandidates, Answers, Given, Rows, SingleFacts, observed_logits, true_logits_of
 
 B, E, D = 3, 7, 4
@@ -168,10 +168,10 @@ def test_a_table_is_drawn_when_it_is_used(prior: dist.TorchDistribution) -> None
 def test_labels_are_where_the_ones_are() -> None:
     row, column = torch.tensor([0, 2]), torch.tensor([1, 3])
     y = Labels.at(row, column, (3, 4), torch.float64)
-    assert ones_of(y) == (row, column) and y._made is None
+    assert observed_of(y) == (row, column, None) and y._made is None
     dense = y + 0
     assert dense.sum() == 2 and dense[2, 3] == 1
-    assert [x.tolist() for x in ones_of(dense)] == [row.tolist(), column.tolist()]
+    assert [x.tolist() for x in observed_of(dense)[:2]] == [row.tolist(), column.tolist()]
 
 
 def test_labels_follow_their_probabilities() -> None:

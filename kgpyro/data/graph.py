@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
-from reprlib import Repr
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from kgpyro.data.encoding import SHORT, encode, place_of, rows_of
 from kgpyro.data.queries import Queries
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
@@ -31,8 +30,6 @@ from kgpyro.files import write_text
 SPLITS = ("train", "valid", "test")
 COLUMNS = ("head", "relation", "tail")
 MOST_QUERIES = 10_000_000  # in a full closed world
-SHORT = Repr()
-SHORT.maxstring = 100  # characters of a name in messages
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,8 @@ class Graph:
         train: triple ids ``(head, relation, tail)``, shape ``(n, 3)``, dtype long; likewise ``valid`` and ``test``.
         source: what :func:`load_graph` finds it by again; empty for a graph made in Python.
         negatives: by split, triples that people found false, shape ``(m, 3)``, where the graph comes with such.
+        confidences: by split, how sure the source is of each triple, from 0 to 1, shape ``(n,)``, where it says so:
+            an uncertain graph, whose confidences are the data (Chen et al. 2019).
     """
 
     name: str
@@ -56,6 +55,7 @@ class Graph:
     test: Tensor = field(repr=False)
     source: str = ""
     negatives: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    confidences: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)
@@ -84,6 +84,8 @@ class Graph:
             found.update("".join(f"{len(name)}:{name}" for name in names).encode("utf-8", "surrogatepass") + b";")
         for split in SPLITS:
             found.update(getattr(self, split).cpu().contiguous().numpy().tobytes() + b";")
+            if split in self.confidences:
+                found.update(self.confidences[split].cpu().contiguous().numpy().tobytes() + b";")
         return found.hexdigest()
 
     @cached_property
@@ -122,19 +124,24 @@ class Graph:
         """The graph of the entities that training has seen, and the triples among them."""
         ids = self.seen.long().cumsum(0) - 1
 
+        def known(triples: Tensor) -> Tensor:
+            return self.seen[triples[:, [0, 2]]].all(1)
+
         def among(triples: Tensor) -> Tensor:
-            kept = triples[self.seen[triples[:, [0, 2]]].all(1)]
+            kept = triples[known(triples)]
             return torch.stack([ids[kept[:, 0]], kept[:, 1], ids[kept[:, 2]]], dim=1)
 
         entities = tuple(name for name, seen in zip(self.entities, self.seen.tolist(), strict=True) if seen)
         train, valid, test = among(self.train), among(self.valid), among(self.test)
         negatives = {split: among(triples) for split, triples in self.negatives.items()}
-        return replace(self, entities=entities, train=train, valid=valid, test=test, negatives=negatives)
+        sure = {split: values[known(getattr(self, split))] for split, values in self.confidences.items()}
+        graph = replace(self, entities=entities, train=train, valid=valid, test=test)
+        return replace(graph, negatives=negatives, confidences=sure)
 
     @cached_property
     def training_queries(self) -> Queries:
         """Both queries of every training triple, with all their training answers."""
-        return Queries.of(self.train, self.num_relations)
+        return Queries.of(self.train, self.num_relations, self.confidences.get("train"))
 
     def queries_of(self, closed_world: str) -> Queries:
         """What a fit sums over: the :attr:`training_queries` (``local``), or those of every symbol (``full``).
@@ -183,12 +190,13 @@ class Graph:
     ) -> Graph:
         """A graph from named triples; names are numbered in sorted order, whatever the order of the triples.
 
-        A triple that a split holds twice is one fact: the first stays.
+        A fourth element of every triple of a split is its confidence. A triple that a split holds twice is one fact:
+        the first stays.
 
         Raises InputError where the training split is empty, a name is empty, valid or test holds a relation that
         training does not, or negatives name what the graph has not.
         """
-        tables = ((_rows(rows) for rows in (train, valid, test)), (f"graph {name!r}, {split}" for split in SPLITS))
+        tables = ((rows_of(rows) for rows in (train, valid, test)), (f"graph {name!r}, {split}" for split in SPLITS))
         graph = cls._encoded(
             name, [(rows, partial(place_of, where, "row")) for rows, where in zip(*tables, strict=True)]
         )
@@ -201,8 +209,8 @@ class Graph:
         """A graph from a table of triples.
 
         Args:
-            frame: columns ``head``, ``relation`` and ``tail``, and where the splits are given, ``split``: train, valid
-                or test. Other columns do not count.
+            frame: columns ``head``, ``relation`` and ``tail``; where the facts are uncertain ``confidence``, from 0 to
+                1; and where the splits are given, ``split``: train, valid or test. Other columns do not count.
             name: what messages and results call the graph.
             holdout: without a ``split`` column, the share of all facts that goes into valid, and as many into test, at
                 random, but so that every entity and relation stays in train; at 0 there are no such splits.
@@ -222,10 +230,13 @@ class Graph:
             raise InputError(
                 f"holdout is a share from 0 to below 0.5, once for valid and once for test; got {holdout}."
             )
-        missing = frame[list(COLUMNS)].isna().any(axis=1).to_numpy()
+        columns = [*COLUMNS, *(["confidence"] if "confidence" in frame.columns else [])]
+        missing = frame[columns].isna().any(axis=1).to_numpy()
         if missing.any():
-            raise InputError(f"row {frame.index[int(missing.argmax())]!r} of the table has no head, relation or tail.")
-        rows = frame[list(COLUMNS)].astype(str)
+            what = " or confidence" if len(columns) > 3 else ""
+            where = frame.index[int(missing.argmax())]
+            raise InputError(f"row {where!r} of the table has no head, relation or tail{what}.")
+        rows = frame[columns].astype(str)
         if "split" in frame.columns:
             if wrong := set(frame["split"]) - set(SPLITS):
                 raise InputError(f"column 'split' has {min(map(repr, wrong))}; it says {', '.join(SPLITS)}.")
@@ -241,13 +252,27 @@ class Graph:
             )
         valid, test = whole.train[held[0::2]], whole.train[held[1::2]]
         left = torch.ones(len(whole.train), dtype=torch.bool).index_fill(0, held, False)
-        return replace(whole, train=whole.train[left], valid=valid, test=test)
+        sure = {
+            split: whole.confidences["train"][part]
+            for split, part in (("train", left), ("valid", held[0::2]), ("test", held[1::2]))
+            if whole.confidences
+        }
+        return replace(whole, train=whole.train[left], valid=valid, test=test, confidences=sure)
 
     def to_dataframe(self) -> pd.DataFrame:
         """All facts by name: columns ``head``, ``relation``, ``tail`` and ``split`` (train, valid or test)."""
         rows = torch.cat([getattr(self, split) for split in SPLITS])
         where = np.repeat(SPLITS, [len(getattr(self, split)) for split in SPLITS])
-        return pd.DataFrame(self.names(rows), columns=list(COLUMNS)).assign(split=where)
+        frame = pd.DataFrame(self.names(rows), columns=list(COLUMNS)).assign(split=where)
+        if self.confidences:
+            frame["confidence"] = torch.cat([self.confidence(split) for split in SPLITS]).numpy()
+        return frame
+
+    def confidence(self, split: str) -> Tensor:
+        """The confidence of every triple of a split, shape ``(n,)``, float64: 1 where nothing is said of it."""
+        if split in self.confidences:
+            return self.confidences[split]
+        return torch.ones(len(getattr(self, split)), dtype=torch.float64)
 
     def to_folder(self, folder: str | Path) -> None:
         """Write the triples as files that :func:`load_graph` reads: ``train.txt``, ``valid.txt`` and ``test.txt``.
@@ -264,6 +289,9 @@ class Graph:
             f"{split}.txt": "".join("\t".join(row) + "\n" for row in self.names(getattr(self, split)))
             for split in SPLITS
         }
+        for split, values in self.confidences.items():
+            rows = zip(self.names(getattr(self, split)), values.tolist(), strict=True)
+            texts[f"{split}.txt"] = "".join("\t".join((*row, repr(value))) + "\n" for row, value in rows)
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             for file, text in texts.items():
@@ -285,8 +313,8 @@ class Graph:
         """The graph of three splits, each its rows and what messages call the i-th of them (from 1)."""
         entities: dict[str, int] = {}
         relations: dict[str, int] = {}
-        train = encode(*splits[0], entities, relations)
-        valid, test = (encode(*split, entities, relations, complete=True) for split in splits[1:])
+        found = [encode(*split, entities, relations, complete=i > 0) for i, split in enumerate(splits)]
+        (train, _), (valid, _), (test, _) = found
         graph = cls(name, tuple(sorted(entities)), tuple(sorted(relations)), train, valid, test)
         rank = [torch.empty(len(names), dtype=torch.long) for names in (entities, relations)]
         for ids, table, names in zip(rank, (entities, relations), (graph.entities, graph.relations), strict=True):
@@ -296,7 +324,12 @@ class Graph:
         ]
         firsts = [np.sort(np.unique(graph._keys(part).numpy(), return_index=True)[1]) for part in parts]
         train, valid, test = (part[torch.from_numpy(first)] for part, first in zip(parts, firsts, strict=True))
-        return replace(graph, train=train, valid=valid, test=test)
+        sure = {
+            split: confidence[torch.from_numpy(first)]
+            for split, (_, confidence), first in zip(SPLITS, found, firsts, strict=True)
+            if confidence is not None
+        }
+        return replace(graph, train=train, valid=valid, test=test, confidences=sure)
 
 
 def _held_out(triples: Tensor, each: int, seed: int) -> Tensor:
@@ -311,46 +344,6 @@ def _held_out(triples: Tensor, each: int, seed: int) -> Tensor:
         else:
             ends[head], ends[tail], relations[relation] = ends[head] + 1, ends[tail] + 1, relations[relation] + 1
     return torch.tensor(found, dtype=torch.long)
-
-
-def place_of(file: object, kind: str, number: int) -> str:
-    return f"{file}, {kind} {number}"
-
-
-def _rows(triples: Sequence[Sequence[str]]) -> Iterator[list[str]]:
-    return ([str(name) for name in row] for row in triples)
-
-
-def encode(
-    rows: Iterable[list[str]],
-    where: Callable[[int], str],
-    entities: dict[str, int],
-    relations: dict[str, int],
-    complete: bool = False,
-) -> Tensor:
-    """Ids of named triples, shape ``(n, 3)``, in the order in which names first occur; new names go into the tables.
-
-    Args:
-        complete: a relation that the table lacks is refused.
-    """
-    ids = array("q")
-    for number, row in enumerate(rows, 1):
-        if row == [""]:
-            continue  # a blank line
-        if len(row) != 3:
-            raise InputError(f"{where(number)}: {len(row)} tab-separated columns; expected head TAB relation TAB tail.")
-        head, relation, tail = row
-        if not (head.strip() and relation.strip() and tail.strip()):
-            raise InputError(f"{where(number)}: an empty name; expected head TAB relation TAB tail.")
-        if complete and relation not in relations:
-            raise InputError(
-                f"{where(number)}: relation {SHORT.repr(relation)} occurs here but never in train, so nothing can be "
-                f"learnt about it; add training triples or remove it."
-            )
-        ids.append(entities.setdefault(head, len(entities)))
-        ids.append(relations.setdefault(relation, len(relations)))
-        ids.append(entities.setdefault(tail, len(entities)))
-    return torch.from_numpy(np.array(ids, dtype=np.int64)).reshape(-1, 3)
 
 
 def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:

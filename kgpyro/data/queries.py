@@ -18,6 +18,7 @@ class Queries:
         relation: the relation row, shape ``(n,)``: ``p`` asks for tails, ``p + R`` for heads.
         indptr: shape ``(n + 1,)``; query ``i`` has the answers ``indptr[i]:indptr[i + 1]``.
         answers: entity ids, ascending within a query, shape ``(indptr[-1],)``.
+        confidences: of each answer, shape of ``answers``; None where all are sure.
     """
 
     anchor: Tensor
@@ -25,17 +26,22 @@ class Queries:
     indptr: Tensor
     answers: Tensor
     num_relations: int
+    confidences: Tensor | None = None
 
     @classmethod
-    def of(cls, triples: Tensor, num_relations: int) -> Queries:
-        """The tail query and the head query of every triple, duplicates merged."""
+    def of(cls, triples: Tensor, num_relations: int, confidences: Tensor | None = None) -> Queries:
+        """The tail query and the head query of every triple, duplicates merged; ``confidences`` of the triples."""
         head, relation, tail = triples.unbind(1)
         base = int(max(head.max(), tail.max())) + 1
         rows = torch.cat([relation, relation + num_relations])
-        keys = torch.unique((rows * base + torch.cat([head, tail])) * base + torch.cat([tail, head]))
+        every = (rows * base + torch.cat([head, tail])) * base + torch.cat([tail, head])
+        keys, place = torch.unique(every, return_inverse=True)
+        sure = None if confidences is None else confidences.new_empty(len(keys))
+        if sure is not None and confidences is not None:
+            sure[place] = torch.cat([confidences, confidences])
         queries, counts = torch.unique_consecutive(keys // base, return_counts=True)
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(queries % base, queries // base, indptr, keys % base, num_relations)
+        return cls(queries % base, queries // base, indptr, keys % base, num_relations, sure)
 
     def with_unanswered(self, num_entities: int) -> Queries:
         """These, and all other queries of the entities and relations, without answers."""
@@ -43,7 +49,8 @@ class Queries:
         counts[self.relation * num_entities + self.anchor] = self.counts
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         every = torch.arange(len(counts))
-        return Queries(every % num_entities, every // num_entities, indptr, self.answers, self.num_relations)
+        anchor, relation = every % num_entities, every // num_entities
+        return Queries(anchor, relation, indptr, self.answers, self.num_relations, self.confidences)
 
     def __len__(self) -> int:
         return len(self.anchor)
@@ -70,13 +77,19 @@ class Queries:
 
     def answer_pairs(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """All answers of the queries ``index`` (shape ``(b,)``, -1 for none): rows of ``index``, entity ids."""
+        rows, places = self.answer_places(index)
+        return rows, self.answers[places]
+
+    def answer_places(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with places among ``answers`` instead of ids."""
         counts = torch.where(index >= 0, self.counts[index], 0)
         rows = torch.repeat_interleave(torch.arange(len(index), device=index.device), counts)
         within = torch.arange(len(rows), device=index.device) - (counts.cumsum(0) - counts)[rows]
-        return rows, self.answers[self.indptr[index[rows]] + within]
+        return rows, self.indptr[index[rows]] + within
 
     def to(self, device: torch.device | str) -> Queries:
         anchor, relation, indptr, answers = (
             x.to(device) for x in (self.anchor, self.relation, self.indptr, self.answers)
         )
-        return Queries(anchor, relation, indptr, answers, self.num_relations)
+        sure = None if self.confidences is None else self.confidences.to(device)
+        return Queries(anchor, relation, indptr, answers, self.num_relations, sure)

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kgpyro.data.graph import SPLITS, Graph, encode, place_of
+from kgpyro.data.encoding import encode, place_of
+from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.errors import InputError
 
 SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
@@ -25,7 +26,8 @@ def load_graph(name_or_folder: str | Path) -> Graph:
     """Load a graph from a folder of triples files, or one of PyKEEN's data sets by name.
 
     A folder holds ``train``, ``valid`` and ``test``, each as ``.txt`` or ``.tsv``, plain or gzipped (``.gz``): one
-    triple a line, ``head TAB relation TAB tail``, UTF-8, no header; and, where people have found triples false,
+    triple a line, ``head TAB relation TAB tail``, UTF-8, no header; of an uncertain graph with a fourth column on every
+    line, the confidence, from 0 to 1; and, where people have found triples false,
     ``valid_negatives`` and ``test_negatives`` likewise. Lines end as in Unix or Windows; blank ones do not count. Names
     are taken as they are, with their blanks. A triple that a file holds twice is one fact; those that a later split
     shares with an earlier one stay, and :attr:`Graph.problems` tells of them.
@@ -59,7 +61,7 @@ def _first_file(folder: Path, stem: str) -> Path | None:
 
 def _false_triples(graph: Graph, path: Path) -> Tensor:
     entities = dict(graph._entity_ids)
-    ids = encode(_lines(path), partial(place_of, path, "line"), entities, dict(graph._relation_ids), complete=True)
+    ids, _ = encode(_lines(path), partial(place_of, path, "line"), entities, dict(graph._relation_ids), complete=True)
     for unknown in list(entities)[graph.num_entities :]:
         graph.entity_id(unknown)  # refuses it
     return ids

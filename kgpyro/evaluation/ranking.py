@@ -145,3 +145,14 @@ def per_relation_table(ranks: pd.DataFrame, graph: Graph) -> pd.DataFrame:
     }
     table = pd.DataFrame(rows).T.rename_axis(["relation", "side"])
     return table.astype({"triples": int}).sort_values("triples", ascending=False, kind="stable")
+
+
+def ndcg(gains: Tensor, order: Tensor) -> float:
+    """Normalised discounted cumulative gain of one list (Järvelin & Kekäläinen 2002), linear in the gains.
+
+    Args:
+        gains: of the relevant items, shape ``(k,)``.
+        order: their ranks among all items, from 1, shape ``(k,)``.
+    """
+    best = gains.sort(descending=True).values / torch.arange(2, len(gains) + 2, dtype=torch.double).log2()
+    return float((gains / (order.double() + 1).log2()).sum() / best.sum()) if float(best.sum()) else 1.0

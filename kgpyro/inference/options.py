@@ -28,9 +28,9 @@ EXACT_UP_TO = 100_000  # entities up to which all candidates are the default
 ALL_QUERIES_UP_TO = 50_000  # queries up to which all of a full closed world are summed by default
 POSITIVE = (
     "dim", "epochs", "batch_size", "lr", "warmup_draws", "posterior_draws", "negatives", "unanswered", "devices",
-    "nodes", "validate_every",
+    "nodes", "validate_every", "negative_weight",
 )  # fmt: skip
-AT_LEAST_0 = ("negative_weight", "kl_weight", "kl_frequency", "early_stopping", "checkpoint_every", "seed")
+AT_LEAST_0 = ("kl_weight", "kl_frequency", "early_stopping", "checkpoint_every", "seed")
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,11 @@ class Options:
             raise InputError(
                 "`likelihood` categorical draws each query's answers from all entities; leave out `negatives` and "
                 "`completeness` and `closed_world`."
+            )
+        if graph.confidences and (categorical or self.completeness < 1):
+            raise InputError(
+                f"graph {graph.name!r} says how sure it is of each fact, which `likelihood` categorical and "
+                "`completeness` know nothing of; leave them out."
             )
         chains = self.inference != "svi"
         if chains and (self.kl_weight not in (None, 1) or self.kl_frequency):

@@ -8,6 +8,8 @@ Its derivative with respect to a score is ``1[observed] - sigmoid(s_bc)``: known
 over blocks of candidates computes value and gradients together, and a ``(b, E)`` matrix never exists: memory is that
 of the tables. With Gaussian candidates ``N(μ_c, σ_c²)`` the score itself is drawn, from ``N(⟨u, μ_c⟩, ⟨u², σ_c²⟩)``.
 
+A fact whose label ``y`` is between 0 and 1 has ``y s`` in the first sum.
+
 Where a query's ``n_b`` answers are drawn from all candidates, ``ℓ_b = Σ_{c observed} s_bc - n_b log Σ_c exp s_bc``. The
 derivative of that normaliser, ``softmax(s_b)_c``, takes a second walk, with the same noise.
 
@@ -40,7 +42,7 @@ def all_candidates_log_prob(
     loc: Tensor,
     log_scale: Tensor | None,
     intercept: Tensor,
-    observed: tuple[Tensor, Tensor],
+    observed: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None],
     excluded: Tensor | None = None,
     completeness: float = 1.0,
     never_missing: Tensor | None = None,
@@ -57,7 +59,8 @@ def all_candidates_log_prob(
         log_scale: logarithms of standard deviations, shape ``(E, d)``, for scores drawn on their own; None for
             candidates as they are. The observed facts' linear part is then its exact mean over the draw.
         intercept: shape ``(b,)``.
-        observed: rows of ``query`` and candidate ids of the observed facts, both ``(p,)``.
+        observed: rows of ``query`` and candidate ids of the observed facts, both ``(p,)``; and their labels ``(p,)``,
+            which are 1 where there are none.
         excluded: one candidate per query that is left out of the sum over all candidates, shape ``(b,)``.
         completeness: ``κ``, the probability with which a true fact is observed.
         never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
@@ -67,7 +70,8 @@ def all_candidates_log_prob(
     half = autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
-        facts = query, loc, log_scale, intercept, *observed, excluded, completeness, never_missing
+        seen = observed if len(observed) == 3 else (*observed, None)
+        facts = query, loc, log_scale, intercept, *seen, excluded, completeness, never_missing
         return _AllCandidates.apply(*facts, normal, signs, half, weight)
 
 
@@ -112,6 +116,7 @@ class _Facts:
     intercept: Tensor
     rows: Tensor
     columns: Tensor
+    labels: Tensor | None
     excluded: Tensor | None
     completeness: float
     never_missing: Tensor | None
@@ -134,7 +139,8 @@ class _Facts:
         answers = self.loc.index_select(0, self.columns)
         total = self._observed(answers)
         gradients = _ScoreGradients(self.query, self.loc, self.log_scale, weight, self.half)
-        d_intercept = torch.zeros_like(self.intercept).index_add_(0, self.rows, torch.ones_like(answers[:, 0]))
+        labels = torch.ones_like(answers[:, 0]) if self.labels is None else self.labels
+        d_intercept = torch.zeros_like(self.intercept).index_add_(0, self.rows, labels)
         for block in self._blocks():
             start, scores, *_ = block
             _drop(scores, start, None, self.excluded)
@@ -148,10 +154,12 @@ class _Facts:
             d_intercept -= p.sum(-1)
             gradients.subtract(p, block)
         d_query, d_loc, d_log_scale = gradients.total()
-        queries = self.query.index_select(0, self.rows)
+        queries, counted = self.query.index_select(0, self.rows), self.labels
         if weight is not None:
             d_intercept *= weight
-            queries, answers = (x * weight[self.rows].unsqueeze(-1) for x in (queries, answers))
+            counted = weight[self.rows] if counted is None else weight[self.rows] * counted
+        if counted is not None:
+            queries, answers = (x * counted.unsqueeze(-1) for x in (queries, answers))
         d_query.index_add_(0, self.rows, answers)
         d_loc.index_add_(0, self.columns, queries)
         return total, [d_query, d_loc, d_log_scale, d_intercept]
@@ -163,6 +171,7 @@ class _Facts:
             scores += math.log(self.completeness)
             if self.never_missing is not None:
                 scores -= math.log(self.completeness) * (self.never_missing[self.rows] == self.columns)
+        scores = scores if self.labels is None else scores * self.labels
         return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
 
     def _blocks(self) -> Iterator[Block]:
@@ -308,7 +317,7 @@ class _AllCandidates(torch.autograd.Function):
             _, gradients = ctx.facts.value_and_gradients(upstream)
         else:
             gradients = [None if g is None else g.mul_(upstream) for g in gradients]
-        return (*gradients, *[None] * 9)
+        return (*gradients, *[None] * 10)
 
 
 class _LogNormaliser(torch.autograd.Function):

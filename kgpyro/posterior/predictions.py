@@ -18,6 +18,7 @@ from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Calibration, Recalibration, moved_logits
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
+from kgpyro.evaluation.ranking import ndcg
 from kgpyro.posterior.replay import Program
 from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.posterior.uncertainty import summary
@@ -199,6 +200,63 @@ class Predictions(PosteriorScores):
         p = scale(table)
         decided = np.where(np.abs(p - 0.5) < least, "abstain", np.where(p > 0.5, "true", "false"))
         return table[["head", "relation", "tail"]].assign(probability=p, decision=decided)
+
+    def confidences(
+        self,
+        facts: str | pd.DataFrame = "test",
+        draws: int = 100,
+        interval: float = 0.9,
+        seed: int = 0,
+        rank: bool = True,
+    ) -> pd.DataFrame:
+        """Predicted confidences of an uncertain graph's facts, beside those that are given.
+
+        Args:
+            facts: a split, or a table with columns ``head``, ``relation``, ``tail`` and ``confidence``.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+            rank: whether to rank tails, for nDCG.
+
+        Returns:
+            What :meth:`facts` says, with ``confidence``. ``attrs["metrics"]``: ``mse`` and ``mae`` of the predicted
+            probability, ``coverage``, the share of given confidences inside the interval of theirs, and ``ndcg``, of
+            the tails of each query ranked by probability among all that training leaves open (Chen et al. 2019).
+
+        Raises:
+            InputError: a split without confidences, a table without the columns, or unknown names.
+        """
+        if isinstance(facts, str):
+            if facts not in self.graph.confidences:
+                raise InputError(f"graph {self.graph.name!r} has no confidences of a split {facts!r}.")
+            ids, given = getattr(self.graph, facts), self.graph.confidences[facts]
+        elif "confidence" not in facts.columns:
+            raise InputError("the table has no column 'confidence', from 0 to 1, to hold predictions to.")
+        else:
+            ids, given = self._ids(facts), torch.from_numpy(facts["confidence"].to_numpy(dtype=float))
+        found = self.facts(ids, draws, interval, seed).assign(confidence=given.numpy())
+        off = found["probability"] - found["confidence"]
+        inside = found["confidence"].between(found["low"], found["high"])
+        metrics = {"mse": float((off**2).mean()), "mae": float(off.abs().mean()), "coverage": float(inside.mean())}
+        if rank:
+            metrics["ndcg"] = self._ndcg(ids, given, draws)
+        found.attrs["metrics"] = metrics
+        return found
+
+    def _ndcg(self, ids: Tensor, confidence: Tensor, draws: int) -> float:
+        graph, values = self.graph, []
+        asked, place = torch.unique(ids[:, :2], dim=0, return_inverse=True)
+        order = place.argsort(stable=True)
+        lists = order.split(torch.bincount(place).tolist())
+        for part in torch.arange(len(asked)).split(max(1, (1 << 22) // graph.num_entities)):
+            anchor, row = asked[part].unbind(1)
+            p = self.probabilities(anchor, row, draws=draws).cpu()
+            p[~open_candidates(anchor, row, graph.training_queries, graph.num_entities)] = -1.0
+            for i, scores in zip(part.tolist(), p, strict=True):
+                mine = scores[ids[lists[i], 2]]
+                ranks = 1 + (scores.unsqueeze(0) > mine.unsqueeze(1)).sum(1)
+                values.append(ndcg(confidence[lists[i]], ranks))
+        return sum(values) / len(values)
 
     def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
         if isinstance(triples, Tensor):

@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,7 @@ def start_run(folder: Path, graph: Graph, config: Mapping[str, Any]) -> None:
     """Write what is known before the fit: the graph, then the options."""
     splits: dict[str, Any] = {split: getattr(graph, split).tolist() for split in SPLITS}
     splits["negatives"] = {split: triples.tolist() for split, triples in graph.negatives.items()}
+    splits["confidences"] = {split: values.tolist() for split, values in graph.confidences.items()}
     names = {"name": graph.name, "entities": graph.entities, "relations": graph.relations}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +232,16 @@ def read_graph(folder: Path) -> Graph:
         raise ValueError("graph.json has no name, or no training triples")
     train, valid, test = (triples.pop(split) for split in SPLITS)
     negatives = {key.removesuffix("_negatives"): ids for key, ids in triples.items()}
-    return Graph(data["name"], names["entities"], names["relations"], train, valid, test, negatives=negatives)
+    sure = {split: torch.tensor(v, dtype=torch.float64) for split, v in data.get("confidences", {}).items()}
+    for split, values in sure.items():
+        if (
+            split not in SPLITS
+            or values.shape != (len(data[split]),)
+            or not bool(((values >= 0) & (values <= 1)).all())
+        ):
+            raise ValueError(f"graph.json has confidences of {split!r} that are none of its triples")
+    graph = Graph(data["name"], names["entities"], names["relations"], train, valid, test)
+    return replace(graph, negatives=negatives, confidences=sure)
 
 
 def _object(path: Path) -> dict[str, Any]:

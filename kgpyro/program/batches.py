@@ -1,6 +1,7 @@
 """Which facts a training step sees, and what each counts for, so that their sum is an unbiased estimate of the whole.
 
-The data are all cells (head, relation, tail), labelled 1 where the training graph holds the triple and 0 elsewhere.
+The data are all cells (head, relation, tail), labelled 1 (or with its confidence) where the training graph holds the
+triple and 0 elsewhere.
 Each cell is asked twice, as an answer of its tail query and of its head query, and counts for one half in each. A batch
 holds
 
@@ -264,14 +265,19 @@ class Batches:
     def with_unanswered(self, index: Tensor, others: Tensor) -> Batch:
         """The batch of the queries ``index``, and of those of the given places among the unanswered, ``(u,)``."""
         key = others + torch.searchsorted(self._query_gaps, others, right=True)
-        row, answer = self.queries.answer_pairs(index)
+        row, places = self.queries.answer_places(index)
         weight = torch.full((len(index),), len(self) / len(index) / 2, dtype=self.dtype, device=index.device)
         if len(others):
             weight = torch.cat([weight, weight.new_full((len(others),), self.num_unanswered / len(others) / 2)])
         anchor = torch.cat([self.queries.anchor[index], key % self.num_entities])
         relation = torch.cat([self.queries.relation[index], key // self.num_entities])
-        y = Labels.at(row, answer, (len(anchor), self.num_entities), self.dtype)
+        answer, shape = self.queries.answers[places], (len(anchor), self.num_entities)
+        y = Labels.at(row, answer, shape, self.dtype, self._confidence(places))
         return self._batch(anchor, relation, weight, ..., None, None, y)
+
+    def _confidence(self, places: Tensor) -> Tensor | None:
+        """Of the answers at these places, ``(p,)``; None where all are sure."""
+        return None if self.queries.confidences is None else self.queries.confidences[places].to(self.dtype)
 
     def draw_negatives(self, index: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """``number`` unobserved candidates per query, uniform with replacement: batch rows, entity ids.
@@ -291,7 +297,8 @@ class Batches:
 
     def with_negatives(self, index: Tensor, row: Tensor, negative: Tensor) -> Batch:
         """The batch of the observed facts of ``index`` and the given unobserved ones (batch rows, entity ids)."""
-        observed_row, observed = self.queries.answer_pairs(index)
+        observed_row, places = self.queries.answer_places(index)
+        observed, sure = self.queries.answers[places], self._confidence(places)
         counts = self.queries.counts[index]
         if self.negative_weight is None:
             drawn = torch.bincount(row, minlength=len(index)).clamp(min=1)
@@ -306,7 +313,7 @@ class Batches:
             torch.cat([observed, negative]),
             torch.cat([observed_row, row]),
             torch.cat([ones, negative_weight]),
-            torch.cat([ones, torch.zeros_like(negative_weight)]),
+            torch.cat([ones if sure is None else sure, torch.zeros_like(negative_weight)]),
         )
 
     def listed(self, facts: Tensor, y: Tensor | None = None) -> Batch:

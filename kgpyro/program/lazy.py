@@ -89,27 +89,30 @@ class Undrawn(Lazy):
 
 
 class Labels(Lazy):
-    """Labels ``(b, E)`` of which the ones are at ``(row, column)``, both of shape ``(p,)``."""
+    """Labels ``(b, E)`` that are not 0 at ``(row, column)`` alone, both of shape ``(p,)``: there 1, or ``labels``."""
 
     row: Tensor
     column: Tensor
+    labels: Tensor | None
 
     @classmethod
-    def at(cls, row: Tensor, column: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Labels:
+    def at(
+        cls, row: Tensor, column: Tensor, shape: tuple[int, int], dtype: torch.dtype, labels: Tensor | None = None
+    ) -> Labels:
         new = cls.shaped(torch.zeros((), dtype=dtype, device=row.device).expand(shape))
-        new.row, new.column = row, column
+        new.row, new.column, new.labels = row, column, labels
         return new
 
     def make(self) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass():
             zeros = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        zeros[self.row, self.column] = 1
+        zeros[self.row, self.column] = 1 if self.labels is None else self.labels
         return zeros
 
 
-def ones_of(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the ones of labels ``(b, E)``, however they are told."""
+def observed_of(labels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows and columns of labels ``(b, E)`` that are not 0, and their values, None for 1; however they are told."""
     if isinstance(labels, Labels):
-        return labels.row, labels.column
+        return labels.row, labels.column, labels.labels
     row, column = labels.nonzero().unbind(1)
-    return row, column
+    return row, column, labels[row, column]

@@ -18,7 +18,7 @@ from kgpyro.kernels.candidates import all_candidates_log_prob, log_normaliser
 from kgpyro.kernels.gaussian import gaussian_draw
 from kgpyro.program.families import log_scale_of
 from kgpyro.program.interactions import Score
-from kgpyro.program.lazy import Undrawn, ones_of
+from kgpyro.program.lazy import Undrawn, observed_of
 
 
 @dataclass(frozen=True)
@@ -173,16 +173,18 @@ class AllCandidates(TorchDistribution):
 
     def _fused(self, value: Tensor, weight: Tensor | None) -> Tensor:
         """The log-probabilities ``(b,)``, or their weighted sum."""
-        g, observed = self.given, ones_of(value)
+        g, observed = self.given, observed_of(value)
         query, loc, log_scale, own = self._walk()
         missing = g.completeness, g.loops, weight
         total = all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, own, *missing)
         if own is None:
             return total
         # an observed self-loop's score is the anchor's with itself, where the walk took it with the candidate's mean
-        rows, columns = observed
+        rows, columns, labels = observed
         score = g.score.compare(query, self._anchor) + g.intercept
-        hit = torch.zeros_like(score).index_add(0, rows, (columns == own[rows]).to(score))
+        hit = torch.zeros_like(score).index_add(
+            0, rows, (columns == own[rows]) * (torch.ones_like(rows) if labels is None else labels).to(score)
+        )
         taken = (query * Rows(loc, own).sparse_values).sum(-1) + g.intercept
         loop = hit * (score - taken) - F.softplus(score)
         return total + (loop if weight is None else (loop * weight).sum())
@@ -238,7 +240,7 @@ class Answers(AllCandidates):
         return self._fused(value, None)
 
     def _fused(self, value: Tensor, weight: Tensor | None) -> Tensor:
-        rows, columns = ones_of(value)
+        rows, columns, labels = observed_of(value)
         query, loc, log_scale, own = self._walk()
         # the observed scores are taken at their means, as they enter linearly
         scores = (query[rows] * Rows(loc, columns).sparse_values).sum(-1)
@@ -248,6 +250,7 @@ class Answers(AllCandidates):
             scores = torch.where(columns == own[rows], loops[rows], scores)
             normaliser = torch.logaddexp(normaliser, loops)
         each = scores - normaliser[rows]
+        each = each if labels is None else each * labels
         if weight is not None:
             return (each * weight[rows]).sum()
         return torch.zeros_like(normaliser).index_add(0, rows, each)

@@ -144,7 +144,11 @@ class Setting(nn.Module):
         if batches.unanswered:
             asked = torch.full_like(asked, 2.0 * batches.num_entities)
         facts = asked * batches.num_entities
-        observed = torch.bincount(rows, queries.counts.double(), minlength=self.relations)
+        if queries.confidences is None:
+            observed = torch.bincount(rows, queries.counts.double(), minlength=self.relations)
+        else:
+            each = torch.repeat_interleave(rows, queries.counts)
+            observed = torch.bincount(each, queries.confidences.double(), minlength=self.relations)
         each = (observed + 0.5) / (facts + 1.0) / self.completeness
         with torch.no_grad():
             self.start.copy_(torch.logit(each.clamp_max(0.99)))
