@@ -132,8 +132,7 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
         posterior = _load(options)
         table = posterior.predict(**options)
         query = [options["head"] or "?", options["relation"], options["tail"] or "?"]
-        mass = f"{options['interval']:.0%}"
-        print(f"({', '.join(query)}): {mass} intervals of the fact's probability\n")
+        print(f"({', '.join(query)}): low to high is the {table.attrs['intervals']}\n")
         shown = table.drop(columns=["score", "frequency"]).assign(known=table["known"].map(lambda s: s or "-"))
         print(as_text(shown, index=False))
         if posterior.recalibration is not None:

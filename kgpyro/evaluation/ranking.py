@@ -156,3 +156,24 @@ def ndcg(gains: Tensor, order: Tensor) -> float:
     """
     best = gains.sort(descending=True).values / torch.arange(2, len(gains) + 2, dtype=torch.double).log2()
     return float((gains / (order.double() + 1).log2()).sum() / best.sum()) if float(best.sum()) else 1.0
+
+
+def mean_ndcg(
+    probabilities: Callable[[Tensor, Tensor], Tensor], triples: Tensor, confidence: Tensor, graph: Graph
+) -> float:
+    """:func:`ndcg` of the tails of each query ``(head, relation, ?)`` of triples ``(n, 3)``, the mean over queries.
+
+    ``probabilities`` are those of all entities, ``(anchor (b,), row (b,)) -> (b, E)``; tails that training holds do not
+    take part. Gains are the triples' confidences ``(n,)``.
+    """
+    asked, place = torch.unique(triples[:, :2], dim=0, return_inverse=True)
+    lists = place.argsort(stable=True).split(torch.bincount(place).tolist())
+    values = []
+    for part in torch.arange(len(asked)).split(max(1, (1 << 22) // graph.num_entities)):
+        anchor, row = asked[part].unbind(1)
+        p = probabilities(anchor, row).cpu()
+        p[graph.training_queries.answer_pairs(graph.training_queries.positions(anchor, row))] = -1.0
+        for i, scores in zip(part.tolist(), p, strict=True):
+            mine = scores[triples[lists[i], 2]]
+            values.append(ndcg(confidence[lists[i]], 1 + (scores.unsqueeze(0) > mine.unsqueeze(1)).sum(1)))
+    return sum(values) / len(values)

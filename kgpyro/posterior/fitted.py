@@ -59,7 +59,6 @@ class Posterior(Predictions):
     ):
         super().__init__(graph, program, guide, samples)
         self.config, self.metrics = dict(config), Metrics(metrics or {})
-        self.watched = bool(self.config.get("early_stopping"))
         self.log = pd.DataFrame() if log is None else log
         self.seconds = 0.0
         self.provenance: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,10 @@ from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Calibration, Recalibration, moved_logits
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
-from kgpyro.evaluation.ranking import ndcg
+from kgpyro.evaluation.ranking import mean_ndcg
 from kgpyro.posterior.replay import Program
 from kgpyro.posterior.scores import PosteriorScores
-from kgpyro.posterior.uncertainty import summary
+from kgpyro.posterior.uncertainty import covered, summary
 from kgpyro.program.variational import Guide
 
 
@@ -30,16 +31,15 @@ class Predictions(PosteriorScores):
 
     Attributes:
         recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
-        watched: whether early stopping has chosen the fit by its validation split.
+        config: the resolved options of the fit, as in ``config.yaml``.
     """
-
-    watched = False
 
     def __init__(
         self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
     ):
         super().__init__(graph, program, guide, samples)
         self.recalibration: Recalibration | None = None
+        self.config: dict[str, Any] = {}
         self._thresholds: dict[int, Thresholds] = {}
 
     def forget(self) -> None:
@@ -69,7 +69,8 @@ class Predictions(PosteriorScores):
             ``aleatoric`` and ``epistemic`` (:func:`.summary`), ``score``, the mean of its log-odds
             over the draws, ``frequency``, in how many places of training triples its rarer entity is, and ``error``,
             the Monte-Carlo standard error of ``probability``. A fact has one probability, the one that :meth:`predict`
-            has too, whichever end is asked for, and whatever other facts are asked with it.
+            has too, whichever end is asked for, and whatever other facts are asked with it. ``attrs["intervals"]`` says
+            what intervals of this guide were seen to cover.
 
         Raises:
             InputError: an unknown name.
@@ -88,7 +89,12 @@ class Predictions(PosteriorScores):
             [table[i] for i in column]
             for table, column in zip((g.entities, g.relations, g.entities), given.T.tolist(), strict=True)
         )
-        return pd.DataFrame({"head": h, "relation": r, "tail": t} | names)
+        return self._noted(pd.DataFrame({"head": h, "relation": r, "tail": t} | names), interval)
+
+    def _noted(self, table: pd.DataFrame, interval: float) -> pd.DataFrame:
+        guide = None if self.guide is None else str(self.config.get("guide", "lookup"))
+        table.attrs["intervals"] = covered(guide, interval)
+        return table
 
     def _summary(
         self, logits: Tensor, interval: float, entities: Sequence[Tensor], recalibrated: bool = True
@@ -239,24 +245,9 @@ class Predictions(PosteriorScores):
         inside = found["confidence"].between(found["low"], found["high"])
         metrics = {"mse": float((off**2).mean()), "mae": float(off.abs().mean()), "coverage": float(inside.mean())}
         if rank:
-            metrics["ndcg"] = self._ndcg(ids, given, draws)
+            metrics["ndcg"] = mean_ndcg(partial(self.probabilities, draws=draws), ids, given, self.graph)
         found.attrs["metrics"] = metrics
         return found
-
-    def _ndcg(self, ids: Tensor, confidence: Tensor, draws: int) -> float:
-        graph, values = self.graph, []
-        asked, place = torch.unique(ids[:, :2], dim=0, return_inverse=True)
-        order = place.argsort(stable=True)
-        lists = order.split(torch.bincount(place).tolist())
-        for part in torch.arange(len(asked)).split(max(1, (1 << 22) // graph.num_entities)):
-            anchor, row = asked[part].unbind(1)
-            p = self.probabilities(anchor, row, draws=draws).cpu()
-            p[~open_candidates(anchor, row, graph.training_queries, graph.num_entities)] = -1.0
-            for i, scores in zip(part.tolist(), p, strict=True):
-                mine = scores[ids[lists[i], 2]]
-                ranks = 1 + (scores.unsqueeze(0) > mine.unsqueeze(1)).sum(1)
-                values.append(ndcg(confidence[lists[i]], ranks))
-        return sum(values) / len(values)
 
     def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
         if isinstance(triples, Tensor):
@@ -319,7 +310,8 @@ class Predictions(PosteriorScores):
         known = self._known(given, relation_id, side)
         ids = chosen.tolist()
         names = [self.graph.entities[i] for i in ids]
-        return pd.DataFrame({side: names, **shown, "known": [known.get(i, "") for i in ids]})
+        table = pd.DataFrame({side: names, **shown, "known": [known.get(i, "") for i in ids]})
+        return self._noted(table, interval)
 
     @torch.no_grad()
     def predict_set(
@@ -372,7 +364,7 @@ class Predictions(PosteriorScores):
         return self._thresholds[draws]
 
     def _say_what_is_watched(self) -> None:
-        if self.watched:
+        if self.config.get("early_stopping"):
             warnings.warn(
                 "early stopping has chosen this fit by its validation facts, so that they are not exchangeable with "
                 "others: sets of answers and decisions may keep their promises less well.",

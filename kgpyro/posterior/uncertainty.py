@@ -7,6 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# What nominal 90 % intervals of each guide held of true probabilities: graphs of 25 entities, benchmarks/coverage.py
+COVERED = {"lookup": 0.76}
+
+
+def covered(guide: str | None, interval: float) -> str:
+    """What is known of the intervals of a guide (None: draws of NUTS or HMC), in words."""
+    said = f"central {interval:.0%} of the probability over the posterior"
+    if guide is None:
+        return f"{said}; draws of NUTS and HMC cover what they promise in simulations"
+    name = guide.partition("(")[0]
+    if name == "point":
+        return "a point estimate has no intervals"
+    if interval == 0.9 and name in COVERED:
+        return f"{said}; guide {name} is too sure: in simulations they cover {COVERED[name]:.0%} (docs/uncertainty.md)"
+    return f"{said}; guides are too sure, and cover less (docs/uncertainty.md)"
+
 
 def entropy(logits: Tensor) -> Tensor:
     """Of ``Bernoulli(sigmoid(logits))``, in nats, elementwise; exact far out, where probabilities round to 0 or 1."""
