@@ -33,6 +33,7 @@ from torch.distributions.utils import lazy_property
 
 from kgpyro.errors import InputError
 from kgpyro.kernels.gaussian import gaussian_draw
+from kgpyro.randomness import seeded
 
 
 class HypersphericalUniform(power_spherical.HypersphericalUniform, TorchDistributionMixin):
@@ -316,8 +317,7 @@ def _pushed_moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
             moments.append(F.pad(broken, (0, 1), value=1.0) * F.pad(left.cumprod(-1), (1, 0), value=1.0))
         return moments[0], moments[1] - moments[0].square()
     total = squares = torch.zeros(())
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad():
         for _ in range(DRAWS):
             drawn = q.sample()
             total, squares = total + drawn, squares + drawn.square()
