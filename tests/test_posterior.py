@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 import yaml
@@ -180,3 +182,20 @@ def test_metrics_are_json(tiny: Graph, tmp_path: Path) -> None:
     posterior.save(tmp_path / "run")
     read = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {"mrr", "mr", "hits@1", "hits@3", "hits@10", "amri"} == set(read["test"]["realistic"])
+
+
+@pytest.mark.parametrize("options", [{}, {"inference": "hmc", "warmup_draws": 5, "posterior_draws": 64}])
+def test_a_posterior_can_be_pickled(tiny: Graph, options: dict) -> None:
+    """By its run's files, which hold no code, so that joblib and multiprocessing can send it."""
+    quick = {"model": "lim", "dim": 2, "epochs": 3, "progress": False, "device": "cpu"}
+    posterior = kgpyro.fit(tiny, **(quick | options))  # type: ignore[arg-type]
+    posterior.recalibrate("platt", draws=10)
+    again = pickle.loads(pickle.dumps(posterior))
+    query = {"head": "a", "relation": "likes", "draws": 10}
+    pd.testing.assert_frame_equal(again.predict(**query), posterior.predict(**query))
+    assert again.metrics == posterior.metrics and again.recalibration == posterior.recalibration
+    moved = again.to(torch.device("cpu"))
+    assert moved is again and moved.predict(**query).equals(posterior.predict(**query))
+    own = kgpyro.fit(tiny, prior=lambda size: dist.Normal(0.0, 1.0), **quick)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Python object"):
+        pickle.dumps(own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,7 +25,7 @@ from kgpyro.posterior.building import batches_of, build_guide, build_setting, pr
 from kgpyro.posterior.inference_data import to_arviz
 from kgpyro.posterior.predictions import Predictions
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.runs import Bounded, Run, refusing, store_recalibration
+from kgpyro.posterior.runs import OWN, Bounded, Run, is_own_code, refusing, store_recalibration
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score
 from kgpyro.program.variational import Guide
@@ -278,7 +279,25 @@ class Posterior(Predictions):
 
     to_arviz = to_arviz
 
+    def to(self, device: str | torch.device) -> Posterior:
+        """Move everything to a device, in place; returns the posterior itself."""
+        for module in self.modules().values():
+            module.to(device)
+        self.program.batches.to(device)
+        if self.samples is not None:
+            self.samples = {site: value.to(device) for site, value in self.samples.items()}
+        self.forget()
+        return self
+
     # ---- files ------------------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: the files of a run, which hold no code. Raises InputError for a fit that cannot be saved."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / "run")
+            files = {file.name: file.read_bytes() for file in (Path(folder) / "run").iterdir() if file.is_file()}
+        own = {key: self.config[key] for key in OWN if is_own_code(self.config.get(key))}
+        return _revived, (files, own, str(self.device))
 
     def save(self, folder: str | Path, unfinished: bool = False) -> None:
         """Write the run's files (:mod:`kgpyro.posterior.runs`).
@@ -306,11 +325,12 @@ class Posterior(Predictions):
         store_recalibration(Path(folder), None if self.recalibration is None else asdict(self.recalibration))
 
     @classmethod
-    def load(cls, folder: str | Path, **own: Any) -> Posterior:
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", **own: Any) -> Posterior:
         """Read a saved run. Nothing in the folder is executed.
 
         Args:
             folder: what :meth:`save` wrote.
+            device: to put it on.
             **own: ``model``, ``prior``, ``entity_prior``, ``relation_prior``, ``score`` or ``guide`` where it was fit
                 with your own code (``package.module:object``): code is never imported on the word of a run folder.
 
@@ -339,7 +359,15 @@ class Posterior(Predictions):
         found.provenance = run.provenance
         if run.recalibration is not None:
             found.recalibration = Recalibration.of(run.recalibration)
-        return found
+        return found.to(device)
+
+
+def _revived(files: Mapping[str, bytes], own: Mapping[str, Any], device: str) -> Posterior:
+    """A posterior from the files of its run, in another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        return Posterior.load(folder, device, **own)
 
 
 def _refuse_claims(run: Run, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
