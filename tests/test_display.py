@@ -69,7 +69,7 @@ def test_a_graph_without_held_out_triples_is_fitted(tiny: Graph, tmp_path: Path)
     assert not posterior.metrics.keys() & {"valid", "test"} and posterior.metrics["elbo_per_fact"] < 0
     assert kgpyro.load(tmp_path / "run").metrics == posterior.metrics
     assert "ELBO" in repr(posterior.metrics)
-    with pytest.raises(InputError, match="early-stopping"):
+    with pytest.raises(InputError, match="early_stopping"):
         quick(graph, early_stopping=2)
 
 

@@ -62,10 +62,10 @@ def test_chains_keep_a_posterior_that_is_the_prior(tiny: Graph) -> None:
         (entity_prior, _), intercepts = kg.priors(), kg.intercepts()
         with batch.entity_plate() as e:
             entities = pyro.sample("entities", entity_prior(e))
-        logits = 0 * (entities.sum((-1, -2)) + intercepts.sum(-1)).tanh().unsqueeze(-1).unsqueeze(-1)
+        none = 0 * (entities.sum(-1).sum(-1, keepdim=True) + intercepts.sum(-1)).tanh()
+        logits = none.unsqueeze(-1).expand(*none.shape[:-1], len(batch.anchor), batch.num_entities)
         with batch.fact_plate():
-            shape = (len(batch.anchor), batch.num_entities)
-            pyro.sample("y", dist.Bernoulli(logits=logits.expand(*logits.shape[:-2], *shape)).to_event(1), obs=batch.y)
+            pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch.y)
 
     parts = Parts(tiny, nothing, "gamma(3, 2)", closed_world="full")  # type: ignore[arg-type]
     samples, went = moved_draws(parts.program, parts.guide, parts.sites, 100, 640, progress=False)

@@ -104,8 +104,9 @@ def test_nuts_is_an_engine(tiny: Graph, tmp_path: Path) -> None:
     assert len(posterior.acquire(2, draws=5)) == 2
     assert posterior.evaluate(by="probability").notna().all(axis=None)
     assert posterior.to_arviz(draws=10) is not None
+    assert kgpyro.compare({"one": posterior})["elbo_per_fact"].isna().all()  # there is no bound of draws
     with pytest.raises(InputError, match="NUTS leaves draws"):
-        kgpyro.compare({"one": posterior})
+        kgpyro.variances(posterior)
 
 
 @pytest.mark.parametrize(

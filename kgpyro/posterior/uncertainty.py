@@ -47,7 +47,7 @@ def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
     low, high = torch.quantile(p, bounds, dim=0)
     aleatoric = entropy(logits.double()).mean(0)
     spread = p.std(0) if len(p) > 1 else torch.zeros_like(mean)
-    spread = torch.where(p.amax(0) == p.amin(0), 0.0, spread)  # whatever rounding says
+    spread = torch.where(logits.amax(0) == logits.amin(0), 0.0, spread)  # whatever rounding says
     return {
         "probability": mean,
         "std": spread,
