@@ -49,6 +49,8 @@ from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
 
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
+HOW_MOVED = "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"
+NOT_MIXED = "The chains have not mixed: R-hat {r_hat:.2f} of the log density (1.05 is the most); raise `warmup_draws`."
 
 
 @dataclass(frozen=True)
@@ -291,9 +293,11 @@ def _fit(
         "log_likelihood_per_fact": float(terms.log_likelihood),
         "kl_per_fact": float(terms.kl),
         "kl_per_latent": terms.kl_per_latent,
-        "objective": objective_name(config, guide.point),
+        "objective": objective_name(config, guide.point) + (HOW_MOVED.format(**moved) if moved else ""),
         **({"hmc": moved} if moved else {}),
-        "warnings": whole.problems + _warnings(config, module, bar, terms, per_fact),
+        "warnings": whole.problems
+        + _warnings(config, module, bar, terms, per_fact)
+        + ([NOT_MIXED.format(**moved)] if moved and moved["r_hat"] > 1.05 else []),
     }
     return posterior, bar.finished
 
