@@ -173,20 +173,19 @@ class AllCandidates(TorchDistribution):
 
     def _fused(self, value: Tensor, weight: Tensor | None) -> Tensor:
         """The log-probabilities ``(b,)``, or their weighted sum."""
-        g, observed = self.given, observed_of(value)
+        g, (rows, columns, labels) = self.given, observed_of(value)
         query, loc, log_scale, own = self._walk()
         missing = g.completeness, g.loops, weight
-        total = all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, own, *missing)
         if own is None:
-            return total
-        # an observed self-loop's score is the anchor's with itself, where the walk took it with the candidate's mean
-        rows, columns, labels = observed
+            observed = rows, columns, labels
+            return all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, None, *missing)
+        # a self-loop's score is the anchor's with itself, so the walk goes without it
         score = g.score.compare(query, self._anchor) + g.intercept
-        hit = torch.zeros_like(score).index_add(
-            0, rows, (columns == own[rows]) * (torch.ones_like(rows) if labels is None else labels).to(score)
-        )
-        taken = (query * Rows(loc, own).sparse_values).sum(-1) + g.intercept
-        loop = hit * (score - taken) - F.softplus(score)
+        labels, loops = (torch.ones_like(rows, dtype=score.dtype) if labels is None else labels), columns == own[rows]
+        hit = torch.zeros_like(score).index_add(0, rows, labels * loops)
+        observed = rows, columns, labels.masked_fill(loops, 0.0).detach()
+        total = all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, own, *missing)
+        loop = hit.detach() * score - F.softplus(score)
         return total + (loop if weight is None else (loop * weight).sum())
 
     def _walk(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
