@@ -97,7 +97,7 @@ def fit(
     Raises:
         InputError: whatever of the above cannot be, in one sentence.
     """
-    given = {**({} if options is None else {f.name: getattr(options, f.name) for f in fields(options)}), **changes}
+    given = {**({} if options is None else vars(options)), **changes}
     chosen = Options.of(given)
     folder = None if out is None else Path(out)
     saved = None

@@ -68,9 +68,8 @@ class Chains:
         """``log p(y, h)`` of each chain, up to a constant, shapes ``(chains, n) -> (chains,)``."""
         values, log_det = self.values(z)
         if not self.together:
-            return (
-                log_det + torch.stack([self._run({k: v[i] for k, v in values.items()}, 1) for i in range(len(z))])[:, 0]
-            )
+            each = [{name: value[i] for name, value in values.items()} for i in range(len(z))]
+            return log_det + torch.cat([self._run(one, 1) for one in each])
         for name, site in self.sites.items():
             if site.frame is None and not site.plates:  # where a plate of particles would put it
                 values[name] = values[name].unsqueeze(1)

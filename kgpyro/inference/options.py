@@ -168,7 +168,7 @@ class Options:
 
     def resolved(self, graph: Graph, saving: bool) -> dict[str, Any]:
         """The options completed for a graph, as ``config.yaml`` has them. Raises InputError for what does not go."""
-        config = {"dataset": graph.source or graph.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        config = {"dataset": graph.source or graph.name, **vars(self)}
         config["model"] = _named(self.model, MODELS, "model", saving)
         config["guide"] = _named(self.guide, GUIDES, "guide", saving)
         config |= {key: _prior_text(getattr(self, key)) for key in ("prior", "entity_prior", "relation_prior")}

@@ -297,12 +297,12 @@ class Predictions(PosteriorScores):
         found = [self._summary(logits[:, part], interval, (anchor, part), False) for part in parts]
         columns = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
         chosen = columns["probability"].argsort(descending=True, stable=True)
-        moving = self.recalibration is not None and self.one_probability  # under a categorical one it is of facts
-        if self.recalibration is not None and moving:  # what ties then keeps the order it had
-            moved = self.recalibration({key: value.numpy() for key, value in columns.items()})
+        recalibration = self.recalibration if self.one_probability else None  # under a categorical one it is of facts
+        if recalibration is not None:  # what ties then keeps the order it had
+            moved = recalibration({key: value.numpy() for key, value in columns.items()})
             chosen = chosen[torch.from_numpy(moved)[chosen].argsort(descending=True, stable=True)]
         chosen = chosen[:top]
-        if moving:
+        if recalibration is not None:
             columns = self._summary(logits[:, chosen], interval, (anchor, chosen))
             shown = {key: value.cpu().numpy() for key, value in columns.items()}
         else:

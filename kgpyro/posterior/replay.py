@@ -15,7 +15,7 @@ from kgpyro.errors import InputError
 from kgpyro.program.batches import Batch, Batches
 from kgpyro.program.likelihood import AllCandidates, Answers, true_logits_of
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, pyro_alone
+from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
@@ -126,7 +126,7 @@ def standard_form(program: Program, guide: Guide | None) -> Standard | None:
 
     def site_of(table: Tensor, kind: str) -> str | None:
         for name, site in sites.items():
-            frame, its_kind = (site["infer"] or {}).get("symbols", ("", ""))
+            frame, its_kind = frame_of(site), kind_of(site)
             known = guide is None or (name, kind) in guide.symbols.get(frame, ())
             if site["value"] is table and its_kind == kind and known:
                 return str(frame)

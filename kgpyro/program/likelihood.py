@@ -183,9 +183,9 @@ class AllCandidates(TorchDistribution):
         score = g.score.compare(query, self._anchor) + g.intercept
         labels, loops = (torch.ones_like(rows, dtype=score.dtype) if labels is None else labels), columns == own[rows]
         hit = torch.zeros_like(score).index_add(0, rows, labels * loops)
-        observed = rows, columns, labels.masked_fill(loops, 0.0).detach()
+        observed = rows, columns, labels.masked_fill(loops, 0.0)
         total = all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, own, *missing)
-        loop = hit.detach() * score - F.softplus(score)
+        loop = hit * score - F.softplus(score)
         return total + (loop if weight is None else (loop * weight).sum())
 
     def _walk(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
