@@ -3,10 +3,10 @@
     python benchmarks/search.py nations kinship umls --trials 40
     python benchmarks/search.py --table
 
-Optuna (Akiba et al. 2019) maximises the validation MRR of the LIM over learning rate, batch, dimension, prior, KL
-weight, likelihood (Bernoulli over all or over sampled candidates, or in a full closed world; categorical) and
-completeness. Every trial also has its untempered ELBO per fact and its test MRR, which nothing is chosen by.
-Trials are kept in ``benchmarks/results/search.jsonl`` as they end; an interrupted search goes on with those missing.
+:func:`kgpyro.search` maximises the validation MRR of the LIM over learning rate, batch, dimension, prior, KL weight,
+likelihood (Bernoulli over all or over sampled candidates, or in a full closed world; categorical) and completeness.
+Every trial also has its untempered ELBO per fact and its test MRR, which nothing is chosen by. A search is kept in
+``runs/search/GRAPH`` as it goes, and goes on from there; its trials end in ``benchmarks/results/search.jsonl``.
 """
 
 from __future__ import annotations
@@ -17,58 +17,45 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 
 import kgpyro
 
 RESULTS = Path(__file__).resolve().parent / "results" / "search.jsonl"
-SPACE: dict[str, optuna.distributions.BaseDistribution] = {
-    "lr": optuna.distributions.FloatDistribution(0.02, 0.3, log=True),
-    "batch_size": optuna.distributions.CategoricalDistribution([64, 128, 256]),
-    "dim": optuna.distributions.CategoricalDistribution([50, 100, 200]),
-    "family": optuna.distributions.CategoricalDistribution(["normal", "laplace", "student_t"]),
-    "scale": optuna.distributions.FloatDistribution(0.2, 2.0, log=True),
-    "learned": optuna.distributions.CategoricalDistribution([False, True]),
-    "kl_weight": optuna.distributions.FloatDistribution(0.25, 1.0, log=True),
-    "likelihood": optuna.distributions.CategoricalDistribution(["bernoulli", "sampled", "full", "categorical"]),
-    "completeness": optuna.distributions.CategoricalDistribution([1.0, 0.9, 0.8]),
-}
 NEGATIVES = 30  # where candidates are sampled
 
 
-def options_of(found: dict[str, Any]) -> dict[str, Any]:
-    """A trial's parameters as options of a fit."""
-    found = dict(found)
-    family, scale = found.pop("family"), f"{found.pop('scale'):.3g}"
-    prior = f"{family}(scale={f'learn({scale})' if found.pop('learned') else scale})"
-    likelihood, completeness = found.pop("likelihood"), found.pop("completeness")
+def space(trial: Any) -> dict[str, Any]:
+    """The options of a trial."""
+    family = trial.suggest_categorical("family", ["normal", "laplace", "student_t"])
+    scale = f"{trial.suggest_float('scale', 0.2, 2.0, log=True):.3g}"
+    scale = f"learn({scale})" if trial.suggest_categorical("learned", [False, True]) else scale
+    found: dict[str, Any] = {
+        "lr": trial.suggest_float("lr", 0.02, 0.3, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
+        "dim": trial.suggest_categorical("dim", [50, 100, 200]),
+        "prior": f"{family}(scale={scale})",
+        "kl_weight": trial.suggest_float("kl_weight", 0.25, 1.0, log=True),
+    }
+    likelihood = trial.suggest_categorical("likelihood", ["bernoulli", "sampled", "full", "categorical"])
     if likelihood == "categorical":
-        found["likelihood"] = likelihood
-    else:
-        extra = {"sampled": {"negatives": NEGATIVES}, "full": {"closed_world": "full"}}
-        found |= {"completeness": completeness} | extra.get(likelihood, {})
-    return {"model": "lim", "prior": prior, "epochs": 60, **found}
+        return found | {"likelihood": likelihood}
+    world = {"sampled": {"negatives": NEGATIVES}, "full": {"closed_world": "full"}}
+    found |= world.get(likelihood, {"closed_world": "local"})
+    return found | {"completeness": trial.suggest_categorical("completeness", [1.0, 0.9, 0.8])}
 
 
 def search(graph: str, trials: int) -> None:
-    """Run the trials of a graph that are missing."""
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    done = [trial for trial in read() if trial["graph"] == graph]
-    for trial in done:
-        study.add_trial(
-            optuna.trial.create_trial(params=trial["parameters"], distributions=SPACE, value=trial["valid_mrr"])
-        )
-    for number in range(len(done), trials):
-        asked = study.ask(SPACE)
-        options = options_of(asked.params)
-        m = kgpyro.fit(graph, **options, progress=False).metrics
-        trial = {"graph": graph, "parameters": asked.params, "options": options, "elbo": m["elbo_per_fact"]}
-        trial |= {f"{split}_mrr": m[split]["realistic"]["mrr"] for split in ("valid", "test")}
-        study.tell(asked, trial["valid_mrr"])
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(trial) + "\n")
-        print(f"{graph} {number}: valid MRR {trial['valid_mrr']:.3f}, ELBO {trial['elbo']:.3f}, {options}", flush=True)
+    """Run the trials of a graph that are missing, and put them all in the place of those that the results have."""
+    found = kgpyro.search(graph, trials, out=Path("runs/search") / graph, space=space, model="lim", epochs=60)
+    measures = ["elbo_per_fact", "valid_mrr", "test_mrr"]
+    left_out = {"trial", "seconds", "failure", *measures}
+    rows = [trial for trial in read() if trial["graph"] != graph]
+    for trial in json.loads(found[found["valid_mrr"].notna()].to_json(orient="records")):
+        options = {key: value for key, value in trial.items() if key not in left_out and value is not None}
+        elbo, *mrr = (trial[name] for name in measures)
+        rows.append({"graph": graph, "options": options, "elbo": elbo, "valid_mrr": mrr[0], "test_mrr": mrr[1]})
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read() -> list[dict[str, Any]]:
@@ -109,7 +96,6 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=40, help="of each graph, in all")
     parser.add_argument("--table", action="store_true", help="print what was chosen")
     arguments = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     for graph in arguments.graphs:
         search(graph, arguments.trials)
     if arguments.table:

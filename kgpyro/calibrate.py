@@ -1,8 +1,5 @@
-"""``python -m kgpyro.calibrate RUN``; see :func:`kgpyro.commands.calibrate_command`."""
+"""``python -m kgpyro.calibrate``."""
 
-import sys
+from kgpyro.commands import door
 
-from kgpyro.commands import calibrate_command
-
-if __name__ == "__main__":
-    sys.exit(calibrate_command())
+door(__name__, __file__)

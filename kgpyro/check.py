@@ -1,8 +1,5 @@
-"""``python -m kgpyro.check RUN``; see :func:`kgpyro.commands.check_command`."""
+"""``python -m kgpyro.check``."""
 
-import sys
+from kgpyro.commands import door
 
-from kgpyro.commands import check_command
-
-if __name__ == "__main__":
-    sys.exit(check_command())
+door(__name__, __file__)

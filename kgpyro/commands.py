@@ -1,320 +1,370 @@
-"""The command line: ``fit``, ``evaluate``, ``predict``, ``check``, each over the typed signature of what it calls."""
+"""The command line. Each command is over a function of the library, which is imported once its options are read."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import sys
-import typing
-from argparse import SUPPRESS
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any
 
-import docstring_parser
-import pandas as pd
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from kgpyro.arguments import OWN, Argument, Form, arguments_of, as_flags
+from kgpyro.errors import InputError, meant
+from kgpyro.inference.options import Options
+from kgpyro.version import VERSION
 
-from kgpyro.checking.posterior_predictive import PosteriorPredictive, posterior_predictive
-from kgpyro.checking.prior_predictive import PriorPredictive, prior_predictive
-from kgpyro.checking.psis import psis_khat
-from kgpyro.data.reading import load_graph
-from kgpyro.display import as_text, write
-from kgpyro.errors import InputError
-from kgpyro.inference.options import Options, is_union
-from kgpyro.posterior.fitted import Posterior
-from kgpyro.posterior.runs import OWN
-from kgpyro.program.priors import prior_table
+if TYPE_CHECKING:
+    import pandas as pd
 
-LONGEST = 30  # misfits that a check prints
+    from kgpyro.posterior.fitted import Posterior
 
-DATASET_HELP = "name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test."
+LONGEST = 30  # rows of a table that are shown where a file has the others
+RUN = Argument("run", "folder of a saved run.")
+NAMED = "name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test."
+DATASET = Argument("dataset", NAMED, default="nations")
+OF_RUN = {
+    "device": Argument("device", "where to compute.", default="cpu"),
+    "dataset": Argument("dataset", "another graph, whose entities have `features`."),
+    "features": Argument("features", "features of the entities, for runs with `guide` features."),
+    **{f"run_{key}": Argument(f"run_{key}", f"name the run's {key} again, where it is code of yours.") for key in OWN},
+}
+OF_FIT = {  # options of a fit, in the groups of its help
+    "what is fitted": "dataset model prior score dim epochs seed device out config",
+    "the graph": "columns holdout labels features",
+    "prior and model": "entity_prior relation_prior guide inverse completeness",
+    "likelihood": "likelihood closed_world unanswered negatives negative_weight",
+    "optimisation": "lr lr_schedule optimizer batch_size kl_weight kl_schedule kl_frequency warmup estimator "
+    "early_stopping validate_every",
+    "precision and devices": "precision devices nodes",
+    "NUTS and HMC": "inference warmup_draws posterior_draws",
+    "files and reports": "resume checkpoint_every per_relation progress",
+}
+OF_SEARCH = {"the search": "trials out seed progress", "the same in every trial": "model score epochs device", **OF_FIT}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {}
 
 
-def add_options(parser: Any, function: Callable, skip: Set[str], given_only: bool = False) -> None:
-    """One ``--option`` per keyword of a function: type and default from its signature, help from its docstring.
+def command(
+    of: str = "",
+    without: str = "",
+    extra: Sequence[Argument] = (),
+    groups: Mapping[str, str] | None = None,
+    place: Argument | None = None,
+    nargs: str | None = None,
+) -> Callable[[Callable[[dict[str, Any]], None]], None]:
+    """Make a command of a function, whose docstring says what it is for.
 
-    The parser, or a group of one, leaves out of its result what is not given, where it is to have ``given_only``.
+    Its options are the arguments of the public functions ``of``, but for those ``without``, and ``extra`` ones, in
+    ``groups``; before them is what has no flag, ``place``, as often as ``nargs`` says.
     """
-    texts, hints = _documented(function), typing.get_type_hints(function)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in skip or name == "self":
-            continue
-        option, text, default = f"--{name.replace('_', '-')}", texts[name], parameter.default
-        if given_only:
-            text, default = f"{text} Default: {default}." if default is not None else text, SUPPRESS
-        if _written(hints[name]) in (bool, Union[bool, None]):  # noqa: UP007
-            parser.add_argument(option, action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=default, help=text)
-        else:
-            kind: Any = _written(hints[name])
-            parser.add_argument(option, type=kind, default=default, help=text)
+
+    def form(run: Callable[[dict[str, Any]], None]) -> Form:
+        name = place.name.upper() if place else ""
+        found = Form(called(run.__name__), run.__doc__, {None: name, "?": f"[{name}]", "+": f"{name} {name} …"}[nargs])
+        if place:
+            found.group("what", place, metavar=name, nargs=nargs)
+        every = {key: one for public in reversed(of.split()) for key, one in arguments_of(public).items()}
+        every |= {one.name: one for one in extra}
+        for title, names in (groups or {}).items():
+            found.group(title, *(every[key] for key in names.split() if key in every))
+        found.group("options", *(one for key, one in every.items() if key not in without.split()))
+        found.group("the run", *OF_RUN.values() if place is RUN else ())
+        found.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this help.")
+        return found
+
+    def made(run: Callable[[dict[str, Any]], None]) -> None:
+        def on_words(words: Sequence[str]) -> int:
+            for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another one
+                getattr(stream, "reconfigure", dict)(errors="replace")
+            try:
+                run(form(run).read(words))
+            except InputError as error:
+                say(f"kgpyro: error: {error}", sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                say("kgpyro: interrupted", sys.stderr)
+                return 130
+            except BrokenPipeError:
+                sys.stderr.close()
+                return 1
+            return 0
+
+        on_words.__doc__, COMMANDS[run.__name__] = run.__doc__, on_words
+
+    return made
 
 
-def _documented(function: Callable) -> dict[str, str]:
-    """What a function's docstring says of each parameter."""
-    documented = docstring_parser.parse(inspect.getdoc(function) or "").params
-    texts = {name.strip(): p.description or "" for p in documented for name in p.arg_name.split(",")}
-    return {name: as_flags(" ".join(text.replace("%", "%%").split())) for name, text in texts.items()}
+def say(text: str, file: Any = None) -> None:
+    """Print a text, with control characters that a name may hold replaced."""
+    print(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", as_flags(text)), file=file)
 
 
-def as_flags(text: str) -> str:
-    """A text of the library with the options that it names as a terminal knows them: `kl_weight` is --kl-weight."""
-    return re.sub(r"`([a-z][a-z_]*)`", lambda found: "--" + found[1].replace("_", "-"), text)
+def show(title: str, table: pd.DataFrame, index: bool = False) -> None:
+    """Print a table that fits a terminal of 100 columns, the names in it cut where they must be."""
+    from kgpyro.display import as_text
+
+    say(f"{title}\n\n{as_text(table, index, width=100)}")
 
 
-def _written(hint: Any) -> Any:
-    """The part of a type that can be written on a command line."""
-    parts = [part for part in (typing.get_args(hint) if is_union(hint) else (hint,)) if _is_plain(part)]
-    return Union[tuple(parts)]  # noqa: UP007
+def called(name: str) -> str:
+    """How a command is called, as this process was."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py" or script.parent.name != "kgpyro":
+        return f"kgpyro {name}"
+    return f"python -m kgpyro.{name}" if script.stem == name else f"python -m kgpyro {name}"
 
 
-def _is_plain(hint: Any) -> bool:
-    return hint in (str, int, float, bool, type(None)) or typing.get_origin(hint) is Literal
+def graph_and_options(given: dict[str, Any], dataset: str | None = "nations") -> tuple[Any, dict[str, Any]]:
+    """The graph, or what to load it by, and the options, checked before anything heavy is imported."""
+    of_fit = arguments_of("Options").keys()
+    dataset = given.pop("dataset", dataset)
+    Options.of({name: value for name, value in given.items() if name in of_fit})
+    reading = {name: given.pop(name) for name in arguments_of("load_graph").keys() - of_fit if name in given}
+    if not reading or dataset is None:
+        return dataset, given
+    from kgpyro.data.reading import load_graph
+
+    return load_graph(dataset, **reading, **{key: given[key] for key in ("seed",) if key in given}), given
 
 
-def fit_command(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kgpyro.fit``: fit, print the metrics, and save the run where ``--out`` says."""
-    from kgpyro.inference.fitting import fit  # imported here: Lightning takes seconds
+def load(options: dict[str, Any]) -> Posterior:
+    """The run that the options name, over another graph where they do; these options are taken out."""
+    from kgpyro.data.reading import load_graph
+    from kgpyro.posterior.fitted import Posterior
 
-    parser = ArgumentParser(
-        prog="python -m kgpyro.fit", description="Fit a Bayesian knowledge-graph embedding and say how good it is."
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these options.")
-    parser.add_argument("--dataset", type=str, default="nations", help=DATASET_HELP)
-    add_options(parser, Options, skip=set())
-    own = {"out", "resume", "progress"}
-    add_options(parser, fit, skip=inspect.signature(fit).parameters.keys() - own)
-    parser.add_argument(
-        "--per-relation",
-        action=ActionYesNo(yes_prefix="", no_prefix="no-"),
-        default=False,
-        help="also print metrics per relation, head and tail prediction apart.",
-    )
-
-    def run(options: dict[str, Any]) -> None:
-        per_relation, dataset = options.pop("per_relation"), options.pop("dataset")
-        anew = options["resume"] is None or dataset != "nations"
-        posterior = fit(dataset if anew else None, **options)
-        if not posterior.metrics:
-            return  # another process reports
-        report(posterior)
-        if per_relation:
-            print(as_text(posterior.evaluate(per_relation=True)))
-        if folder := options["out"] or options["resume"]:
-            print(f"\nSaved in {folder}; python -m kgpyro.evaluate and kgpyro.predict work from there.")
-
-    return _run(parser, arguments, run)
-
-
-def evaluate_command(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kgpyro.evaluate DIR``: ranking metrics of a saved run."""
-    parser = _run_parser("evaluate", "Filtered and raw ranking metrics of a saved run.")
-    add_options(parser, Posterior.evaluate, skip=set())
-
-    def run(options: dict[str, Any]) -> None:
-        posterior = _load(options)
-        table = posterior.evaluate(**options)
-        print(f"{posterior}: {options['split']}, ranked by {options['by']}, realistic ranks\n\n{as_text(table)}")
-        if options["split"] in posterior.graph.confidences:
-            found = posterior.confidences(options["split"]).attrs["metrics"]
-            print(f"\npredicted confidences\n{as_text(pd.DataFrame([found]), index=False)}")
-
-    return _run(parser, arguments, run)
-
-
-def predict_command(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kgpyro.predict DIR --head h --relation p``: the most probable answers, with intervals."""
-    parser = _run_parser("predict", "The most probable tails (or heads) of a query, with their uncertainty.")
-    add_options(parser, Posterior.predict, skip=set())
-
-    def run(options: dict[str, Any]) -> None:
-        posterior = _load(options)
-        table = posterior.predict(**options)
-        query = [options["head"] or "?", options["relation"], options["tail"] or "?"]
-        print(f"({', '.join(query)}): low to high is the {table.attrs['intervals']}\n")
-        shown = table.drop(columns=["score", "frequency"]).assign(known=table["known"].map(lambda s: s or "-"))
-        print(as_text(shown, index=False))
-        if posterior.recalibration is not None:
-            print(f"\nprobabilities recalibrated ({posterior.recalibration.method}) on validation facts")
-
-    return _run(parser, arguments, run)
-
-
-def check_command(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kgpyro.check RUN`` for a fit, ``python -m kgpyro.check --prior …`` for a prior before any fit."""
-    parser = _run_parser(
-        "check",
-        "How well a saved RUN reproduces the graph it was fitted to (posterior predictive); or, without one, what a "
-        "--prior claims about a --dataset (nations by default) before any fact is seen (prior predictive).",
-        optional=True,
-    )
-    by_mode: dict[str, Callable] = {"RUN": posterior_predictive, "--prior": prior_predictive}
-    skip = {"posterior", "graph", "progress"}
-    own = {mode: inspect.signature(function).parameters.keys() - skip for mode, function in by_mode.items()}
-    both = own["RUN"] & own["--prior"]
-    for mode, function in by_mode.items():
-        group = parser.add_argument_group(f"with {mode}")
-        add_options(group, function, skip | both, given_only=True)
-    for name in sorted(both):
-        texts = [f"{mode}: {_documented(function)[name]}" for mode, function in by_mode.items()]
-        defaults = {mode: inspect.signature(function).parameters[name].default for mode, function in by_mode.items()}
-        text = " ".join(texts) + " Default: " + ", ".join(f"{value} with {mode}" for mode, value in defaults.items())
-        parser.add_argument(f"--{name}", type=int, default=SUPPRESS, help=f"{text}.")
-    text = "folder for the tables and the figure; checks in the RUN's folder where there is one."
-    parser.add_argument("--out", type=str | None, default=None, help=text)
-
-    def run(options: dict[str, Any]) -> None:
-        mode, other = ("--prior", "RUN") if options["run"] is None else ("RUN", "--prior")
-        if wrong := sorted(options.keys() & (own[other] - both)):
-            what = {"RUN": "is for the check of a RUN; name one", "--prior": "checks what is not fitted; leave RUN out"}
-            raise InputError(f"--{wrong[0].replace('_', '-')} {what[other]}, or leave the option out.")
-        folder, chosen = options.pop("out"), {name: options.pop(name) for name in own[mode] & options.keys()}
-        found: PosteriorPredictive | PriorPredictive
-        if mode == "RUN":
-            folder = Path(options["run"]) / "checks" if folder is None else folder
-            posterior = _load(options)
-            found = posterior_predictive(posterior, progress=True, **chosen)
-            print(f"{found.title}: the training graph against {len(found.replicated)} replicates of it\n")
-            print(_misfits_first(found))
-            with suppress(InputError):  # no ArviZ, a large graph, latents per fact
-                khat = psis_khat(posterior, draws=200, progress=True)
-                print(f"\nPSIS k = {khat.k:.2f}; {khat.reading}.")
-        else:
-            found = prior_predictive(_no_run(options), progress=True, **chosen)
-            print(f"{found.title}: what the prior implies, mean and central 90 % over draws\n")
-            print(found.summary.to_string(float_format="{:.3g}".format, na_rep="-"))
-        for warning in found.warnings:
-            print(f"\nWARNING: {as_flags(warning)}")
-        if folder is not None:
-            print(f"\nSaved in {folder}: {', '.join(found.save(folder))}.")
-
-    return _run(parser, arguments, run)
-
-
-def calibrate_command(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kgpyro.calibrate DIR``: what predicted probabilities are worth, and their recalibration."""
-    parser = _run_parser("calibrate", "How well a run's probabilities agree with labels, and a map that makes them.")
-    add_options(parser, Posterior.recalibrate, skip=set())
-
-    def run(options: dict[str, Any]) -> None:
-        folder = Path(options["run"])
-        posterior = _load(options)
-        asked = {key: options[key] for key in ("negatives", "draws", "seed")}
-        posterior.recalibrate("none")
-        before = posterior.calibration("test", **asked)
-        posterior.recalibrate(**options)
-        after = {} if posterior.recalibration is None else {options["method"]: posterior.calibration("test", **asked)}
-        print(f"{posterior}: test triples and false facts ({before.negatives})\n")
-        print(as_text(pd.DataFrame({name: one.metrics for name, one in {"as predicted": before, **after}.items()}).T))
-        posterior.store_recalibration(folder)
-        write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**after)})
-        state = "predictions go by recalibration.json" if after else "predictions are as the model makes them"
-        print(f"\nSaved in {folder}: {state} from now on; checks/calibration.png.")
-
-    return _run(parser, arguments, run)
-
-
-def _misfits_first(found: PosteriorPredictive) -> str:
-    """The misfits, then what is of all relations; the other rows are counted."""
-    misfits = found.misfits
-    rest = found.summary.drop(misfits.index)
-    shown = pd.concat([misfits.head(LONGEST), rest[rest["relation"] == "all"]])
-    shown = shown.assign(misfit=shown["misfit"].map({True: "MISFIT", False: ""}))
-    shown = shown.drop(columns="family")
-    table = shown.to_string(index=False, float_format="{:.4g}".format, na_rep="-", max_colwidth=50)
-    return f"{table}\n\n{len(misfits)} of {len(found.summary)} statistics misfit; {len(shown)} are shown."
-
-
-def _no_run(options: dict[str, Any]) -> str:
-    """The data set of a check without a RUN. Raises InputError for options that only a run has a use for."""
-    for key in ("features", *(f"run_{key}" for key in OWN)):
-        if options[key] is not None:
-            raise InputError(f"--{key.replace('_', '-')} is for the check of a RUN; name one, or leave it out.")
-    return options["dataset"] or "nations"
-
-
-def _run_parser(name: str, description: str, optional: bool = False) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"python -m kgpyro.{name}", description=description)
-    if optional:
-        parser.add_argument("run", type=str | None, nargs="?", default=None, help="folder of a saved run.")
-    else:
-        parser.add_argument("run", type=str, help="folder of a saved run.")
-    parser.add_argument(
-        "--dataset", type=str | None, default=None, help="another graph, whose entities have --features."
-    )
-    parser.add_argument(
-        "--features", type=str | None, default=None, help="features of the entities, for runs with --guide features."
-    )
-    for key in OWN:
-        text = f"name the run's own {key.replace('_', ' ')} again, where it is your code (package.module:object)."
-        parser.add_argument(f"--run-{key.replace('_', '-')}", type=str | None, default=None, help=text)
-    return parser
-
-
-def _load(options: dict[str, Any]) -> Posterior:
-    own = {key: options.pop(f"run_{key}") for key in OWN}
-    dataset, features = options.pop("dataset"), options.pop("features")
-    posterior = Posterior.load(options.pop("run"), **{k: v for k, v in own.items() if v is not None})
+    own = {key: options.pop(f"run_{key}") for key in OWN if f"run_{key}" in options}
+    dataset, features = options.pop("dataset", None), options.pop("features", None)
+    posterior = Posterior.load(options.pop("run"), options.pop("device", "cpu"), **own)
     if features is None and dataset is not None:
-        raise InputError("--dataset puts the run to another graph, whose entities it must know by --features FILE.")
+        raise InputError("`dataset` puts the run to another graph, whose entities it must know by `features` FILE.")
     if features is None:
         return posterior
     return posterior.extend(posterior.graph if dataset is None else load_graph(dataset), features)
 
 
-def _run(parser: ArgumentParser, arguments: Sequence[str] | None, command: Callable[[dict[str, Any]], None]) -> int:
-    parsed: Namespace = parser.parse_args(arguments)
-    options = {key: value for key, value in parsed.as_dict().items() if key not in ("config", "print_config")}
-    try:
-        command(options)
-    except InputError as error:
-        print(f"kgpyro: error: {as_flags(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("kgpyro: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    return 0
+@command(
+    "Options fit load_graph",
+    without="graph options logger callbacks name_or_folder source",
+    extra=(
+        DATASET,
+        Argument("config", "YAML file with any of these options, such as config.yaml of a run."),
+        Argument("per_relation", "also print metrics per relation, head and tail prediction apart.", (bool,)),
+    ),
+    groups=OF_FIT,
+)
+def fit(given: dict[str, Any]) -> None:
+    """Fit a model to a graph, and say how good it is."""
+    per_relation = given.pop("per_relation", False)
+    graph, options = graph_and_options(given, None if "resume" in given else "nations")
+    from kgpyro.inference.fitting import fit
 
-
-def report(posterior: Posterior) -> None:
-    """Print what was fitted, the objective, the bound, and the ranking metrics of the test and validation splits."""
-    graph = posterior.graph
-    sizes = f"{graph.num_entities} entities, {graph.num_relations} relations, {len(graph.train)} training triples"
-    print(f"\n{posterior}: {sizes}")
+    posterior = fit(graph, **options)
+    if not posterior.metrics:
+        return  # another process reports
+    g, c, folder = posterior.graph, posterior.config, options.get("out") or options.get("resume")
+    prior = c["prior"] if c["relation_prior"] is None else f"{c['prior']}, of relations {c['relation_prior']}"
+    sizes = f"{g.num_entities:,} entities, {g.num_relations:,} relations, {len(g.train):,} training triples"
+    say(f"\nfitted     {c['model']}, {posterior.kg.score.name}, dim {c['dim']}, prior {prior}, guide {c['guide']}")
+    say(f"graph      {g.name}: {sizes}")
     if not (learned := posterior.prior_parameters()).empty:
-        print(f"\nparameters of the priors, over what each is learned for\n{as_text(learned, index=False)}\n")
-    print(as_flags(str(posterior.metrics)))
+        show("\nparameters of the priors, over what each is learned for", learned)
+    say(str(posterior.metrics))
+    if per_relation:
+        show("\nper relation, filtered", posterior.evaluate(per_relation=True).reset_index())
+    head, relation, _ = (g.test if len(g.test) else g.train)[0].tolist()
+    asked = shlex.join([f"--head={g.entities[head]}", f"--relation={g.relations[relation]}"])
+    then = f"{called('predict')} {shlex.quote(str(folder or 'FOLDER'))} {asked}"
+    say(f"\nsaved      {folder}\nnext       {then}" if folder else f"\nnot saved  with --out FOLDER, next comes {then}")
 
 
-def priors_command(arguments: Sequence[str] | None = None) -> int:
-    """``python -m kgpyro priors``: the table of all priors that have a name, in Markdown."""
-    ArgumentParser(prog="python -m kgpyro priors", description="All priors that have a name.").parse_args(arguments)
-    print(prior_table())
+@command(
+    "Posterior.predict Posterior.answers Posterior.discover",
+    without="progress",
+    extra=(
+        Argument("queries", "file of queries with columns head, relation and tail, what is asked for empty or ?."),
+        Argument("facts", "file of triples, for the probability of each."),
+        Argument("above", "all facts that the graph lacks and that are more probable than this.", (float,)),
+        Argument("out", "file for the answers: .csv, .tsv, .parquet or .json."),
+    ),
+    groups={"a query: two of these": "head relation tail", "many": "queries facts above", "answers": "out top new"},
+    place=RUN,
+)
+def predict(options: dict[str, Any]) -> None:
+    """The most probable answers of a query or of many, with their uncertainty."""
+    from kgpyro.files import table_writer
+    from kgpyro.posterior.fitted import Posterior
+
+    out = Path(options.pop("out")) if "out" in options else None
+    writer = table_writer(out) if out else None  # refuses a file of no known kind
+    ways = {"queries": "answers", "facts": "facts", "above": "discover"}
+    asked = [name for name in ways if name in options]
+    way = ways[asked[0]] if asked else "predict"
+    what = [options.pop(asked[0])] if asked else []
+    taken = inspect.signature(getattr(Posterior, way)).parameters
+    if wrong := sorted(options.keys() - taken.keys() - {"run", *OF_RUN}):
+        raise InputError(f"`{wrong[0]}` does not go with `{asked[0]}`; leave one of them out.")
+    posterior = load(options)
+    table = getattr(posterior, way)(*what, **options, **({"progress": True} if "progress" in taken else {}))
+    if writer:
+        writer(table)
+    query = ", ".join(options.get(name, "?") for name in ("head", "relation", "tail"))
+    title = f"{len(table):,} facts" if asked else f"({query})"
+    title += f": low to high is the {table.attrs['intervals']}" if "intervals" in table.attrs else ""
+    hidden = {"score", "frequency", *(("aleatoric", "epistemic", "error") if asked else ())} & {*table}
+    shown = table.head(LONGEST if out else len(table)).drop(columns=list(hidden)).replace({"known": {"": "-"}})
+    show(title, shown) if len(table) else say(f"{title}\n\nnone")
+    if posterior.recalibration is not None:
+        say(f"\nprobabilities recalibrated ({posterior.recalibration.method}) on validation facts")
+    if out:
+        say(f"\nsaved      {out}")
+
+
+@command("Posterior.evaluate", without="progress", place=RUN)
+def evaluate(options: dict[str, Any]) -> None:
+    """How well a run ranks held-out facts: filtered and raw metrics."""
+    posterior, split, by = load(options), options.get("split", "test"), options.get("by", "score")
+    if not len(getattr(posterior.graph, split)):
+        raise InputError(f"graph {posterior.graph.name!r} has no {split} triples to rank; choose another `split`.")
+    table = posterior.evaluate(**options)
+    table = table.reset_index() if options.get("per_relation") else table
+    show(f"{posterior}: {split}, ranked by {by}, realistic ranks", table, index="relation" not in table)
+    if split in posterior.graph.confidences:
+        show("\npredicted confidences", table.from_records([posterior.confidences(split).attrs["metrics"]]))
+
+
+@command("Posterior.recalibrate", place=RUN)
+def calibrate(options: dict[str, Any]) -> None:
+    """How well a run's probabilities agree with labels, and a map that makes them."""
+    from kgpyro.display import write
+
+    folder, posterior = Path(options["run"]), load(options)
+    asked = {key: options[key] for key in ("negatives", "draws", "seed") if key in options}
+    posterior.recalibrate("none")
+    before = posterior.calibration("test", **asked)
+    posterior.recalibrate(**options)
+    method = posterior.recalibration and posterior.recalibration.method
+    after = {method: posterior.calibration("test", **asked)} if method else {}
+    metrics = {name: one.metrics for name, one in {"as predicted": before, **after}.items()}
+    title = f"{posterior}: test triples and false facts ({before.negatives})"
+    show(title, posterior.log.from_dict(metrics, "index"), index=True)
+    posterior.store_recalibration(folder)
+    write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**after)})
+    state = "predictions go by recalibration.json" if after else "predictions are as the model makes them"
+    say(f"\nsaved      {folder}: {state} from now on; checks/calibration.png")
+
+
+@command(
+    "posterior_predictive prior_predictive",
+    without="posterior graph progress",
+    extra=(
+        Argument("draws", "graphs replicated (default: 100), or draws from the prior (default: 20).", (int,)),
+        Argument("queries", "queries sampled of a large graph (default: 2000), or in each draw (100).", (int,)),
+        Argument("out", "folder for tables and figure (default: checks in the folder of the RUN)."),
+        DATASET,
+    ),
+    groups={
+        "with RUN and without": "draws queries seed out",
+        "with RUN": "entities",
+        "without RUN": "prior score dim entity_prior relation_prior facts dataset",
+    },
+    place=RUN,
+    nargs="?",
+)
+def check(options: dict[str, Any]) -> None:
+    """How well a RUN reproduces its graph; without one, what a --prior claims before any fact is seen."""
+    of_run, of_prior = ({*arguments_of(name)} for name in ("posterior_predictive", "prior_predictive"))
+    out, run, found = options.pop("out", None), options.get("run"), None  # type: Any, Any, Any
+    if wrong := sorted(options.keys() - (of_run | {"run", *OF_RUN} if run else of_prior | {"dataset"})):
+        why = "checks what is not fitted; leave RUN out" if run else "is for the check of a RUN; name one"
+        raise InputError(f"`{wrong[0]}` {why}, or leave the option out.")
+    if run:
+        from kgpyro.checking.posterior_predictive import posterior_predictive
+        from kgpyro.checking.psis import psis_khat
+
+        posterior = load(options)
+        say(str(found := posterior_predictive(posterior, progress=True, **options)))
+        with suppress(InputError):  # no ArviZ, a large graph, latents per fact
+            khat = psis_khat(posterior, draws=200, progress=True)
+            say(f"\nPSIS k = {khat.k:.2f}; {khat.reading}.")
+    else:
+        from kgpyro.checking.prior_predictive import prior_predictive
+
+        say(str(found := prior_predictive(options.pop("dataset", "nations"), progress=True, **options)))
+    if folder := out or (run and Path(run) / "checks"):
+        say(f"\nsaved      {folder}: {', '.join(found.save(folder))}")
+
+
+@command("compare", without="fits progress", place=RUN, nargs="+")
+def compare(options: dict[str, Any]) -> None:
+    """Runs side by side: bound, prediction of held-out facts, cost."""
+    from kgpyro.checking.comparison import compare
+    from kgpyro.posterior.runs import Run, is_own_code
+
+    fits: dict[str, Any] = {}
+    folders, of_run = options.pop("run"), {name: options.pop(name) for name in OF_RUN if name in options}
+    for folder in folders:
+        config = Run.read(folder).config  # each run is told of the code that is its own
+        own = {k: v for k, v in of_run.items() if not k.startswith("run_") or is_own_code(config[k[len("run_") :]])}
+        fits[folder if Path(folder).name in fits else Path(folder).name] = load({"run": folder, **own})
+    table = compare(fits, progress=True, **options)
+    show(f"best first by {options.get('by', 'elbo_per_fact')}", table.rename_axis("run").reset_index())
+
+
+@command(
+    "search Options load_graph",
+    without="graph space name_or_folder source checkpoint_every",
+    groups=OF_SEARCH,
+    place=DATASET,
+    nargs="?",
+)
+def search(given: dict[str, Any]) -> None:
+    """Search for the options with the best validation MRR, trial by trial."""
+    graph, options = graph_and_options(given)
+    from kgpyro.inference.search import search
+
+    table, folder = search(graph, **options), options.get("out")
+    show(f"{len(table)} trials, best first by validation MRR", table.head(LONGEST).dropna(axis=1, how="all"))
+    if folder:
+        best = shlex.quote(str(Path(folder) / "best.yaml"))
+        say(f"\nsaved      {folder}: trials.csv, best.yaml\nnext       {called('fit')} --config {best} --out runs/best")
+
+
+@command()
+def priors(_: dict[str, Any]) -> None:
+    """The table of all priors that have a name."""
+    from kgpyro.program.priors import prior_table
+
+    say(prior_table())
+
+
+@command(place=DATASET, nargs="?")
+def explore(options: dict[str, Any]) -> None:
+    """How to play with priors in a notebook."""
+    say("In a notebook of Jupyter (pip install 'kgpyro[jupyter]' jupyterlab; jupyter lab), run:\n")
+    say(f"    import kgpyro\n    kgpyro.explore({options.get('dataset', 'nations')!r})")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """``kgpyro COMMAND …``."""
+    name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+    if name in COMMANDS:
+        return COMMANDS[name](rest)
+    if name in ("-V", "--version"):
+        say(f"kgpyro {VERSION}")
+    elif name in ("-h", "--help"):
+        say(f"usage: {called('COMMAND')} [--option VALUE …]\n\nBayesian knowledge-graph embeddings.\n")
+        say("\n".join(f"  {key:<11}{one.__doc__}" for key, one in COMMANDS.items()))
+        say(f"\n{called('COMMAND')} --help lists the options of a command, --version says which version this is.")
+    else:
+        near = meant(name, [*COMMANDS, "--help", "--version"])
+        say(f"kgpyro: error: there is no {'option' if name[:1] == '-' else 'command'} {name}; {near}", sys.stderr)
+        return 2
     return 0
 
 
-COMMANDS = {
-    "fit": fit_command,
-    "evaluate": evaluate_command,
-    "predict": predict_command,
-    "check": check_command,
-    "calibrate": calibrate_command,
-    "priors": priors_command,
-}
-
-
-def main() -> int:
-    """``kgpyro COMMAND …``."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in COMMANDS:
-        print(f"usage: kgpyro {{{','.join(COMMANDS)}}} …   (kgpyro fit --help says more)", file=sys.stderr)
-        return 0 if name in ("-h", "--help") else 2
-    return COMMANDS[name](sys.argv[2:])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def door(module: str, file: str) -> None:
+    """``python -m kgpyro.COMMAND …``: what the module of that name does where it is the program that runs."""
+    if module == "__main__":
+        sys.exit(COMMANDS[Path(file).stem](sys.argv[1:]))

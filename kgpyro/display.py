@@ -26,9 +26,14 @@ def as_html(title: str, values: Mapping[str, object], *tables: pd.DataFrame, not
     return f"<div class='kgpyro'>{''.join(parts)}</div>"
 
 
-def as_text(table: pd.DataFrame, index: bool = True) -> str:
-    """A table as a terminal shows it, numbers with three digits (mean ranks with one)."""
-    return rounded(table).to_string(index=index)
+def as_text(table: pd.DataFrame, index: bool = True, width: int | None = None) -> str:
+    """A table as a terminal shows it, numbers with three digits (mean ranks with one); names cut to fit a width."""
+    shown = rounded(table)
+    for longest in (None, 50, 40, 30, 20, 12):
+        text = shown.to_string(index=index, max_colwidth=longest)
+        if width is None or max(map(len, text.splitlines())) <= width:
+            break
+    return text
 
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:

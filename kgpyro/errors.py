@@ -1,4 +1,9 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and the guess at what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -6,3 +11,11 @@ class InputError(ValueError):
 
     The commands print the sentence and exit with code 2; in Python it is an ordinary ``ValueError``.
     """
+
+
+def meant(given: str, choices: Iterable[str], otherwise: str = "") -> str:
+    """How to end a sentence that refuses a name: with what was probably meant, or all there are, or ``otherwise``."""
+    known = {choice.lower(): choice for choice in choices}
+    if near := get_close_matches(given.lower(), known, n=2):
+        return f"did you mean {' or '.join(known[name] for name in near)}?"
+    return otherwise or f"choose from {', '.join(known.values())}."

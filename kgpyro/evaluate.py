@@ -1,8 +1,5 @@
-"""``python -m kgpyro.evaluate RUN``; see :func:`kgpyro.commands.evaluate_command`."""
+"""``python -m kgpyro.evaluate``."""
 
-import sys
+from kgpyro.commands import door
 
-from kgpyro.commands import evaluate_command
-
-if __name__ == "__main__":
-    sys.exit(evaluate_command())
+door(__name__, __file__)

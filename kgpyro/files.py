@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from kgpyro.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES: dict[str, Callable[[pd.DataFrame, Path], object]] = {
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
+    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+    ".json": lambda table, path: table.to_json(path, orient="records", indent=1, force_ascii=False),
+}
+
+
+def table_writer(path: Path) -> Callable[[pd.DataFrame], None]:
+    """What writes a table to a file whole, as its suffix says. Raises InputError for another suffix."""
+    if path.suffix not in TABLES:
+        raise InputError(f"`out` {path} must end in {', '.join(TABLES)}.")
+    if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
+        raise InputError("parquet files need pyarrow; pip install 'kgpyro[parquet]'.")
+    return lambda table: write_whole(path, partial(TABLES[path.suffix], table))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

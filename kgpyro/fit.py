@@ -1,4 +1,4 @@
-"""``python -m kgpyro.fit``; see :func:`kgpyro.commands.fit_command`.
+"""``python -m kgpyro.fit``.
 
 In Python ``kgpyro.fit`` is the function of ``kgpyro.inference``. Importing this module rebinds that name to the
 module, as any import of a submodule does, so the module can be called as the function.
@@ -8,15 +8,15 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from kgpyro.commands import fit_command
-from kgpyro.inference.fitting import fit
+from kgpyro.commands import door
 
 
 class _CallableModule(ModuleType):
     def __call__(self, *args: Any, **options: Any) -> Any:
+        from kgpyro.inference.fitting import fit
+
         return fit(*args, **options)
 
 
-if __name__ == "__main__":
-    sys.exit(fit_command())
+door(__name__, __file__)
 sys.modules[__name__].__class__ = _CallableModule

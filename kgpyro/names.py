@@ -1,4 +1,4 @@
-"""What the names of models and guides stand for, and how a user's own come in: ``package.module:object``.
+"""What names stand for: those of kgpyro, of models and of guides, and a user's own, ``package.module:object``.
 
 The core of kgpyro never imports ``kgpyro.models`` or ``kgpyro.guides``; it resolves them through these tables.
 """
@@ -13,8 +13,29 @@ import sys
 from functools import partial
 from typing import Any
 
-from kgpyro.errors import InputError
+from kgpyro.errors import InputError, meant
 
+PUBLIC = {
+    "Graph": "kgpyro.data.graph",
+    "Guide": "kgpyro.program.variational",
+    "Options": "kgpyro.inference.options",
+    "Posterior": "kgpyro.posterior.fitted",
+    "abstention": "kgpyro.checking.abstention",
+    "compare": "kgpyro.checking.comparison",
+    "explore": "kgpyro.reporting.explorer",
+    "fact_figure": "kgpyro.reporting.figures",
+    "fit": "kgpyro.inference.fitting",
+    "labelled_facts": "kgpyro.data.labelled",
+    "load_graph": "kgpyro.data.reading",
+    "posterior_predictive": "kgpyro.checking.posterior_predictive",
+    "prior_predictive": "kgpyro.checking.prior_predictive",
+    "psis_khat": "kgpyro.checking.psis",
+    "resolve_prior": "kgpyro.program.priors",
+    "search": "kgpyro.inference.search",
+    "simulation_check": "kgpyro.checking.simulation",
+    "variance_figure": "kgpyro.reporting.figures",
+    "variances": "kgpyro.reporting.figures",
+}
 MODELS = {"lim": "kgpyro.models.lim:lim", "lfm": "kgpyro.models.lfm:lfm"}
 GUIDES = {
     "lookup": "kgpyro.guides.lookup:Lookup",
@@ -58,11 +79,18 @@ def resolve(given: Any, table: dict[str, str], kind: str) -> Any:
     """
     if not isinstance(given, str):
         return given
+    refuse_unknown(given, table, kind)
     name, opened, _ = given.partition("(")
-    if name.lower() in table or is_dotted(given):
-        found = import_dotted(table.get(name.lower(), name), kind)
-        return partial(found, **_options(given, found, kind)) if opened else found
-    raise InputError(f"unknown {kind} {given!r}; choose from {', '.join(table)}, or your own as package.module:object.")
+    found = import_dotted(table.get(name.lower(), name), kind)
+    return partial(found, **_options(given, found, kind)) if opened else found
+
+
+def refuse_unknown(given: Any, table: dict[str, str], kind: str) -> None:
+    """Raise InputError for a name, or the call of one, that is not of the table and no dotted path."""
+    name = str(given).partition("(")[0]
+    if isinstance(given, str) and name.lower() not in table and not is_dotted(given):
+        end = meant(name, table, f"choose from {', '.join(table)}, or your own as package.module:object.")
+        raise InputError(f"unknown {kind} {given!r}; {end}")
 
 
 def _options(call: str, found: Any, kind: str) -> dict[str, Any]:

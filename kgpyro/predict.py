@@ -1,8 +1,5 @@
-"""``python -m kgpyro.predict RUN``; see :func:`kgpyro.commands.predict_command`."""
+"""``python -m kgpyro.predict``."""
 
-import sys
+from kgpyro.commands import door
 
-from kgpyro.commands import predict_command
-
-if __name__ == "__main__":
-    sys.exit(predict_command())
+door(__name__, __file__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -21,8 +22,8 @@ HIGHER_IS_BETTER = {"elbo_per_fact": True, "log_density": True, "mrr": True, "ca
 def compare(
     fits: Mapping[str, Posterior | Sequence[Posterior]],
     *,
-    split: str = "test",
-    by: str = "elbo_per_fact",
+    split: Literal["valid", "test"] = "test",
+    by: Literal["elbo_per_fact", "log_density", "mrr", "calibration_error"] = "elbo_per_fact",
     draws: int = 50,
     queries: int = 2000,
     seed: int = 0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import typing
@@ -11,26 +10,29 @@ from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
-import torch
 
-from kgpyro.data.features import FeaturesLike
-from kgpyro.data.graph import Graph
-from kgpyro.errors import InputError
-from kgpyro.names import GUIDES, MODELS, name_of, resolve
-from kgpyro.program.interactions import SCORES, Score, resolve_score
-from kgpyro.program.priors import PriorLike, resolve_prior
+from kgpyro.errors import InputError, meant
+from kgpyro.names import GUIDES, MODELS, name_of, refuse_unknown, resolve
+
+if TYPE_CHECKING:
+    from kgpyro.data.features import FeaturesLike
+    from kgpyro.data.graph import Graph
+    from kgpyro.program.interactions import Score
+    from kgpyro.program.priors import PriorLike
+else:  # options are checked before PyTorch is imported, which takes seconds
+    FeaturesLike = Score = PriorLike = str | Any
 
 EXACT_UP_TO = 100_000  # entities up to which all candidates are the default
 ALL_QUERIES_UP_TO = 50_000  # queries up to which all of a full closed world are summed by default
 POSITIVE = (
     "dim", "epochs", "batch_size", "lr", "warmup_draws", "posterior_draws", "negatives", "unanswered", "devices",
-    "nodes", "validate_every", "negative_weight",
+    "nodes", "validate_every", "negative_weight", "draws", "top", "queries", "entities", "facts", "trials",
 )  # fmt: skip
 AT_LEAST_0 = ("kl_weight", "kl_frequency", "early_stopping", "checkpoint_every", "seed")
+SHARES = ("interval", "above")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
+        refuse_unknown(self.model, MODELS, "model")
+        refuse_unknown(self.guide, GUIDES, "guide")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"`warmup` is a share of all steps, from 0 to 1; got {self.warmup}.")
         if not 0 < self.completeness <= 1:
@@ -162,8 +166,7 @@ class Options:
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                raise InputError(f"a fit has no option {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+                raise InputError(f"a fit has no option {name!r}; {meant(name, known)}")
         return cls(**given)
 
     def resolved(self, graph: Graph, saving: bool) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class Options:
         config["guide"] = _named(self.guide, GUIDES, "guide", saving)
         config |= {key: _prior_text(getattr(self, key)) for key in ("prior", "entity_prior", "relation_prior")}
         config["score"] = _score_text(self.score)
-        if isinstance(self.features, (Path, pd.DataFrame)):
+        if not isinstance(self.features, (str, type(None))):
             config["features"] = str(self.features) if isinstance(self.features, Path) else None
         categorical = self.likelihood == "categorical"
         if self.negatives is None:
@@ -250,12 +253,16 @@ def _named(given: Any, table: dict[str, str], kind: str, saving: bool) -> Any:
 
 
 def _prior_text(prior: PriorLike | None) -> Any:
+    from kgpyro.program.priors import resolve_prior
+
     if prior is None:
         return None
     return resolve_prior(prior).text or prior
 
 
 def _score_text(given: str | Score | Callable) -> Any:
+    from kgpyro.program.interactions import SCORES, resolve_score
+
     score = resolve_score(given)
     return score.name if isinstance(given, str) or SCORES.get(score.name.lower()) is score else given
 
@@ -265,8 +272,8 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Options)
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """A value as the type of an option has it. Raises InputError for one that cannot be."""
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """A value as the type of an option or argument of that name has it. Raises InputError for one that cannot be."""
     kinds = typing.get_args(hint) if is_union(hint) else (hint,)
     names = [choice for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
     found = _converted(value, kinds, names)
@@ -274,11 +281,13 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
         wanted = [*map(repr, names), *(word for kind, word in words.items() if kind in kinds)]
         if isinstance(value, str) and len(wanted) == len(names) > 1:
-            raise InputError(f"unknown `{name}` {value!r}; choose from {', '.join(names)}.")
+            raise InputError(f"unknown `{name}` {value!r}; {meant(value, names)}")
         raise InputError(f"`{name}` must be {' or '.join(wanted)}; got {value!r}.")
     if isinstance(found, (int, float)) and not isinstance(found, bool):
         if name in POSITIVE and not 0 < found < math.inf:
             raise InputError(f"`{name}` must be a positive number; got {value}.")
+        if name in SHARES and not 0 < found < 1:
+            raise InputError(f"`{name}` must be between 0 and 1, such as 0.9; got {value}.")
         if name in AT_LEAST_0 and not 0 <= found < math.inf:
             raise InputError(f"`{name}` must be at least 0; got {value}.")
     return found
@@ -296,7 +305,7 @@ def _converted(value: Any, kinds: tuple[Any, ...], names: list[Any]) -> Any:
         return int(float(value))
     if isinstance(value, Real) and float in kinds:
         return float(value)
-    if isinstance(value, (str, torch.device)) and str in kinds:
+    if str in kinds and (isinstance(value, str) or type(value).__name__ == "device"):  # PyTorch's
         return str(value)
     plain = {int, float, bool, str, type(None)}
     free = any(kind not in plain and typing.get_origin(kind) is not Literal for kind in kinds)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -190,8 +190,8 @@ class Posterior(Predictions):
 
     def evaluate(
         self,
-        split: str = "test",
-        by: str = "score",
+        split: Literal["train", "valid", "test"] = "test",
+        by: Literal["score", "probability"] = "score",
         draws: int | None = None,
         unseen: bool = False,
         per_relation: bool = False,

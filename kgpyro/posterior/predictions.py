@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -133,7 +133,13 @@ class Predictions(PosteriorScores):
         found = self.facts(facts, draws, seed=seed)["probability"].to_numpy()
         return Calibration(found, facts["label"].to_numpy(), facts.attrs["negatives"], facts["weight"].to_numpy())
 
-    def recalibrate(self, method: str = "isotonic", negatives: str = "open", draws: int = 500, seed: int = 0) -> None:
+    def recalibrate(
+        self,
+        method: Literal["temperature", "platt", "isotonic", "stacked", "none"] = "isotonic",
+        negatives: Literal["open", "random", "hard", "verified"] = "open",
+        draws: int = 500,
+        seed: int = 0,
+    ) -> None:
         """Fit a map of predictions to the labels of the validation split (:class:`.Recalibration`).
 
         From then on every column of :meth:`facts` and :meth:`predict` is of the recalibrated distribution. With open

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kgpyro.errors import InputError
+from kgpyro.errors import InputError, meant
 from kgpyro.names import import_dotted, is_dotted
 
 QueryForm = Callable[[Tensor, Tensor], Tensor]
@@ -231,8 +231,9 @@ def resolve_score(given: str | Score | Callable[..., Tensor]) -> Score:
     if is_dotted(given):
         return replace(resolve_score(import_dotted(given, "score")), name=given)
     if given.lower() not in SCORES:
-        choices = ", ".join([s.name for key, s in SCORES.items() if key != "transe"])
-        raise InputError(f"unknown score {given!r}; choose from {choices}, TransE (L2), pykeen:NAME, or your own.")
+        choices = [s.name for key, s in SCORES.items() if key != "transe"]
+        end = meant(given, choices, f"choose from {', '.join(choices)}, TransE (L2), pykeen:NAME, or your own.")
+        raise InputError(f"unknown score {given!r}; {end}")
     return SCORES[given.lower()]
 
 
