@@ -53,7 +53,7 @@ def command(
     groups: Mapping[str, str] | None = None,
     place: Argument | None = None,
     nargs: str | None = None,
-) -> Callable[[Callable[[dict[str, Any]], None]], None]:
+) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[Sequence[str]], int]]:
     """Make a command of a function, whose docstring says what it is for.
 
     Its options are the arguments of the public functions ``of``, but for those ``without``, and ``extra`` ones, in
@@ -74,7 +74,7 @@ def command(
         found.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this help.")
         return found
 
-    def made(run: Callable[[dict[str, Any]], None]) -> None:
+    def made(run: Callable[[dict[str, Any]], None]) -> Callable[[Sequence[str]], int]:
         def on_words(words: Sequence[str]) -> int:
             for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another one
                 getattr(stream, "reconfigure", dict)(errors="replace")
@@ -92,6 +92,7 @@ def command(
             return 0
 
         on_words.__doc__, COMMANDS[run.__name__] = run.__doc__, on_words
+        return on_words
 
     return made
 
@@ -325,7 +326,8 @@ def search(given: dict[str, Any]) -> None:
     from kgpyro.inference.search import search
 
     table, folder = search(graph, **options), options.get("out")
-    show(f"{len(table)} trials, best first by validation MRR", table.head(LONGEST).dropna(axis=1, how="all"))
+    shown = table.loc[:, table.nunique() > 1] if len(table) > 1 else table  # what is the same in all says nothing
+    show(f"{len(table)} trials, best first by validation MRR", shown.head(LONGEST))
     if folder:
         best = shlex.quote(str(Path(folder) / "best.yaml"))
         say(f"\nsaved      {folder}: trials.csv, best.yaml\nnext       {called('fit')} --config {best} --out runs/best")

@@ -29,7 +29,7 @@ def as_html(title: str, values: Mapping[str, object], *tables: pd.DataFrame, not
 def as_text(table: pd.DataFrame, index: bool = True, width: int | None = None) -> str:
     """A table as a terminal shows it, numbers with three digits (mean ranks with one); names cut to fit a width."""
     shown = rounded(table)
-    for longest in (None, 50, 40, 30, 20, 12):
+    for longest in (None, 50, 40, 34, 28, 22, 16, 10):
         text = shown.to_string(index=index, max_colwidth=longest)
         if width is None or max(map(len, text.splitlines())) <= width:
             break

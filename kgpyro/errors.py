@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 def meant(given: str, choices: Iterable[str], otherwise: str = "") -> str:
     """How to end a sentence that refuses a name: with what was probably meant, or all there are, or ``otherwise``."""
-    known = {choice.lower(): choice for choice in choices}
-    if near := get_close_matches(given.lower(), known, n=2):
+    known = {choice.lower().lstrip("-"): choice for choice in choices}
+    if near := get_close_matches(given.lower().lstrip("-"), known, n=2, cutoff=0.65):
         return f"did you mean {' or '.join(known[name] for name in near)}?"
     return otherwise or f"choose from {', '.join(known.values())}."

@@ -12,7 +12,8 @@ import torch
 
 import kgpyro
 from kgpyro.checking.abstention import CRITERIA, abstention, risk_coverage
-from kgpyro.commands import calibrate_command, predict_command
+from kgpyro.commands import calibrate as calibrate_command
+from kgpyro.commands import predict as predict_command
 from kgpyro.data.graph import Graph
 from kgpyro.data.labelled import corruptions, labelled_facts, open_facts
 from kgpyro.errors import InputError

@@ -12,7 +12,8 @@ import torch
 import kgpyro
 from kgpyro.checking.comparison import compare, held_out
 from kgpyro.checking.prior_predictive import prior_predictive
-from kgpyro.commands import check_command, priors_command
+from kgpyro.commands import check as check_command
+from kgpyro.commands import priors as priors_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.names import MODELS

@@ -21,7 +21,7 @@ from test_posterior import CONFIG, posterior_of
 
 import kgpyro
 import kgpyro.posterior.runs
-from kgpyro.commands import fit_command
+from kgpyro.commands import fit as fit_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.files import claim, write_text, write_whole

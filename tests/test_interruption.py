@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 import kgpyro
-from kgpyro.commands import fit_command
+from kgpyro.commands import fit as fit_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.files import claim

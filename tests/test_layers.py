@@ -12,7 +12,8 @@ import kgpyro
 ROOT = Path(kgpyro.__file__).parent
 ROOMS = [
     "errors", "version", "names", "randomness", "files", "display", "data", "kernels", "evaluation", "program",
-    "models", "guides", "posterior", "inference", "checking", "reporting", "commands",
+    "models", "guides", "posterior", "inference", "checking", "reporting", "arguments",
+    "commands",
 ]  # fmt: skip
 DOORS = {"__init__", "__main__", "fit", "evaluate", "predict", "check", "calibrate"}
 NEVER = {

@@ -19,7 +19,7 @@ from kgpyro.checking import posterior_predictive as checking
 from kgpyro.checking import statistics
 from kgpyro.checking.posterior_predictive import PosteriorPredictive
 from kgpyro.checking.statistics import Cells
-from kgpyro.commands import check_command
+from kgpyro.commands import check as check_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 
@@ -29,8 +29,11 @@ Labels = set[tuple[int, int, int]]
 class Stub:
     """A posterior with given probabilities of all cells, shape ``(R, E, E)``, times a factor by the draw's parity."""
 
-    def __init__(self, graph: Graph, p: Tensor, completeness: float = 1.0, odd: float = 1.0):
+    def __init__(
+        self, graph: Graph, p: Tensor, completeness: float = 1.0, odd: float = 1.0, closed_world: str = "full"
+    ):
         self.graph, self.p, self.completeness, self.odd = graph, p, completeness, odd
+        self.config = {"closed_world": closed_world}
         self.asked = 0
 
     def refuse_categorical(self, what: str) -> None:
@@ -243,6 +246,41 @@ def test_many_relations_are_sampled() -> None:
     frequency = torch.bincount(train[:, 1])
     shown = found.summary.query("family == 'symmetry' and relation != 'all'")["relation"]
     assert min(frequency[graph.relation_id(name)] for name in shown) >= frequency.sort(descending=True).values[200]
+
+
+@pytest.mark.parametrize("limit", [1_000_000, 900])
+def test_a_local_closed_world_says_nothing_of_queries_without_answers(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all is probable, a replicate holds the cells of answered queries, and no others."""
+    monkeypatch.setattr(statistics, "CELLS", limit)
+    graph = drawn(torch.full((3, 9, 9), 0.05))
+    facts = graph.train.tolist()
+    asked, back = {(r, h) for h, r, _ in facts}, {(r, t) for _, r, t in facts}
+    every = list(itertools.product(range(9), range(3), range(9)))
+    cells = {(h, r, t) for h, r, t in every if (r, h) in asked or (r, t) in back}
+    found = check(Stub(graph, torch.ones(3, 9, 9), closed_world="local"), 2, queries=27, entities=9)
+    table = found.summary.set_index("relation")
+    of_facts = table[table["family"] == statistics.FACTS]
+    for r, name in enumerate(graph.relations):
+        assert of_facts.loc[name, "mean"] == sum(kind == r for _, kind, _ in cells)
+    assert len(facts) < of_facts.loc["all", "mean"] == len(cells) < len(every)
+    without = found.summary[found.summary["statistic"].str.startswith("queries with no answer")].iloc[0]
+    assert min(without["p_value"], 1 - without["p_value"]) == 0 and not without["misfit"]
+    full = check(Stub(graph, torch.ones(3, 9, 9)), 2, queries=27, entities=9)
+    assert full.summary.loc[without.name, "misfit"]
+
+
+def test_the_verdict_comes_first() -> None:
+    graph = drawn(torch.full((3, 9, 9), 0.2))
+    right, wrong = (check(Stub(graph, torch.full((3, 9, 9), p)), 200) for p in (0.2, 0.9))
+    for found in (right, wrong):
+        assert str(found).startswith(found.verdict)
+        assert found.verdict.count("\n") == 2
+        assert max(map(len, found.verdict.splitlines())) < 115
+    assert "reproduces the graph" in right.verdict
+    assert f"{len(wrong.misfits)} of {len(wrong.summary)} statistics misfit" in wrong.verdict
+    assert f"{wrong.misfits['graph'].iloc[0]:.3g} in the graph" in wrong.verdict
 
 
 def test_a_planted_symmetric_relation_is_found(tmp_path: Path) -> None:

@@ -77,5 +77,5 @@ def run(line: str) -> None:
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         subprocess.run(words, check=True, env=environment, timeout=300)
     else:
-        assert words[:2] == ["python", "-m"] and words[2].startswith("kgpyro."), line
-        assert COMMANDS[words[2].removeprefix("kgpyro.")](words[3:]) == 0, line
+        words = words[1:] if words[0] == "kgpyro" else [words[2].removeprefix("kgpyro."), *words[3:]]
+        assert COMMANDS[words[0]](words[1:]) == 0, line

@@ -13,7 +13,7 @@ import torch
 from conftest import Parts, pairwise
 
 import kgpyro
-from kgpyro.commands import evaluate_command
+from kgpyro.commands import evaluate as evaluate_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.evaluation.ranking import ndcg

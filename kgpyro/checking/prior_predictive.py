@@ -54,6 +54,25 @@ class PriorPredictive:
     title: str
 
     @property
+    def verdict(self) -> str:
+        """Three lines: how dense a graph the prior expects, how sure it is of random facts, and what to do."""
+        claimed, graph = self.summary.loc["probability of a random fact"], self.summary["graph"].iloc[0]
+        sure, false = float((self.probabilities > SURE).mean()), float((self.probabilities < 1 - SURE).mean())
+        fine = "nothing: it leaves the facts open; `fit` it"
+        return (
+            f"The prior expects {claimed['mean']:.2g} of all facts to be true ({claimed['low']:.2g} to "
+            f"{claimed['high']:.2g}); in the graph {graph:.2g} are.\n"
+            f"It is sure (99 %) that {sure:.0%} of random facts are true, and that {false:.0%} are false.\n"
+            f"To do: {'a smaller prior scale, or scale=learn, claims less' if self.warnings else fine}."
+        )
+
+    def __str__(self) -> str:
+        """The verdict, the summary, and what is to be warned of."""
+        title = f"{self.title}: what the prior implies, mean and central 90 % over draws"
+        table = self.summary.to_string(float_format="{:.3g}".format, na_rep="-")
+        return "\n\n".join([self.verdict, title, table, *(f"WARNING: {warning}" for warning in self.warnings)])
+
+    @property
     def warnings(self) -> list[str]:
         """In plain words, what is suspicious about the prior."""
         sure = float((self.probabilities > SURE).mean())

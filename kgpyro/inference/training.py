@@ -239,6 +239,6 @@ def train(
                 torch.distributed.destroy_process_group()
             return trainer.global_rank
     except pl.utilities.exceptions.MisconfigurationException as error:
-        raise InputError(f"device {device} with precision {precision}: {error}") from error
+        raise InputError(f"`device` {device} with `precision` {precision}: {error} cpu works anywhere.") from error
     finally:
         quiet.setLevel(level)

@@ -280,7 +280,13 @@ class Posterior(Predictions):
     to_arviz = to_arviz
 
     def to(self, device: str | torch.device) -> Posterior:
-        """Move everything to a device, in place; returns the posterior itself."""
+        """Move everything to a device, in place; returns the posterior itself. Raises InputError for an absent one."""
+        names = {"gpu": "cuda", "auto": "cuda" if torch.cuda.is_available() else "cpu"}
+        device = names.get(str(device), device)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # AssertionError of a PyTorch without CUDA
+            raise InputError(f"`device` {device} is not on this machine; cpu is.") from error
         for module in self.modules().values():
             module.to(device)
         self.program.batches.to(device)
