@@ -14,7 +14,7 @@ import torch
 
 import kgpyro
 from kgpyro import Graph, InputError
-from kgpyro.program.catalogue import parameters_of, prior_names
+from kgpyro.program.catalogue import STANDARD, parameters_of
 from kgpyro.reporting.explorer import PriorExplorer
 
 
@@ -45,7 +45,7 @@ def test_it_shows_what_the_function_says(explorer: PriorExplorer, tiny: Graph) -
     assert bool((explorer.predictive.coordinates["relation"] >= 0).all())
 
 
-@pytest.mark.parametrize("name", list(prior_names()))
+@pytest.mark.parametrize("name", list(STANDARD))
 def test_every_family_has_controls(explorer: PriorExplorer, name: str) -> None:
     explorer.score.value = "DistMult"
     explorer.prior.family.value = name

@@ -32,7 +32,7 @@ from kgpyro.display import as_html, png_of
 from kgpyro.errors import InputError
 from kgpyro.names import MODELS
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.program.catalogue import parameters_of, prior_names
+from kgpyro.program.catalogue import STANDARD, parameters_of
 from kgpyro.program.interactions import SCORES
 from kgpyro.program.priors import GRANULARITIES
 
@@ -53,7 +53,7 @@ class PriorControls(widgets.VBox):
 
     def __init__(self, changed: Callable[[], None], title: str):
         self._changed = changed
-        self.family = widgets.Dropdown(options=list(prior_names()), value="normal", description=title, layout=NARROW)
+        self.family = widgets.Dropdown(options=list(STANDARD), value="normal", description=title, layout=NARROW)
         self.numbers: dict[str, Any] = {}
         self.how: dict[str, Any] = {}
         super().__init__()
