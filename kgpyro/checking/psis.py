@@ -14,7 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 from tqdm.auto import tqdm
 
 from kgpyro.errors import InputError
-from kgpyro.inference.estimators import CountFacts
+from kgpyro.inference.elbo import CountFacts
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.inference_data import load_arviz
 from kgpyro.program.batches import Batch, Batches

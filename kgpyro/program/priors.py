@@ -298,7 +298,7 @@ def _text_of(prior: TorchDistributionMixin) -> str | None:
     parameters = {key: getattr(prior, key, None) for key in keys}
     if any(v is None or torch.as_tensor(v).numel() != 1 for v in parameters.values()):
         return None
-    return f"{name}({', '.join(f'{key}={float(v)!r}' for key, v in parameters.items())})"
+    return f"{name}({', '.join(f'{key}={float(torch.as_tensor(v))!r}' for key, v in parameters.items())})"
 
 
 def _like(value: Any, like: Tensor) -> Any:
