@@ -17,7 +17,8 @@ from kgpyro.errors import InputError
 from kgpyro.inference.elbo import CountFacts
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.inference_data import load_arviz
-from kgpyro.program.batches import Batch, Batches
+from kgpyro.program.batches import Batches
+from kgpyro.program.plates import Batch
 from kgpyro.program.sites import PER_FACT, pyro_alone
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
@@ -36,8 +37,8 @@ class KHat:
         k: the smaller the better; minus infinity where all ratios are equal.
         latents: how many numbers all latents together are.
         spread: the standard deviation of k over repeats; NaN for a single one.
-        log_ratios: ``log p(y, h) - log q(h)`` of each draw, shape ``(repeats · draws,)``; their mean estimates the ELBO, and the
-            logarithm of the mean of their exponentials, where k is below 0.7, the evidence ``log p(y)``.
+        log_ratios: ``log p(y, h) - log q(h)`` of each draw, shape ``(repeats · draws,)``; their mean estimates the
+            ELBO, and the logarithm of the mean of their exponentials, where k is below 0.7, the evidence ``log p(y)``.
     """
 
     k: float

@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 
 from kgpyro.errors import InputError
 from kgpyro.kernels.gaussian import gaussian_kl
-from kgpyro.program.batches import Batch, Batches
+from kgpyro.program.batches import Batches
 from kgpyro.program.families import is_gaussian, log_scale_of
 from kgpyro.program.lazy import Undrawn
 from kgpyro.program.likelihood import AllCandidates
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
 from kgpyro.program.variational import Guide

@@ -263,9 +263,10 @@ def _fit(
         return posterior, bar.finished  # the first process says how good it is
 
     facts = batches
-    if config["negatives"] != "all":  # the bound is over all candidates, whatever the fit saw of them
+    if config["negatives"] != "all" or config["relation_weight"]:  # the bound is of the graph over all candidates
         few = config["negatives"] if graph.num_entities > EXACT_UP_TO else "all"
-        facts = batches_of(graph, config | {"negatives": few, "negative_weight": None}, dtype)
+        whole_facts = {"negatives": few, "negative_weight": None, "relation_weight": 0.0}
+        facts = batches_of(graph, config | whole_facts, dtype)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(
             elbo, kg, program.model, guide, facts.to(posterior.device), progress=progress

@@ -21,10 +21,11 @@ from torch.distributions import biject_to
 from torch.nn.functional import embedding
 
 from kgpyro.errors import InputError
-from kgpyro.program.batches import Batch, Batches
+from kgpyro.program.batches import Batches
 from kgpyro.program.families import Family
 from kgpyro.program.interactions import Score
 from kgpyro.program.likelihood import AllCandidates, Answers, Given, Rows, SingleFacts
+from kgpyro.program.plates import Batch, Held
 from kgpyro.program.priors import Prior, Unknown
 
 
@@ -266,6 +267,29 @@ class Setting(nn.Module):
             intercepts: log-odds of relations, shape ``(R,)``.
         """
         return self._of(Rows(head), Rows(relation), Rows(tail), intercepts, batch)
+
+    def relation_likelihood(
+        self, entities: Tensor, relations: Tensor, intercepts: Tensor, held: Held
+    ) -> dist.Categorical:
+        """Which relation holds between the ends of a fact, ``Categorical(softmax_r φ(h_h, h_r, h_t) + b_r)``.
+
+        Given that exactly one of the R facts between two ends is true, these are the odds of a Bernoulli model of each.
+        The arguments are those of :meth:`likelihood`, and what :meth:`Batch.held_plate` yields. A query that asks for
+        heads reads its fact backwards, by the relations' inverses where there are such. Batch shape ``(n,)``.
+        """
+        anchor, candidate = Rows(entities, held.anchor).own_draw, Rows(entities, held.candidate).own_draw
+        candidate = torch.where((held.anchor == held.candidate).unsqueeze(-1), anchor, candidate)  # self-loops
+        back, R = held.backward, self.relations
+        if len(relations) == R:
+            swap = back.unsqueeze(-1)
+            ends = torch.where(swap, candidate, anchor), torch.where(swap, anchor, candidate)
+            scores = self.score.relations(*ends, relations[...])
+        else:
+            both = relations[..., :R, :], relations[..., R:, :]
+            scores = anchor.new_empty(*anchor.shape[:-1], R)
+            for which, rows in ((~back, both[0]), (back, both[1])):
+                scores[..., which, :] = self.score.relations(anchor[..., which, :], candidate[..., which, :], rows)
+        return dist.Categorical(logits=scores + intercepts.unsqueeze(-2), validate_args=False)
 
     def _of(self, anchor: Rows, relation: Rows, candidate: Rows, intercepts: Tensor, batch: Batch) -> TorchDistribution:
         if intercepts.dim() > 1:  # of vectorised particles, with a dimension for the plate of facts
