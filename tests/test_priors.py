@@ -28,9 +28,10 @@ from kgpyro.program.families import (
     posterior_mean,
     posterior_variance,
 )
+from kgpyro.program.n3 import N3, ComplexN3
 from kgpyro.program.priors import Prior, PriorLike, prior_table, resolve_prior
 
-SIZE = 5
+SIZE, EVEN = 5, 6
 
 
 class MyPrior(dist.Normal):
@@ -47,11 +48,11 @@ def my_prior_of_size(size: int) -> TorchDistribution:
 @pytest.mark.parametrize("name", STANDARD)
 def test_every_name_gives_a_prior_and_a_family(name: str) -> None:
     prior = resolve_prior(name)
-    p = prior.distribution(SIZE)
-    assert p.event_shape == (SIZE,)
-    family = prior.family(SIZE)
-    q = family(torch.randn(3, family.loc_size(SIZE)), torch.full((3, family.scale_size(SIZE)), 0.5).log())
-    assert (q.batch_shape, q.event_shape) == ((3,), (SIZE,))
+    p = prior.distribution(EVEN)
+    assert p.event_shape == (EVEN,)
+    family = prior.family(EVEN)
+    q = family(torch.randn(3, family.loc_size(EVEN)), torch.full((3, family.scale_size(EVEN)), 0.5).log())
+    assert (q.batch_shape, q.event_shape) == ((3,), (EVEN,))
     drawn = q.rsample()
     assert p.support.check(drawn).all()
     assert p.log_prob(drawn).isfinite().all()
@@ -262,7 +263,7 @@ def test_objects_that_a_call_can_stand_for(prior: TorchDistribution) -> None:
 def test_a_prior_follows_device_and_dtype() -> None:
     like = torch.zeros((), dtype=torch.float64)
     for name in ("normal", "log_normal", "gumbel", "uniform", "hyperspherical_uniform", "half_cauchy"):
-        assert resolve_prior(name).distribution(SIZE, like).sample().dtype == torch.float64, name
+        assert resolve_prior(name).distribution(EVEN, like).sample().dtype == torch.float64, name
     for built in (slab_and_spike, log_laplace, shifted):
         p = resolve_prior(built).distribution(SIZE, like)
         assert p.sample().dtype == torch.float64
@@ -432,8 +433,8 @@ def test_priors_at_work_check_nothing(prior: PriorLike) -> None:
     """Nor does anything that they are made of; and the object that was given is left as it was."""
     found = resolve_prior(prior)
     like, values = torch.zeros(()), {key: torch.ones(3, 1) for key in found.unknown}
-    made = [found.distribution(SIZE, like, values)]
-    if not found._build(SIZE).event_shape:
+    made = [found.distribution(EVEN, like, values)]
+    if not found._build(EVEN).event_shape:
         made.append(found.value((3, 1), like, values))
     assert not [p for p in distributions_in(made) if p._validate_args]
     assert not isinstance(prior, dist.Normal) or prior._validate_args
@@ -501,6 +502,37 @@ def test_posterior_moments(prior: str) -> None:
     mean, variance = drawn.mean(0), drawn.var(0)
     torch.testing.assert_close(posterior_mean(q), mean, atol=5 * float(variance.max() / 200_000) ** 0.5, rtol=0)
     torch.testing.assert_close(posterior_variance(q), variance, rtol=0.1, atol=0)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("strength", [0.3, 4.0])
+def test_n3(strength: float) -> None:
+    """Density, moments and divergence against quadrature, and draws against the density's."""
+    real, plane = N3(torch.tensor(strength)), ComplexN3(torch.full((2,), strength))
+    x = torch.linspace(-12, 12, 4001)
+    p = real.log_prob(x).exp()
+    assert float(torch.trapezoid(p, x)) == pytest.approx(1, abs=1e-8)
+    assert float(torch.trapezoid(p * x**2, x)) == pytest.approx(float(real.variance), rel=1e-6)
+    grid = torch.stack(torch.meshgrid(x[::8], x[::8], indexing="ij"), -1)
+    each = plane.log_prob(grid).exp()
+    both = [torch.trapezoid(torch.trapezoid(f, x[::8]), x[::8]) for f in (each, each * grid[..., 0] ** 2)]
+    assert float(both[0]) == pytest.approx(1, abs=1e-4)
+    assert float(both[1]) == pytest.approx(float(plane.variance[0]), rel=1e-3)
+    q = dist.Normal(torch.tensor([-0.7, 0.0, 2.0]), torch.tensor([0.4, 1.0, 0.1]))
+    at = x.unsqueeze(-1)
+    expected = torch.trapezoid(q.log_prob(at).exp() * (q.log_prob(at) - real.log_prob(at)), x, dim=0)
+    torch.testing.assert_close(torch.distributions.kl_divergence(q, real), expected, rtol=1e-5, atol=1e-6)
+    for one, shape in ((real, ()), (plane, (2,))):
+        drawn = one.rsample(torch.Size([40_000]))
+        assert drawn.shape == (40_000, *shape)
+        torch.testing.assert_close(drawn.mean(0), one.mean, atol=0.03 / strength ** (1 / 3), rtol=0)
+        torch.testing.assert_close(drawn.var(0), one.variance, rtol=0.03, atol=0)
+    learned = torch.tensor(strength, requires_grad=True)
+    draw = N3(learned).rsample(torch.Size([100]))
+    draw.abs().pow(3).mean().backward()  # |x|³ goes as 1/λ
+    assert float(learned.grad) == pytest.approx(-float(draw.detach().abs().pow(3).mean()) / strength, rel=1e-6)
+    with pytest.raises(InputError, match="give an even `dim`"):
+        resolve_prior("complex_n3").distribution(3)
 
 
 def test_the_sphere() -> None:

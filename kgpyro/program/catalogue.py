@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kgpyro.errors import InputError
 from kgpyro.program.families import HypersphericalUniform, ProjectedNormal
+from kgpyro.program.n3 import N3, ComplexN3
 
 # Every prior that has a name, with the parameters of the family's standard member: what a call may leave out.
 STANDARD: dict[str, dict[str, Any]] = {
@@ -23,6 +24,7 @@ STANDARD: dict[str, dict[str, Any]] = {
     "beta": {"concentration1": 1.0, "concentration0": 1.0},
     "cauchy": {"loc": 0.0, "scale": 1.0},
     "chi2": {"df": 4.0},
+    "complex_n3": {"strength": 1.0},
     "continuous_bernoulli": {"probs": 0.5},
     "dirichlet": {"concentration": 1.0},
     "exponential": {"rate": 1.0},
@@ -45,6 +47,7 @@ STANDARD: dict[str, dict[str, Any]] = {
     },
     "multivariate_normal": {"loc": 0.0, "scale_tril": 1.0},
     "multivariate_student_t": {"df": 4.0, "loc": 0.0, "scale_tril": 1.0},
+    "n3": {"strength": 1.0},
     "normal": {"loc": 0.0, "scale": 1.0},
     "pareto": {"scale": 1.0, "alpha": 1.0},
     "projected_normal": {"concentration": 0.0},
@@ -57,7 +60,8 @@ STANDARD: dict[str, dict[str, Any]] = {
     "uniform": {"low": -1.0, "high": 1.0},
     "weibull": {"scale": 1.0, "concentration": 1.0},
 }  # fmt: skip
-_OURS = {"hyperspherical_uniform": HypersphericalUniform, "projected_normal": ProjectedNormal}
+_OURS: dict[str, Any] = {"hyperspherical_uniform": HypersphericalUniform, "projected_normal": ProjectedNormal}
+_OURS |= {"n3": N3, "complex_n3": ComplexN3}
 CLASSES: dict[str, Any] = {name: _OURS.get(name) or getattr(dist, name.title().replace("_", "")) for name in STANDARD}
 _NAMES = {cls: name for name, cls in CLASSES.items()}
 ALTERNATIVES = ({"scale_tril", "covariance_matrix", "precision_matrix"}, {"probs", "logits"})

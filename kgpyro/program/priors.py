@@ -201,14 +201,14 @@ def _prior_of(node: ast.AST) -> Prior:
     written = ", ".join(f"{key}={_written(value)}" for key, value in found.items())
     text = f"{name}({written})" if written else name
     numbers = {key: value for key, value in found.items() if not isinstance(value, tuple)}
-    standard = construct(cls, numbers, text, 3)
+    standard = construct(cls, numbers, text, 4)
     unknown = {k: _unknown(cls, standard, k, v, text) for k, v in found.items() if isinstance(v, tuple)}
     starts = {k: u.start for k, u in unknown.items() if u.start is not None}
 
     def build(size: int, **values: Tensor) -> TorchDistributionMixin:
         return construct(cls, numbers | starts | values, text, size, validate=not values)
 
-    build(3)
+    build(4)
     return Prior(build, text, unknown)
 
 
@@ -249,7 +249,7 @@ def _unknown(cls: Any, standard: Any, key: str, value: tuple[str, Any], text: st
     default = standard_of(cls).get(key, getattr(standard, key, 1.0))
     start = float(torch.as_tensor(default).flatten()[0]) if isinstance(what, Prior) or what is None else float(what)
     probe = start if bool(constraint.check(torch.tensor(start))) else 1.0
-    supports = [repr(construct(cls, {key: x}, text, 3).support) for x in (probe, probe / 2 + 0.1)]
+    supports = [repr(construct(cls, {key: x}, text, 4).support) for x in (probe, probe / 2 + 0.1)]
     if supports[0] != supports[1]:
         raise InputError(f"prior {text}: the support of {cls.__name__} depends on {key}, so it must be a number.")
     if not isinstance(what, Prior):
@@ -343,7 +343,7 @@ def prior_table() -> str:
         except NotImplementedError:
             kl = "Monte Carlo"
         written = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in standard_of(cls).items())
-        kind = " (multivariate)" if cls is not HypersphericalUniform and construct(cls, {}, name, 3).event_shape else ""
+        kind = " (multivariate)" if cls is not HypersphericalUniform and construct(cls, {}, name, 4).event_shape else ""
         rows.append(
             f"| {name}{kind} | {written or '-'} | {_support_name(family)} | {_posterior_name(family)} | {kl} | yes |"
         )
