@@ -27,8 +27,7 @@ import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.evaluation.ranking import rank_triples
 from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.schedules import KLSchedule
-from kgpyro.inference.training import Training
+from kgpyro.inference.training import KLSchedule, Training
 from kgpyro.kernels.candidates import all_candidates_log_prob, log_normaliser
 from kgpyro.kernels.gaussian import gaussian_draw_and_kl
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of

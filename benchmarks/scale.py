@@ -27,8 +27,7 @@ from speed import memory, random_batches, reset_peak
 
 from kgpyro.data.queries import Queries
 from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.schedules import KLSchedule
-from kgpyro.inference.training import Training
+from kgpyro.inference.training import KLSchedule, Training
 from kgpyro.posterior.building import build_guide, build_setting, program_of, sites_of
 from kgpyro.program.batches import Batches
 

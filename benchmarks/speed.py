@@ -31,8 +31,7 @@ from torch import Tensor
 import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.schedules import KLSchedule, RandomQueries
-from kgpyro.inference.training import Training
+from kgpyro.inference.training import KLSchedule, RandomQueries, Training
 from kgpyro.kernels.candidates import all_candidates_log_prob
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.program.batches import Batches

@@ -35,7 +35,7 @@ OF_FIT = {  # options of a fit, in the groups of its help
     "what is fitted": "dataset model prior score dim epochs seed device out config",
     "the graph": "columns holdout labels features",
     "prior and model": "entity_prior relation_prior guide inverse completeness",
-    "likelihood": "likelihood closed_world unanswered negatives negative_weight",
+    "likelihood": "likelihood closed_world unanswered negatives negative_weight relation_weight",
     "optimisation": "lr lr_schedule optimizer batch_size kl_weight kl_schedule kl_frequency warmup estimator "
     "early_stopping validate_every",
     "precision and devices": "precision devices nodes",
@@ -287,8 +287,8 @@ def check(options: dict[str, Any]) -> None:
         posterior = load(options)
         say(str(found := posterior_predictive(posterior, progress=True, **options)))
         with suppress(InputError):  # no ArviZ, a large graph, latents per fact
-            khat = psis_khat(posterior, draws=200, progress=True)
-            say(f"\nPSIS k = {khat.k:.2f}; {khat.reading}.")
+            khat = psis_khat(posterior, draws=200, repeats=3, progress=True)
+            say(f"\nPSIS k = {khat.k:.2f} ± {khat.spread:.2f}; {khat.reading}.")
     else:
         from kgpyro.checking.prior_predictive import prior_predictive
 

@@ -77,6 +77,8 @@ def claim(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        for left in (*folder.glob(".*.part"), *folder.glob(".tmp*")):  # by a process that was killed as it wrote
+            left.unlink()
     except Timeout:
         raise InputError(f"another fit is writing to {folder}; name another folder, or wait for it.") from None
     except OSError as error:

@@ -19,7 +19,7 @@ count every fact.
 
 import pyro
 
-from kgpyro.program.batches import Batch
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 
 

@@ -8,11 +8,14 @@
 Cowen-Rivers & Minervini 2018, section 3, with ``κ = 1``. Below 1 a true fact may be missing from the graph
 (``completeness``). With a categorical likelihood each observed answer of a query ``(h, r)`` is drawn from
 softmax_t φ(h_h, h_r, h_t) instead. Each latent's KL divergence is paid once, whatever the number of its facts.
+
+With a ``relation_weight`` each fact of the graph is asked a third way, which relation holds between its ends (Chen et
+al. 2021): a term softmax_r (φ(h_h, h_r, h_t) + b_r) on top, with that weight.
 """
 
 import pyro
 
-from kgpyro.program.batches import Batch
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 
 
@@ -27,3 +30,7 @@ def lim(kg: Setting, batch: Batch) -> None:
 
     with batch.fact_plate():
         pyro.sample("y", kg.likelihood(entities, relations, intercepts, batch), obs=batch.y)
+
+    if batch.asks_relations:
+        with batch.held_plate() as held:
+            pyro.sample("r", kg.relation_likelihood(entities, relations, intercepts, held), obs=held.relation)

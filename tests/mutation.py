@@ -23,7 +23,8 @@ TESTS = {  # of each module, and those of them to leave out: a mutant that lives
         "late_draws transformed_table a_fit_and_its",
     ),
     "program/batches": ("test_batches test_exactness", "local_noise"),
-    "evaluation/ranking": ("test_ranking", ""),
+    "program/plates": ("test_batches test_exactness", "local_noise"),
+    "evaluation/ranking": ("test_ranking test_uncertain_graphs", ""),
     "program/priors": (
         "test_priors test_hierarchy",
         "cold_start learned_scale_raises scale_in_the_bound fit_and_files moments",

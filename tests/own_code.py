@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from kgpyro import Guide
-from kgpyro.program.batches import Batch
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import Site
 

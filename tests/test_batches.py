@@ -11,7 +11,8 @@ from test_exactness import TOLERANCE, Fixed, all_facts, kl_by_symbol
 from torch import Tensor
 
 from kgpyro.data.graph import Graph
-from kgpyro.program.batches import Batch, Batches
+from kgpyro.program.batches import Batches
+from kgpyro.program.plates import Batch
 
 R = 2  # relations of the tiny graph
 

@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 from kgpyro.data.graph import Graph
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.inference.training import frequency_weights
-from kgpyro.program.batches import Batch
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import INTERCEPT_SCALE
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -35,7 +35,7 @@ class Fixed:
         self.relations = torch.randn(parts.kg.num_relations, parts.kg.relation_size)
 
     @torch.no_grad()
-    def log_likelihood(self, batch: Batch) -> float:
+    def log_likelihood(self, batch: Batch, site: str = "y") -> float:
         """The model's own estimate of the log-likelihood of all facts from a batch."""
         values = {
             "entities": self.entities[batch.entities],
@@ -48,7 +48,7 @@ class Fixed:
         conditioned = poutine.condition(self.parts.model, {site: values[site] for site in self.parts.sites})
         trace = poutine.trace(conditioned).get_trace(self.parts.kg, batch)
         trace.compute_log_prob()
-        return float(trace.nodes["y"]["log_prob_sum"])
+        return float(trace.nodes[site]["log_prob_sum"])
 
     @torch.no_grad()
     def enumerated(self) -> float:
@@ -302,11 +302,36 @@ def test_frequent_symbols_pay_more(tiny: Graph, model: str, inverse: bool) -> No
     assert elbo.last.price == pytest.approx(0.3 * dear, abs=TOLERANCE)
 
 
-@pairwise(model=["lim", "lfm"], inverse=[True, False], score=["DistMult", "ComplEx"], completeness=[1.0, 0.7])
+@pytest.mark.parametrize("inverse", [True, False])
+@pytest.mark.parametrize(("size", "negatives"), [(1, None), (3, None), (100, None), (3, 2)])
+def test_the_relation_of_every_held_fact_is_asked(tiny: Graph, inverse: bool, size: int, negatives: int | None) -> None:
+    """Half of ``softmax_r`` of each reading of each triple, summed over minibatches."""
+    parts = Parts(tiny, inverse=inverse, relation_weight=3.0, negatives=negatives)
+    fixed = Fixed(parts)
+    found = sum(share(parts, i) * fixed.log_likelihood(parts.batches(i), "r") for i in splits(len(parts.batches), size))
+    expected, R = 0.0, tiny.num_relations
+    for head, relation, tail in tiny.train.tolist():
+        for shift in (0, R if inverse else 0):
+            rows = fixed.relations[shift : shift + R]
+            scores = (fixed.entities[head] * rows * fixed.entities[tail]).sum(-1) + parts.intercepts
+            expected += 3.0 / 2 * float(scores.log_softmax(-1)[relation])
+    assert found == pytest.approx(expected, abs=TOLERANCE)
+    posterior = parts.posterior(completeness=1.0)
+    assert posterior.kg is parts.kg and "r" not in parts.sites
+
+
+@pairwise(
+    model=["lim", "lfm"],
+    inverse=[True, False],
+    score=["DistMult", "ComplEx"],
+    completeness=[1.0, 0.7],
+    relation_weight=[0.0, 2.0],
+)
 def test_local_noise_has_the_same_expectation(
-    tiny: Graph, model: str, inverse: bool, score: str, completeness: float
+    tiny: Graph, model: str, inverse: bool, score: str, completeness: float, relation_weight: float
 ) -> None:
-    parts = Parts(tiny, model, score=score, inverse=inverse, completeness=completeness)
+    asked = relation_weight * (model == "lim")
+    parts = Parts(tiny, model, score=score, inverse=inverse, completeness=completeness, relation_weight=asked)
     with torch.no_grad():  # a wide posterior, where a wrong self-loop or a wrong variance would show
         for table in (parts.guide.entity, parts.guide.relation):
             table.loc.normal_()  # type: ignore[union-attr]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 import kgpyro
 from kgpyro import Graph, InputError
-from kgpyro.program.catalogue import parameters_of, prior_names
+from kgpyro.program.catalogue import STANDARD, parameters_of
 from kgpyro.reporting.explorer import PriorExplorer
 
 
@@ -45,7 +44,7 @@ def test_it_shows_what_the_function_says(explorer: PriorExplorer, tiny: Graph) -
     assert bool((explorer.predictive.coordinates["relation"] >= 0).all())
 
 
-@pytest.mark.parametrize("name", list(prior_names()))
+@pytest.mark.parametrize("name", list(STANDARD))
 def test_every_family_has_controls(explorer: PriorExplorer, name: str) -> None:
     explorer.score.value = "DistMult"
     explorer.prior.family.value = name
@@ -61,10 +60,7 @@ def test_what_cannot_be_is_said(explorer: PriorExplorer) -> None:
     assert explorer.predictive is None and "uniform" in explorer.message.value
 
 
-def test_a_fit_joins_the_table_and_the_code_repeats_it(
-    explorer: PriorExplorer, tiny: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+def test_a_fit_joins_the_table_and_the_code_repeats_it(explorer: PriorExplorer, tiny: Graph) -> None:
     explorer.prior.how["scale"].value = "learn"
     assert explorer.prior.text == "normal(scale=learn(1))"
     state = torch.get_rng_state()
@@ -84,6 +80,14 @@ def test_a_fit_joins_the_table_and_the_code_repeats_it(
     assert not explorer.fit_button.disabled and explorer.stop_button.disabled
 
 
+def test_a_graph_without_hold_out(tiny: Graph, tmp_path: Path) -> None:
+    whole = kgpyro.Graph.from_dataframe(tiny.to_dataframe().drop(columns="split"), holdout=0)
+    explorer = kgpyro.explore(whole, tmp_path)
+    explorer.dim.value, explorer.epochs.value = 4, 2
+    assert asyncio.run(explorer.fit()) is not None
+    assert list(explorer.table.columns) == ["elbo_per_fact", "parameters", "seconds"]
+
+
 def test_a_refused_fit_is_told(explorer: PriorExplorer) -> None:
     explorer.dim.value = 3
     assert asyncio.run(explorer.fit()) is None
@@ -92,7 +96,6 @@ def test_a_refused_fit_is_told(explorer: PriorExplorer) -> None:
 
 def test_stop_keeps_what_there_is(explorer: PriorExplorer) -> None:
     explorer.epochs.value = 100_000
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as below nohup
 
     async def fit_and_stop() -> kgpyro.Posterior | None:
         task = asyncio.create_task(explorer.fit())
@@ -102,10 +105,7 @@ def test_stop_keeps_what_there_is(explorer: PriorExplorer) -> None:
         explorer.stop()
         return await task
 
-    try:
-        posterior = asyncio.run(asyncio.wait_for(fit_and_stop(), 120))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    posterior = asyncio.run(asyncio.wait_for(fit_and_stop(), 120))
     assert posterior is not None and "interrupted" in posterior.metrics["warnings"][0]
     assert len(explorer.table) == 1
 

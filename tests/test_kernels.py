@@ -17,7 +17,7 @@ from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.kernels import candidates as kernels
 from kgpyro.kernels import gaussian
 from kgpyro.kernels.candidates import all_candidates_log_prob
-from kgpyro.program.batches import Batch
+from kgpyro.program.plates import Batch
 
 pytestmark = pytest.mark.usefixtures("double")
 B, E, D = 3, 7, 4

@@ -14,7 +14,7 @@ from kgpyro.errors import InputError
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.names import GUIDES, MODELS
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.program.catalogue import prior_names
+from kgpyro.program.catalogue import STANDARD
 from kgpyro.program.interactions import SCORES
 from kgpyro.program.priors import resolve_prior
 
@@ -29,7 +29,7 @@ def refused(prior: str, guide: str) -> bool:
     return guide in ("lowrank", "flow") and resolve_prior(prior).family(4).spherical
 
 
-PRIORS = [*prior_names(), *HIERARCHICAL]
+PRIORS = [*STANDARD, *HIERARCHICAL]
 
 
 def rows(prior: str) -> list[tuple[str, str, str]]:

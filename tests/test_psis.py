@@ -33,6 +33,17 @@ def pair() -> Graph:
     return Graph.from_triples("pair", [["a", "r", "b"], ["b", "r", "b"]], [["a", "r", "a"]], [["a", "r", "a"]])
 
 
+def test_repeats_and_their_spread(pair: Graph) -> None:
+    posterior, _ = posterior_of(pair, dim=1)
+    found = kgpyro.psis_khat(posterior, 200, 3)
+    each = [kgpyro.checking.psis._pareto_shape(part) for part in found.log_ratios.reshape(3, 200)]
+    assert found.k == pytest.approx(np.mean(each)) and found.spread == pytest.approx(np.std(each, ddof=1))
+    assert math.isnan(kgpyro.psis_khat(posterior, 200).spread)
+    assert kgpyro.psis_khat(posterior, 200).k == pytest.approx(each[0])
+    with pytest.raises(InputError, match="at least one estimate"):
+        kgpyro.psis_khat(posterior, 200, 0)
+
+
 def test_every_member_of_a_mixture_could_have_drawn_it(pair: Graph) -> None:
     """Members that are alike make the ratios of one, and members far apart ``log M`` more than each alone."""
     (one, parts), (other, mixture) = (posterior_of(pair, dim=1, guide=g) for g in ("lookup", "mixture(members=2)"))

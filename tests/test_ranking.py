@@ -13,7 +13,15 @@ from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
 from kgpyro.errors import InputError
 from kgpyro.evaluation import ranking
-from kgpyro.evaluation.ranking import TIES, all_metrics, metrics_table, per_relation_table, rank_metrics, rank_triples
+from kgpyro.evaluation.ranking import (
+    TIES,
+    all_metrics,
+    metrics_table,
+    per_relation_table,
+    rank_metrics,
+    rank_relations,
+    rank_triples,
+)
 
 NAMES = {
     "mrr": "inverse_harmonic_mean_rank",
@@ -149,3 +157,23 @@ def test_no_triples(tiny: Graph) -> None:
     ranks = rank_triples(lambda a, r: torch.zeros(len(a), 5), tiny.test[:0], tiny.known_queries, 5)
     with pytest.raises(InputError, match=r"^there are no triples to rank.$"):
         rank_metrics(ranks)
+
+
+def test_ranks_of_relations() -> None:
+    """Against a count by hand: known relations of the same pair are removed, but the true one."""
+    graph = synthetic()
+    scores = torch.randint(0, 4, (graph.num_entities, graph.num_entities, graph.num_relations)).float()
+    known = torch.cat([graph.train, graph.valid, graph.test])
+    ranks = rank_relations(lambda h, t: scores[h, t], graph.test, known, graph.num_entities)
+    held = set(map(tuple, known.tolist()))
+    for i, (head, relation, tail) in enumerate(graph.test.tolist()):
+        mine = scores[head, tail]
+        for prefix, left in (
+            ("raw_", range(graph.num_relations)),
+            ("", [r for r in range(graph.num_relations) if r == relation or (head, r, tail) not in held]),
+        ):
+            better = sum(float(mine[r]) > float(mine[relation]) for r in left)
+            as_good = sum(float(mine[r]) >= float(mine[relation]) for r in left)
+            found = ranks.loc[i, [f"{prefix}{c}" for c in ("optimistic", "pessimistic", "candidates")]].tolist()
+            assert found == [better + 1, as_good, len(left)]
+    assert set(ranks["side"]) == {"relation"} and ranks["relation"].tolist() == graph.test[:, 1].tolist()

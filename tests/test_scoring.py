@@ -58,6 +58,9 @@ def test_all_forms_agree(name: str) -> None:
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
         each = score.facts(table[anchors], relations, table[:QUERIES], reverse)
         torch.testing.assert_close(each, expected[:, :QUERIES].diagonal(), atol=1e-5, rtol=0)
+    tails = table[torch.randint(ENTITIES, (QUERIES,))]
+    each = [[float(NAIVE[name](h, r, t)) for r in relations] for h, t in zip(table[anchors], tails, strict=True)]
+    torch.testing.assert_close(score.relations(table[anchors], tails, relations), torch.tensor(each), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["DistMult", "ComplEx", "TransE-L2", "RESCAL", "RotatE"])

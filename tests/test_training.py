@@ -87,6 +87,18 @@ def test_the_objective_is_named(tiny: Graph) -> None:
     assert "NOT the ELBO" in plain
 
 
+def test_relation_questions_are_no_part_of_the_bound(tiny: Graph) -> None:
+    asked = quick_fit(tiny, model="lim", relation_weight=0.5, epochs=1, lr=1e-12)
+    plain = quick_fit(tiny, model="lim", epochs=1, lr=1e-12)
+    assert asked.metrics["elbo_per_fact"] == pytest.approx(plain.metrics["elbo_per_fact"], rel=1e-5)
+    assert asked.log["log_likelihood"].iloc[0] < plain.log["log_likelihood"].iloc[0] - 0.1
+    assert "0.5 times which relation holds" in asked.metrics["objective"]
+    with pytest.raises(InputError, match="does not ask for relations"):
+        quick_fit(tiny, model="lfm", relation_weight=0.5)
+    with pytest.raises(InputError, match="leave `relation_weight` at 0"):
+        quick_fit(tiny, model="lim", relation_weight=0.5, inference="nuts")
+
+
 def test_a_full_closed_world(tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = quick_fit(tiny, model="lim", closed_world="full")
     assert "over all candidates" in posterior.metrics["objective"]

@@ -46,8 +46,8 @@ def compare(
         ``log_density``, the log posterior predictive density of all candidates of the held-out queries that training
         and validation leave open, in nats per held-out fact; ``mrr`` (filtered, realistic); ``calibration_error``, how
         far expected and observed numbers of facts are apart in bins of predicted probability, over the number of facts,
-        which it may exceed; ``parameters``; ``seconds``. Where several posteriors are given their mean, and
-        ``…_se``, its standard error.
+        which it may exceed; ``parameters``; ``seconds``. A graph without such a split has no columns of it.
+        Where several posteriors are given their mean, and ``…_se``, its standard error.
 
     Raises:
         InputError: no fits, fits of other graphs, a posterior without metrics or with a categorical likelihood, or an
@@ -79,24 +79,24 @@ def compare(
 
 
 def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) -> dict[str, float]:
-    if split not in posterior.metrics:
+    held, metrics = len(getattr(posterior.graph, split)), posterior.metrics
+    if held and split not in metrics:
         raise InputError(f"a posterior without metrics of its {split} split cannot be compared; fit or load it anew.")
     posterior.refuse_categorical("comparisons")
-    probabilities, labels = held_out(posterior, split, draws, queries, seed)
-    expected, observed = _binned(probabilities, probabilities), _binned(probabilities, labels)
-    facts = labels.sum().clamp_min(1)
-    p = probabilities.clamp(1e-12, 1 - 1e-12)
-    log_density = torch.where(labels > 0, p.log(), (-p).log1p()).sum() / facts
-    modules = posterior.modules().values()
     point = posterior.guide is not None and posterior.guide.point
-    return {
-        "elbo_per_fact": float("nan") if point else posterior.metrics.get("elbo_per_fact", float("nan")),
-        "log_density": float(log_density),
-        "mrr": posterior.metrics[split]["realistic"]["mrr"],
-        "calibration_error": float((expected - observed).abs().sum() / facts),
-        "parameters": sum(p.numel() for module in modules for p in module.parameters()),
-        "seconds": posterior.seconds or float(posterior.log.get("seconds", pd.Series([0.0])).iloc[-1]),
-    }
+    row = {"elbo_per_fact": float("nan") if point else metrics.get("elbo_per_fact", float("nan"))}
+    if held:
+        probabilities, labels = held_out(posterior, split, draws, queries, seed)
+        expected, observed = _binned(probabilities, probabilities), _binned(probabilities, labels)
+        facts = labels.sum().clamp_min(1)
+        p = probabilities.clamp(1e-12, 1 - 1e-12)
+        row["log_density"] = float(torch.where(labels > 0, p.log(), (-p).log1p()).sum() / facts)
+        row["mrr"] = metrics[split]["realistic"]["mrr"]
+        row["calibration_error"] = float((expected - observed).abs().sum() / facts)
+    modules = posterior.modules().values()
+    row["parameters"] = sum(p.numel() for module in modules for p in module.parameters())
+    row["seconds"] = posterior.seconds or float(posterior.log.get("seconds", pd.Series([0.0])).iloc[-1])
+    return row
 
 
 def held_out(posterior: Posterior, split: str, draws: int, queries: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,11 @@ from pyro.poutine.util import prune_subsample_sites
 from tqdm.auto import tqdm
 
 from kgpyro.errors import InputError
-from kgpyro.inference.estimators import CountFacts
+from kgpyro.inference.elbo import CountFacts
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.inference_data import load_arviz
-from kgpyro.program.batches import Batch, Batches
+from kgpyro.program.batches import Batches
+from kgpyro.program.plates import Batch
 from kgpyro.program.sites import PER_FACT, pyro_alone
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
@@ -35,13 +36,15 @@ class KHat:
     Attributes:
         k: the smaller the better; minus infinity where all ratios are equal.
         latents: how many numbers all latents together are.
-        log_ratios: ``log p(y, h) - log q(h)`` of each draw, shape ``(draws,)``; their mean estimates the ELBO, and the
-            logarithm of the mean of their exponentials, where k is below 0.7, the evidence ``log p(y)``.
+        spread: the standard deviation of k over repeats; NaN for a single one.
+        log_ratios: ``log p(y, h) - log q(h)`` of each draw, shape ``(repeats · draws,)``; their mean estimates the
+            ELBO, and the logarithm of the mean of their exponentials, where k is below 0.7, the evidence ``log p(y)``.
     """
 
     k: float
     latents: int
     log_ratios: np.ndarray = field(repr=False)
+    spread: float = math.nan
 
     @property
     def reading(self) -> str:
@@ -60,6 +63,7 @@ class KHat:
 def psis_khat(
     posterior: Posterior,
     draws: int = 1000,
+    repeats: int = 1,
     *,
     seed: int = 0,
     progress: bool = False,
@@ -74,6 +78,7 @@ def psis_khat(
     Args:
         posterior: of a model with latents per entity and relation, such as lim.
         draws: posterior draws; the estimate is noisy below some thousands.
+        repeats: of the estimate, from as many draws each: k is then their mean, with its ``spread``.
         seed: of the draws.
         progress: show a progress bar.
 
@@ -85,6 +90,8 @@ def psis_khat(
     guide, graph = posterior.guide, posterior.graph
     if draws < FEWEST:
         raise InputError(f"k-hat is of the tail of the draws; give at least {FEWEST}, not {draws}.")
+    if repeats < 1:
+        raise InputError(f"k-hat takes at least one estimate; got {repeats} for `repeats`.")
     if guide is None:
         raise InputError("draws of NUTS are of the true posterior already; k-hat is of a guide's.")
     if guide.point:
@@ -105,12 +112,13 @@ def psis_khat(
     batches = Batches(queries, graph.num_entities, posterior.inverse, dtype=posterior.dtype).to(posterior.device)
     index = torch.arange(len(queries), device=posterior.device)
     parts = [batches(part) for part in index.split(max(1, FACTS // graph.num_entities))]
-    ratios = np.empty(draws)
+    ratios = np.empty(draws * repeats)
     with seeded(seed):
-        for draw in tqdm(range(draws), desc="k-hat", unit="draw", disable=not progress, leave=False):
+        for draw in tqdm(range(draws * repeats), desc="k-hat", unit="draw", disable=not progress, leave=False):
             with guide.using(draw):
                 ratios[draw] = _log_ratio(posterior, guide, parts)
-    return KHat(_pareto_shape(ratios), latents, ratios)
+    each = [_pareto_shape(part) for part in ratios.reshape(repeats, draws)]
+    return KHat(float(np.mean(each)), latents, ratios, float(np.std(each, ddof=1)) if repeats > 1 else math.nan)
 
 
 def _log_ratio(posterior: Posterior, guide: Guide, parts: list[Batch]) -> float:

@@ -22,6 +22,7 @@ from kgpyro.errors import InputError
 TIES = ("realistic", "optimistic", "pessimistic")
 SIDES = ("head", "tail")
 HITS = (1, 3, 10)
+COUNTS = ("optimistic", "pessimistic", "candidates", "raw_optimistic", "raw_pessimistic", "raw_candidates")
 SCORES_AT_ONCE = 1 << 22  # 16 MB of scores: they stay in cache while they are counted
 
 ScoreAll = Callable[[Tensor, Tensor], Tensor]
@@ -68,8 +69,27 @@ def rank_triples(
     if counted:
         columns[:, order.numpy()] = np.concatenate(counted).T
     frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": relation.repeat(2).numpy()})
-    names = ["optimistic", "pessimistic", "candidates", "raw_optimistic", "raw_pessimistic", "raw_candidates"]
-    return frame.assign(**dict(zip(names, columns.astype(np.int64), strict=True)))
+    return frame.assign(**dict(zip(COUNTS, columns.astype(np.int64), strict=True)))
+
+
+@torch.no_grad()
+def rank_relations(score_all: ScoreAll, triples: Tensor, known: Tensor, num_entities: int) -> pd.DataFrame:
+    """Rank the true relation of every triple among all relations, as :func:`rank_triples` ranks its ends.
+
+    Args:
+        score_all: scores of all relations, ``(head (b,), tail (b,)) -> (b, R)``.
+        triples: ids, shape ``(n, 3)``.
+        known: triples that the filtered setting removes (the true one itself stays), shape ``(m, 3)``.
+        num_entities: ``E``.
+    """
+    asked = Queries.of(known[:, [0, 2, 1]], num_entities)  # the pair (head, tail), answered by relations
+    head, relation, tail = triples.cpu().unbind(1)
+    counted = [np.zeros((0, 6))]
+    for part in torch.arange(len(triples)).split(1 << 12):
+        scores = score_all(head[part], tail[part])
+        counted.append(_count_better(scores, head[part], tail[part], relation[part], asked))
+    frame = pd.DataFrame({"side": "relation", "relation": relation.numpy()})
+    return frame.assign(**dict(zip(COUNTS, np.concatenate(counted).T.astype(np.int64), strict=True)))
 
 
 def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, known: Queries) -> np.ndarray:

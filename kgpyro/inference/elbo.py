@@ -1,7 +1,8 @@
-"""The evidence lower bound, likelihood and KL apart, with a weight on the KL."""
+"""The evidence lower bound: its estimators as effect handlers around model and guide, and its value after a fit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,20 +10,72 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
+from tqdm.auto import tqdm
 
 from kgpyro.errors import InputError
-from kgpyro.inference.estimators import CountFacts, DrawLater
 from kgpyro.kernels.gaussian import gaussian_kl
-from kgpyro.program.batches import Batch
+from kgpyro.program.batches import Batches
 from kgpyro.program.families import is_gaussian, log_scale_of
 from kgpyro.program.lazy import Undrawn
 from kgpyro.program.likelihood import AllCandidates
+from kgpyro.program.plates import Batch
+from kgpyro.program.setting import Setting
 from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
 from kgpyro.program.variational import Guide
+
+
+class DrawLater(Messenger):
+    """Around a guide: tables of independent Normals are drawn when they are first used, or not at all."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        fn = msg["fn"]
+        if not msg["done"] and not msg["is_observed"] and is_gaussian(fn):
+            msg["value"] = Undrawn.of(fn)
+            msg["done"] = True
+
+
+class CountFacts(Messenger):
+    """Around a model that is replayed: labels are integrated by an estimator, and count for what the batch says.
+
+    The plates that :class:`Batch` yields say it already. A model's own plates, or none, have no say in it: what is left
+    of a site's scale without them is multiplied by the batch's weights.
+
+    Args:
+        batch: of the run.
+        estimator: ``local``, ``shared`` or ``plain`` (:class:`kgpyro.program.likelihood.AllCandidates`).
+    """
+
+    def __init__(self, batch: Batch, estimator: str = "plain"):
+        super().__init__()
+        self.batch, self.estimator = batch, estimator
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if not msg["is_observed"]:
+            if isinstance(msg["value"], Undrawn):
+                msg["value"].prior = msg["fn"]
+            return
+        if not (msg["infer"] or {}).get("weighted"):
+            msg["scale"] = self._scale(msg)
+        if isinstance(msg["fn"], AllCandidates):
+            msg["fn"] = msg["fn"].by(self.estimator)
+
+    def _scale(self, msg: dict) -> Tensor:
+        plates = math.prod((f.full_size or f.size) / f.size for f in msg["cond_indep_stack"] if f.vectorized)
+        weight, shape = self.batch.fact_weight, msg["fn"].batch_shape
+        if self.batch.query is None and tuple(shape) == (len(weight), self.batch.num_entities):
+            weight = weight.unsqueeze(-1)
+        elif tuple(shape) != tuple(weight.shape):
+            raise InputError(
+                f"the model's labels at site {msg['name']!r} have batch shape {tuple(shape)}, which does not tell its "
+                f"facts apart: a likelihood of all candidates needs {tuple(weight.shape)} with candidates as its event "
+                f"(.to_event(1)), and none of its own sums."
+            )
+        return weight * (msg["scale"] / plates)
 
 
 @dataclass
@@ -165,3 +218,44 @@ def _kl(q: Any, p: Any, drawn: Tensor, fused: bool) -> Tensor:
 def _scaled_sum(value: Tensor, site: dict) -> Tensor:
     value = value if site["mask"] is None else torch.where(site["mask"], value, 0.0)
     return (value * site["scale"]).sum()
+
+
+@torch.no_grad()
+def estimate_elbo(
+    elbo: WeightedELBO,
+    kg: Setting,
+    model: Callable,
+    guide: Guide,
+    batches: Batches,
+    draws: int = 10,
+    queries: int = 8192,
+    batch_size: int = 512,
+    progress: bool = False,
+) -> tuple[float, float, Terms]:
+    """The untempered ELBO over all facts, in nats per observed fact.
+
+    Args:
+        elbo: which estimator to use.
+        batches: over all candidates for the exact sum.
+        draws: independent estimates, each from one posterior draw and at most ``queries`` random queries.
+
+    Returns:
+        Mean, its Monte-Carlo standard error, and the terms of the bound (per observed fact).
+    """
+    estimates = []
+    total = Terms(0.0, 0.0)
+    for _ in tqdm(range(draws), desc="ELBO", unit="draw", disable=not progress, leave=False):
+        index = torch.randperm(len(batches))[:queries].to(kg.start.device)
+        likelihood = kl = 0.0
+        for part in index.split(batch_size):
+            terms = elbo.terms(model, guide, kg, batches(part))
+            likelihood += float(terms.log_likelihood) * len(part) / len(index)
+            kl += float(terms.kl) * len(part) / len(index)
+        estimates.append((likelihood - kl) / batches.num_observed)
+        total = Terms(
+            total.log_likelihood + likelihood / draws / batches.num_observed,
+            total.kl + kl / draws / batches.num_observed,
+            kl_per_latent={site: float(kl) for site, kl in terms.kl_per_latent.items()},
+        )
+    values = torch.tensor(estimates, dtype=torch.double)
+    return float(values.mean()), float(values.std() / math.sqrt(draws)), total

@@ -21,16 +21,14 @@ from kgpyro.data.reading import load_graph
 from kgpyro.display import Metrics
 from kgpyro.errors import InputError
 from kgpyro.files import claim
-from kgpyro.inference.bound import estimate_elbo
 from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.checkpoint import Checkpoint, Checkpoints
-from kgpyro.inference.elbo import Terms, WeightedELBO
+from kgpyro.inference.elbo import Terms, WeightedELBO, estimate_elbo
 from kgpyro.inference.hmc import moved_draws
 from kgpyro.inference.nuts import posterior_by_nuts, refuse_chains
 from kgpyro.inference.options import EXACT_UP_TO, Options, objective_name
 from kgpyro.inference.progress import Progress
-from kgpyro.inference.schedules import KLSchedule
-from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, Training, precision_in_use, train
+from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, KLSchedule, Training, precision_in_use, train
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import (
@@ -265,9 +263,10 @@ def _fit(
         return posterior, bar.finished  # the first process says how good it is
 
     facts = batches
-    if config["negatives"] != "all":  # the bound is over all candidates, whatever the fit saw of them
+    if config["negatives"] != "all" or config["relation_weight"]:  # the bound is of the graph over all candidates
         few = config["negatives"] if graph.num_entities > EXACT_UP_TO else "all"
-        facts = batches_of(graph, config | {"negatives": few, "negative_weight": None}, dtype)
+        whole_facts = {"negatives": few, "negative_weight": None, "relation_weight": 0.0}
+        facts = batches_of(graph, config | whole_facts, dtype)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(
             elbo, kg, program.model, guide, facts.to(posterior.device), progress=progress

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from kgpyro.errors import InputError
 from kgpyro.inference.nuts import mixing
 from kgpyro.posterior.replay import Program, joint_draw
-from kgpyro.program.batches import Batch
+from kgpyro.program.plates import Batch
 from kgpyro.program.sites import Site, pyro_alone
 from kgpyro.program.variational import Guide
 

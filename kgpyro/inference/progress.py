@@ -89,7 +89,7 @@ class Progress(pl.Callback):
         shown: dict[str, Any] = {k: f"{row[k]:.3g}" for k in ("loss", "kl", "kl_weight", "valid_mrr") if k in row}
         self.bar.set_postfix({"epoch": epoch, **shown}, refresh=False)
         interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
-        trainer.should_stop = self.finished or interrupted
+        trainer.should_stop |= self.finished or interrupted  # a callback of the user's may stop it too
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar.close()

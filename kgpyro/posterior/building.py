@@ -37,6 +37,7 @@ def batches_of(graph: Graph, config: Mapping[str, Any], dtype: torch.dtype) -> B
         dtype,
         drawn,
         config["likelihood"] == "categorical",
+        config.get("relation_weight", 0.0),
     )
 
 
@@ -62,9 +63,15 @@ def program_of(model: str | Callable, kg: Setting, batches: Batches) -> Program:
     program = Program(kg, found, OwnParameters(), batches)
     with pyro_alone(), program.parameters:
         trace = run_of(found, kg, first_batch(batches))
-    if len(trace.observation_nodes) > 1:
-        raise InputError(f"the model observes {', '.join(trace.observation_nodes)}; it can observe the labels only.")
-    for name in trace.observation_nodes:
+    asked = [name for name in trace.observation_nodes if trace.nodes[name]["infer"].get("held")]
+    if batches.relation_weight and not asked:
+        raise InputError(
+            "the model does not ask for relations (batch.held_plate); fit `model` lim, or leave out `relation_weight`."
+        )
+    labels = [name for name in trace.observation_nodes if name not in asked]
+    if len(labels) > 1:
+        raise InputError(f"the model observes {', '.join(labels)}; it can observe the labels only.")
+    for name in labels:
         if kg.categorical and not isinstance(trace.nodes[name]["fn"], Answers):
             raise InputError("the model has a likelihood of its own, not kg.likelihood; leave out `likelihood`.")
         program = Program(kg, found, program.parameters, batches, name)

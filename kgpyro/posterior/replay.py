@@ -12,8 +12,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.program.batches import Batch, Batches
+from kgpyro.program.batches import Batches
 from kgpyro.program.likelihood import AllCandidates, Answers, true_logits_of
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
 from kgpyro.program.variational import Guide

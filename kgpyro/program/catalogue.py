@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from difflib import get_close_matches
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,113 +15,82 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.program.families import HypersphericalUniform, ProjectedNormal, family_for
+from kgpyro.program.families import HypersphericalUniform, ProjectedNormal
+from kgpyro.program.n3 import N3, ComplexN3
 
-# What a parameter is where the call leaves it out: the standard member of the family.
-DEFAULTS = {
-    "loc": 0.0, "scale": 1.0, "rate": 1.0, "concentration": 1.0, "concentration0": 1.0, "concentration1": 1.0,
-    "df": 4.0, "df1": 4.0, "df2": 4.0, "asymmetry": 1.0, "alpha": 1.0, "low": -1.0, "high": 1.0,
-    "scale_tril": 1.0, "cov_factor": 0.5, "cov_diag": 1.0, "temperature": 1.0, "probs": 0.5,
-    "coord_scale": 0.5, "locs": [-1.0, 1.0], "component_logits": [0.0, 0.0],
+# Every prior that has a name, with the parameters of the family's standard member: what a call may leave out.
+STANDARD: dict[str, dict[str, Any]] = {
+    "asymmetric_laplace": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0},
+    "beta": {"concentration1": 1.0, "concentration0": 1.0},
+    "cauchy": {"loc": 0.0, "scale": 1.0},
+    "chi2": {"df": 4.0},
+    "complex_n3": {"strength": 1.0},
+    "continuous_bernoulli": {"probs": 0.5},
+    "dirichlet": {"concentration": 1.0},
+    "exponential": {"rate": 1.0},
+    "fisher_snedecor": {"df1": 4.0, "df2": 4.0},
+    "gamma": {"concentration": 2.0, "rate": 1.0},
+    "generalized_pareto": {"loc": 0.0, "scale": 1.0, "concentration": 1.0},
+    "gumbel": {"loc": 0.0, "scale": 1.0},
+    "half_cauchy": {"scale": 1.0},
+    "half_normal": {"scale": 1.0},
+    "hyperspherical_uniform": {},
+    "inverse_gamma": {"concentration": 3.0, "rate": 1.0},
+    "kumaraswamy": {"concentration1": 1.0, "concentration0": 1.0},
+    "laplace": {"loc": 0.0, "scale": 1.0},
+    "log_normal": {"loc": 0.0, "scale": 1.0},
+    "logistic": {"loc": 0.0, "scale": 1.0},
+    "low_rank_multivariate_normal": {"loc": 0.0, "cov_factor": 0.5, "cov_diag": 1.0},
+    "mixture_of_diag_normals": {"locs": [-1.0, 1.0], "coord_scale": 0.5, "component_logits": [0.0, 0.0]},
+    "mixture_of_diag_normals_shared_covariance": {
+        "locs": [-1.0, 1.0], "coord_scale": 0.5, "component_logits": [0.0, 0.0],
+    },
+    "multivariate_normal": {"loc": 0.0, "scale_tril": 1.0},
+    "multivariate_student_t": {"df": 4.0, "loc": 0.0, "scale_tril": 1.0},
+    "n3": {"strength": 1.0},
+    "normal": {"loc": 0.0, "scale": 1.0},
+    "pareto": {"scale": 1.0, "alpha": 1.0},
+    "projected_normal": {"concentration": 0.0},
+    "relaxed_bernoulli": {"temperature": 1.0, "probs": 0.5},
+    "relaxed_one_hot_categorical": {"temperature": 1.0, "probs": 1.0},
+    "skew_logistic": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0},
+    "soft_asymmetric_laplace": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0, "softness": 1.0},
+    "soft_laplace": {"loc": 0.0, "scale": 1.0},
+    "student_t": {"df": 4.0, "loc": 0.0, "scale": 1.0},
+    "uniform": {"low": -1.0, "high": 1.0},
+    "weibull": {"scale": 1.0, "concentration": 1.0},
 }  # fmt: skip
-FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "Gamma": {"concentration": 2.0},
-    "InverseGamma": {"concentration": 3.0},
-    "ProjectedNormal": {"concentration": 0.0},
-    "MultivariateNormal": {"scale_tril": 1.0},
-    "ContinuousBernoulli": {"probs": 0.5},
-    "RelaxedBernoulli": {"probs": 0.5},
-    "RelaxedOneHotCategorical": {"probs": 1.0},
-}
+_OURS: dict[str, Any] = {"hyperspherical_uniform": HypersphericalUniform, "projected_normal": ProjectedNormal}
+_OURS |= {"n3": N3, "complex_n3": ComplexN3}
+CLASSES: dict[str, Any] = {name: _OURS.get(name) or getattr(dist, name.title().replace("_", "")) for name in STANDARD}
+_NAMES = {cls: name for name, cls in CLASSES.items()}
 ALTERNATIVES = ({"scale_tril", "covariance_matrix", "precision_matrix"}, {"probs", "logits"})
 
 
-@cache
-def prior_names() -> dict[str, type[TorchDistributionMixin]]:
-    """Every family of ``pyro.distributions`` that could serve as a prior, by its name in snake case."""
-    names: dict[str, Any] = {}
-    members: list[Any] = [*vars(dist).values(), HypersphericalUniform, ProjectedNormal]
-    for cls in members:
-        if inspect.isclass(cls) and issubclass(cls, TorchDistributionMixin) and why_no_prior(cls) is None:
-            names[snake_case(cls.__name__)] = cls
-    return dict(sorted(names.items()))
+def name_of_family(cls: Any) -> str | None:
+    """The name that stands for a class; None where none does."""
+    return _NAMES.get(cls)
 
 
-_NO_FAMILY_BY_NAME = {
-    "Delta": "has no spread",
-    "Independent": "wraps another distribution; give that one",
-    "MaskedDistribution": "wraps another distribution; give that one",
-    "ExpandedDistribution": "wraps another distribution; give that one",
-    "TransformedDistribution": "is built of other distributions: give it in Python",
-    "FoldedDistribution": "is built of other distributions: give it in Python",
-    "MaskedMixture": "is built of other distributions: give it in Python",
-    "Rejector": "is built of functions: give it in Python",
-    "NanMaskedNormal": "is a likelihood for missing data",
-    "NanMaskedMultivariateNormal": "is a likelihood for missing data",
-    "OneHotCategoricalStraightThrough": "is discrete: its gradients are a stand-in",
-    "RelaxedBernoulliStraightThrough": "is discrete: its gradients are a stand-in",
-    "RelaxedOneHotCategoricalStraightThrough": "is discrete: its gradients are a stand-in",
-    "GaussianHMM": "is a distribution of time series",
-    "IndependentHMM": "is a distribution of time series",
-    "LinearHMM": "is a distribution of time series",
-    "Wishart": "is a distribution of matrices",
-    "LKJ": "is a distribution of matrices",
-    "LKJCholesky": "is a distribution of matrices",
-    "LogisticNormal": "has one coordinate more than its parameters: give it in Python",
-    "AVFMultivariateNormal": "is MultivariateNormal with a gradient estimator of its own; give multivariate_normal",
-    "OMTMultivariateNormal": "is MultivariateNormal with a gradient estimator of its own; give multivariate_normal",
-    "GaussianScaleMixture": "knows the density of one vector at a time only",
-    "Stable": "has no density",
-    "StableWithLogProb": "has a density too slow for training",
-    "AffineBeta": "is written beta(…) scaled by a dist.TransformedDistribution in Python",
-}
-
-
-def why_no_prior(cls: Any) -> str | None:
-    """Why a class of ``pyro.distributions`` is no prior that a name can stand for; None where it is one."""
-    if cls.__name__ in _NO_FAMILY_BY_NAME:
-        return _NO_FAMILY_BY_NAME[cls.__name__]
-    if getattr(cls, "has_rsample", False) is False:
-        return "is not reparameterisable (it has no rsample)"
-    try:
-        if required := set(required_by(cls)) - {*DEFAULTS, "dim"}:
-            return f"needs {', '.join(sorted(required))}: give it in Python"
-        standard = cls(3) if cls is HypersphericalUniform else construct(cls, {}, cls.__name__, 3)
-        if standard.event_shape not in ((), (3,)):
-            return "has events that are no vectors"
-        if not standard.has_rsample or standard.support.is_discrete:
-            return "is discrete or not reparameterisable"
-        family_for(standard)
-    except (InputError, TypeError, ValueError, NotImplementedError) as error:
-        return f"cannot be built from a name: {error}"
-    return None
-
-
-def required_by(cls: Any) -> list[str]:
-    """Names of the constructor's parameters that have no default."""
-    found = inspect.signature(cls).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in found):
-        raise TypeError("no plain parameters")
-    return [p.name for p in found if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-
-
-def snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+def standard_of(cls: Any) -> dict[str, Any]:
+    """The parameters of the standard member of a named family, in the order of its call; none of another class."""
+    return STANDARD.get(_NAMES.get(cls, ""), {})
 
 
 def family_named(given: str) -> tuple[str, Any]:
-    by_key = {name.replace("_", ""): (name, cls) for name, cls in prior_names().items()}
+    """A family's name as it is written here, and its class. Raises InputError for an unknown name."""
+    by_key = {name.replace("_", ""): name for name in STANDARD}
     key = given.replace("_", "").lower()
     if key in by_key:
-        return by_key[key]
-    classes: list[Any] = [c for c in vars(dist).values() if inspect.isclass(c)]
-    refused = {snake_case(c.__name__).replace("_", ""): c for c in classes}
-    why = (
-        f" {refused[key].__name__} {why_no_prior(refused[key])}."
-        if key in refused and why_no_prior(refused[key])
-        else ""
-    )
-    raise InputError(f"unknown prior {given!r}.{why} Choose from {', '.join(prior_names())}.")
+        return by_key[key], CLASSES[by_key[key]]
+    pyros = {name.lower(): cls for name, cls in vars(dist).items() if inspect.isclass(cls)}
+    near = get_close_matches(given.lower(), STANDARD, n=1)
+    why = f" Did you mean {near[0]}?" if near else ""
+    if key in pyros:
+        why = f" {pyros[key].__name__} is not reparameterisable (it has no rsample)."
+        if getattr(pyros[key], "has_rsample", False):
+            why = f" {pyros[key].__name__} has no standard member: give one in Python, if its draws are vectors."
+    raise InputError(f"unknown prior {given!r}.{why} Choose from {', '.join(STANDARD)}.")
 
 
 def elementwise(cls: Any, key: str) -> constraints.Constraint | None:
@@ -146,12 +114,6 @@ def accepted_by(cls: Any) -> list[str]:
     return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "validate_args")]
 
 
-def defaults_of(cls: Any) -> dict[str, Any]:
-    return {name: DEFAULTS[name] for name in required_by(cls) if name in DEFAULTS} | FAMILY_DEFAULTS.get(
-        cls.__name__, {}
-    )
-
-
 def without_alternatives(parameters: dict[str, Any], chosen: Iterable[str]) -> dict[str, Any]:
     """Of parameters that stand for one another, such as a matrix and its root, only the chosen."""
     for group in ALTERNATIVES:
@@ -167,7 +129,7 @@ def construct(
         raise InputError(
             f"prior {text}: no parameter {unknown[0]!r}; {cls.__name__} has {', '.join(accepted_by(cls))}."
         )
-    filled = without_alternatives(defaults_of(cls) | dict(arguments), chosen=arguments)
+    filled = without_alternatives(standard_of(cls) | dict(arguments), chosen=arguments)
     options = {"validate_args": validate} if "validate_args" in inspect.signature(cls.__init__).parameters else {}
     try:
         tensors = {
@@ -219,10 +181,3 @@ def parameters_of(name: str) -> dict[str, Parameter]:
     _, cls = family_named(name)
     defaults = {k: v for k, v in standard_of(cls).items() if isinstance(v, (int, float))}
     return {key: Parameter(float(value), elementwise(cls, key)) for key, value in defaults.items()}
-
-
-def standard_of(cls: Any) -> dict[str, Any]:
-    """The parameters that a call of the family may leave out, with what they are then."""
-    defaults = DEFAULTS | defaults_of(cls)
-    defaults = {k: defaults[k] for k in accepted_by(cls) if k in defaults}
-    return without_alternatives(defaults, chosen=defaults_of(cls))

@@ -4,6 +4,8 @@ Every scorer of kgpyro's own factors through a *query vector* that lives in the 
 
     φ(h, r, t) = compare(tail_query(h, r), t) = compare(head_query(t, r), h),
 
+and most through one in the space of the relations' too, ``compare(relation_query(h, t), r)``,
+
 where ``compare`` is an inner product or a negative distance. Scoring all candidates of ``b`` queries is then one matrix
 product ``(b, d) × (d, E)`` (or one ``cdist``) and nothing of shape ``(b, E, d)`` is ever made.
 """
@@ -72,6 +74,7 @@ class Score:
         relation_size: length of a relation latent, from ``dim``.
         multilinear: whether the score is linear in head, relation and tail, so that its posterior mean under
             independent latents is the score of their means.
+        relation_query: ``(h, t) -> u``, shapes ``(*, d_e), (*, d_e) -> (*, d_r)``; None where there is none.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Score:
     even: bool = False
     relation_size: Callable[[int], int] = lambda dim: dim
     multilinear: bool = True
+    relation_query: QueryForm | None = None
 
     @property
     def linear(self) -> bool:
@@ -131,6 +135,14 @@ class Score:
             return query @ table.mT
         return -torch.cdist(query, table, p=self.norm)
 
+    def relations(self, head: Tensor, tail: Tensor, table: Tensor) -> Tensor:
+        """Scores of all relations between paired ends, ``(*, n, d_e), (*, n, d_e), (*, R, d_r) -> (*, n, R)``."""
+        if self.relation_query is None:
+            each = [self.triples(head, row.unsqueeze(-2), tail) for row in table.unbind(-2)]
+            return torch.stack(each, -1)
+        query = self.relation_query(head, tail)
+        return query @ table.mT if self.norm is None else -torch.cdist(query, table, p=self.norm)
+
 
 @dataclass(frozen=True)
 class TripleScore(Score):
@@ -167,26 +179,46 @@ class TripleScore(Score):
         return torch.cat([self.facts(anchor, relation, part, swap) for part in blocks], dim=1)
 
 
-def _distmult(anchor: Tensor, relation: Tensor) -> Tensor:
-    return anchor * relation
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return a * b
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    return a + b
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    return a - b
+
+
+def _complex_relation_query(head: Tensor, tail: Tensor) -> Tensor:
+    real, imaginary = _halves(_complex_product(head, tail, conjugate=True))
+    return torch.cat([real, -imaginary], dim=-1)
 
 
 SCORES = {
     score.name.lower(): score
     for score in [
         # Yang et al. 2015: Σ h r t
-        Score("DistMult", _distmult, _distmult),
+        Score("DistMult", _product, _product, relation_query=_product),
         # Trouillon et al. 2016: Re Σ h r conj(t); real parts first, imaginary parts second
-        Score("ComplEx", _complex_product, lambda t, r: _complex_product(t, r, conjugate=True), even=True),
+        Score(
+            "ComplEx",
+            _complex_product,
+            lambda t, r: _complex_product(t, r, conjugate=True),
+            even=True,
+            relation_query=_complex_relation_query,
+        ),
         # Bordes et al. 2013: -‖h + r - t‖
-        Score("TransE-L1", lambda h, r: h + r, lambda t, r: t - r, norm=1.0, multilinear=False),
-        Score("TransE-L2", lambda h, r: h + r, lambda t, r: t - r, norm=2.0, multilinear=False),
+        Score("TransE-L1", _sum, _difference, norm=1.0, multilinear=False, relation_query=lambda h, t: t - h),
+        Score("TransE-L2", _sum, _difference, norm=2.0, multilinear=False, relation_query=lambda h, t: t - h),
         # Nickel et al. 2011: hᵀ R t
         Score(
             "RESCAL",
             lambda h, r: (h.unsqueeze(-2) @ _as_matrix(r)).squeeze(-2),
             lambda t, r: (_as_matrix(r) @ t.unsqueeze(-1)).squeeze(-1),
             relation_size=lambda dim: dim * dim,
+            relation_query=lambda h, t: (h.unsqueeze(-1) * t.unsqueeze(-2)).flatten(-2),
         ),
         # Hitchcock 1927; Lacroix et al. 2018: first half of a latent as subject, second half as object
         Score(
@@ -195,6 +227,7 @@ SCORES = {
             lambda t, r: _pad_back(_halves(t)[1] * r),
             even=True,
             relation_size=lambda dim: dim // 2,
+            relation_query=lambda h, t: _halves(h)[0] * _halves(t)[1],
         ),
         # Sun et al. 2019: -‖h ∘ e^{iθ} - t‖₂, a relation latent is the phases θ
         Score(

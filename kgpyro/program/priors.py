@@ -31,18 +31,13 @@ from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.names import import_dotted, is_dotted
 from kgpyro.program.catalogue import (
-    DEFAULTS,
+    CLASSES,
     accepted_by,
-    constraints_of,
     construct,
-    defaults_of,
     elementwise,
     family_named,
-    prior_names,
-    required_by,
-    snake_case,
+    name_of_family,
     standard_of,
-    without_alternatives,
 )
 from kgpyro.program.families import Family, HypersphericalUniform, ProjectedNormal, family_for
 
@@ -206,14 +201,14 @@ def _prior_of(node: ast.AST) -> Prior:
     written = ", ".join(f"{key}={_written(value)}" for key, value in found.items())
     text = f"{name}({written})" if written else name
     numbers = {key: value for key, value in found.items() if not isinstance(value, tuple)}
-    standard = construct(cls, numbers, text, 3)
+    standard = construct(cls, numbers, text, 4)
     unknown = {k: _unknown(cls, standard, k, v, text) for k, v in found.items() if isinstance(v, tuple)}
     starts = {k: u.start for k, u in unknown.items() if u.start is not None}
 
     def build(size: int, **values: Tensor) -> TorchDistributionMixin:
         return construct(cls, numbers | starts | values, text, size, validate=not values)
 
-    build(3)
+    build(4)
     return Prior(build, text, unknown)
 
 
@@ -251,10 +246,10 @@ def _unknown(cls: Any, standard: Any, key: str, value: tuple[str, Any], text: st
     constraint = elementwise(cls, key)
     if constraint is None:
         raise InputError(f"prior {text}: {key} of {cls.__name__} cannot be learned or have a prior; give numbers.")
-    default = defaults_of(cls).get(key, DEFAULTS.get(key, getattr(standard, key, 1.0)))
+    default = standard_of(cls).get(key, getattr(standard, key, 1.0))
     start = float(torch.as_tensor(default).flatten()[0]) if isinstance(what, Prior) or what is None else float(what)
     probe = start if bool(constraint.check(torch.tensor(start))) else 1.0
-    supports = [repr(construct(cls, {key: x}, text, 3).support) for x in (probe, probe / 2 + 0.1)]
+    supports = [repr(construct(cls, {key: x}, text, 4).support) for x in (probe, probe / 2 + 0.1)]
     if supports[0] != supports[1]:
         raise InputError(f"prior {text}: the support of {cls.__name__} depends on {key}, so it must be a number.")
     if not isinstance(what, Prior):
@@ -298,16 +293,12 @@ def _expanded(base: TorchDistributionMixin, shape: tuple[int, ...]) -> TorchDist
 def _text_of(prior: TorchDistributionMixin) -> str | None:
     """How a distribution object is written as a call; None where it is no named family with scalar parameters."""
     cls = type(prior)
-    name = snake_case(cls.__name__)
-    if prior_names().get(name) is not cls:
-        return None
-    if cls is HypersphericalUniform:
+    if (name := name_of_family(cls)) is None or not (keys := standard_of(cls)):
         return name
-    keys = [k for k in accepted_by(cls) if k in constraints_of(cls) or k in required_by(cls)]
-    parameters = without_alternatives({key: getattr(prior, key, None) for key in keys}, chosen=defaults_of(cls))
+    parameters = {key: getattr(prior, key, None) for key in keys}
     if any(v is None or torch.as_tensor(v).numel() != 1 for v in parameters.values()):
         return None
-    return f"{name}({', '.join(f'{key}={float(v)!r}' for key, v in parameters.items())})"
+    return f"{name}({', '.join(f'{key}={float(torch.as_tensor(v))!r}' for key, v in parameters.items())})"
 
 
 def _like(value: Any, like: Tensor) -> Any:
@@ -342,7 +333,7 @@ def _unchecked(value: Any) -> Any:
 def prior_table() -> str:
     """Every prior that has a name, as a Markdown table; every one of them goes through the matrix of the tests."""
     rows = ["| prior | parameters | support | posterior | KL divergence | tested |", "|---|---|---|---|---|---|"]
-    for name, cls in prior_names().items():
+    for name, cls in CLASSES.items():
         prior, size = resolve_prior(name), 4
         p, family = prior.distribution(size), prior.family(size)
         q = family(torch.zeros(1, family.loc_size(size)) + 0.5, torch.zeros(1, family.scale_size(size)) - 1)
@@ -352,7 +343,7 @@ def prior_table() -> str:
         except NotImplementedError:
             kl = "Monte Carlo"
         written = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in standard_of(cls).items())
-        kind = " (multivariate)" if cls is not HypersphericalUniform and construct(cls, {}, name, 3).event_shape else ""
+        kind = " (multivariate)" if cls is not HypersphericalUniform and construct(cls, {}, name, 4).event_shape else ""
         rows.append(
             f"| {name}{kind} | {written or '-'} | {_support_name(family)} | {_posterior_name(family)} | {kl} | yes |"
         )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from kgpyro.errors import InputError
-from kgpyro.program.batches import Batch
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 
 PER_FACT = ("fact_heads", "fact_relations", "fact_tails")  # plates of a batch whose latents are of facts

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from kgpyro.errors import InputError
-from kgpyro.program.batches import Batch
 from kgpyro.program.families import family_for
+from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import Site
 

@@ -1,27 +1,22 @@
 """``kgpyro.explore``: play with priors in a notebook; see what they claim, fit them, and compare the fits.
 
-Everything here is a call that you can make yourself: the figure is :func:`kgpyro.prior_predictive`, the Fit button runs
-``python -m kgpyro.fit``, a row of the table is :func:`kgpyro.compare`. The Code tab shows the calls.
+Everything here is a call that you can make yourself: the figure is :func:`kgpyro.prior_predictive`, the Fit button
+calls :func:`kgpyro.fit` in a thread, a row of the table is :func:`kgpyro.compare`. The Code tab shows the calls.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import shutil
-import signal
-import sys
 import tempfile
-import time
 import weakref
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pandas as pd
-import yaml
 from pyro.distributions import constraints
 
 from kgpyro.checking.comparison import compare
@@ -30,9 +25,10 @@ from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
 from kgpyro.display import as_html, png_of
 from kgpyro.errors import InputError
+from kgpyro.inference.fitting import fit
 from kgpyro.names import MODELS
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.program.catalogue import parameters_of, prior_names
+from kgpyro.program.catalogue import STANDARD, parameters_of
 from kgpyro.program.interactions import SCORES
 from kgpyro.program.priors import GRANULARITIES
 
@@ -45,7 +41,6 @@ LATENTS = 2_000_000  # numbers drawn for one figure, at most
 FIXED = "fixed"
 CLAIM = ("prior", "relation_prior", "score", "dim")  # the options that a prior's claims hang on
 NARROW = widgets.Layout(width="22em")
-BAR = re.compile(rb"(\w+): +(\d+)%")  # how far a progress bar is
 
 
 class PriorControls(widgets.VBox):
@@ -53,7 +48,7 @@ class PriorControls(widgets.VBox):
 
     def __init__(self, changed: Callable[[], None], title: str):
         self._changed = changed
-        self.family = widgets.Dropdown(options=list(prior_names()), value="normal", description=title, layout=NARROW)
+        self.family = widgets.Dropdown(options=list(STANDARD), value="normal", description=title, layout=NARROW)
         self.numbers: dict[str, Any] = {}
         self.how: dict[str, Any] = {}
         super().__init__()
@@ -94,6 +89,17 @@ def _slider(key: str, value: float, constraint: constraints.Constraint | None) -
     return widgets.FloatSlider(min=-5, max=5, step=0.1, **shared)
 
 
+class Watch(pl.Callback):
+    """How far a fit in another thread is, and its end after the present step."""
+
+    def __init__(self) -> None:
+        self.share, self.stopped = 0.0, False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        self.share = module.step / module.schedule.steps
+        trainer.should_stop |= self.stopped
+
+
 class PriorExplorer(widgets.VBox):
     """Controls of a prior beside what it claims about a graph, fits of it, and the code behind both.
 
@@ -113,7 +119,7 @@ class PriorExplorer(widgets.VBox):
         self.table = pd.DataFrame()
         self.predictive: PriorPredictive | None = None
         self._figure: Any = None
-        self._running: asyncio.subprocess.Process | None = None
+        self._running: Watch | None = None
         self._task: asyncio.Task | None = None
         self._ready = False
         label = {"style": {"description_width": "5.5em"}, "layout": NARROW}
@@ -221,11 +227,11 @@ class PriorExplorer(widgets.VBox):
 
     def stop(self) -> None:
         """End the fit after its present step; it is evaluated and joins the table as it is."""
-        if self._running is not None and self._running.returncode is None:
-            self._running.send_signal(signal.SIGINT)
+        if self._running is not None:
+            self._running.stopped = True
 
     async def fit(self) -> Posterior | None:
-        """What the Fit button does: fit the present state in a process of its own, and add it to the table.
+        """What the Fit button does: fit the present state in a thread, and add it to the table.
 
         In a notebook ``await explorer.fit()`` waits for it, and the controls go on working meanwhile. Returns the
         posterior; None, and a message among the controls, where the fit was refused or another one is running.
@@ -233,35 +239,19 @@ class PriorExplorer(widgets.VBox):
         if self._running is not None:
             self._say("A fit is running; wait for it, or stop it.")
             return None
-        name, started = self._name(), time.monotonic()
+        name, self._running = self._name(), Watch()
         self._out.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="fit-", dir=self._out))
-        source = self.graph.source
-        try:
-            if not source:
-                source = str(folder / re.sub(r"\W", "_", self.graph.name))
-                self.graph.to_folder(source)
-        except InputError as error:
-            self._say(str(error))
-            return None
-        config = {"dataset": source, **self.options, "out": str(folder / "run")}
-        (folder / "options.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        folder = tempfile.mkdtemp(prefix="fit-", dir=self._out)
+        how: dict[str, Any] = {"out": folder, "progress": False, "callbacks": [self._running]}
         self.fit_button.disabled, self.stop_button.disabled = True, False
-        self.progress.value, self.progress.description = 0, "starting"
         self.progress.layout.visibility = "visible"
         try:
-            command = [sys.executable, "-m", "kgpyro.fit", "--config", str(folder / "options.yaml")]
-            quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-            environment = os.environ | {"TQDM_MININTERVAL": "0.5"}
-            self._running = await asyncio.create_subprocess_exec(
-                *command, stdout=quiet, stderr=pipe, env=environment, preexec_fn=_heed_interrupts
-            )
-            said = await self._follow(self._running)
-            if await self._running.wait():
-                self._say(said.removeprefix("kgpyro: error: ") or "the fit was stopped before its first step.")
-                return None
-            posterior = Posterior.load(folder / "run")
-            posterior.seconds = round(time.monotonic() - started, 1)
+            running = asyncio.create_task(asyncio.to_thread(fit, self.graph, **how, **self.options))
+            while not running.done():
+                self.progress.value = 100 * self._running.share
+                self.progress.description = "fit" if 0 < self._running.share < 1 else "…"
+                await asyncio.wait([running], timeout=0.2)
+            posterior = running.result()
             row = compare({name: posterior}, split="valid")
         except InputError as error:
             self._say(str(error))
@@ -277,24 +267,6 @@ class PriorExplorer(widgets.VBox):
         self.comparison.value = as_html(title, {}, self.table)
         self._say("\n".join(posterior.metrics.get("warnings", [])))
         return posterior
-
-    async def _follow(self, process: asyncio.subprocess.Process) -> str:
-        """Show how far the fit's progress bars are; the last line that is none."""
-        assert process.stderr is not None
-        rest, said = b"", ""
-        while read := await process.stderr.read(4096):
-            *lines, rest = re.split(rb"[\r\n]", rest + read)
-            for line in lines:
-                if found := BAR.match(line):
-                    self.progress.description, self.progress.value = found[1].decode(), float(found[2])
-                elif line.startswith(b"kgpyro"):
-                    said = line.decode(errors="replace")
-        return said
-
-
-def _heed_interrupts() -> None:
-    """Have a process end at Ctrl-C although its parent may ignore it, as what a shell starts in the background does."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def explore(graph: Graph | str | Path, out: str | Path | None = None) -> PriorExplorer:
