@@ -43,38 +43,34 @@ OF_FIT = {  # options of a fit, in the groups of its help
     "files and reports": "resume checkpoint_every per_relation progress",
 }
 OF_SEARCH = {"the search": "trials out seed progress", "the same in every trial": "model score epochs device", **OF_FIT}
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {}
+OF_QUERY = {"a query: two of these": "head relation tail", "many": "queries facts above", "answers": "out top new"}
+OF_CHECK = {
+    "with RUN and without": "draws queries seed out",
+    "with RUN": "entities",
+    "without RUN": "prior score dim entity_prior relation_prior facts dataset",
+}
+CONFIG = Argument("config", "YAML file with any of these options, such as config.yaml of a run.")
+PER_RELATION = Argument("per_relation", "also print metrics per relation, head and tail prediction apart.", (bool,))
+QUERIES = Argument("queries", "file of queries with columns head, relation and tail, what is asked for empty or ?.")
+FACTS = Argument("facts", "file of triples, for the probability of each.")
+ABOVE = Argument("above", "all facts that the graph lacks and that are more probable than this.", (float,))
+OUT_FILE = Argument("out", "file for the answers: .csv, .tsv, .parquet or .json.")
+DRAWS = Argument("draws", "graphs replicated (default: 100), or draws from the prior (default: 20).", (int,))
+SAMPLED = Argument("queries", "queries sampled of a large graph (default: 2000), or in each draw (100).", (int,))
+OUT_CHECK = Argument("out", "folder for tables and figure (default: checks in the folder of the RUN).")
+OnWords = Callable[[Sequence[str]], int]  # what a command makes of the words of a command line: an exit code
+COMMANDS: dict[str, OnWords] = {}
 
 
-def command(
-    of: str = "",
-    without: str = "",
-    extra: Sequence[Argument] = (),
-    groups: Mapping[str, str] | None = None,
-    place: Argument | None = None,
-    nargs: str | None = None,
-) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[Sequence[str]], int]]:
+def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), groups: Mapping[str, str] | None = None,
+            place: Argument | None = None, nargs: str | None = None) -> Callable[..., OnWords]:  # fmt: skip
     """Make a command of a function, whose docstring says what it is for.
 
     Its options are the arguments of the public functions ``of``, but for those ``without``, and ``extra`` ones, in
     ``groups``; before them is what has no flag, ``place``, as often as ``nargs`` says.
     """
 
-    def form(run: Callable[[dict[str, Any]], None]) -> Form:
-        name = place.name.upper() if place else ""
-        found = Form(called(run.__name__), run.__doc__, {None: name, "?": f"[{name}]", "+": f"{name} {name} …"}[nargs])
-        if place:
-            found.group("what", place, metavar=name, nargs=nargs)
-        every = {key: one for public in reversed(of.split()) for key, one in arguments_of(public).items()}
-        every |= {one.name: one for one in extra}
-        for title, names in (groups or {}).items():
-            found.group(title, *(every[key] for key in names.split() if key in every))
-        found.group("options", *(one for key, one in every.items() if key not in without.split()))
-        found.group("the run", *OF_RUN.values() if place is RUN else ())
-        found.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this help.")
-        return found
-
-    def made(run: Callable[[dict[str, Any]], None]) -> Callable[[Sequence[str]], int]:
+    def made(run: Callable[[dict[str, Any]], None]) -> OnWords:
         def on_words(words: Sequence[str]) -> int:
             for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another one
                 getattr(stream, "reconfigure", dict)(errors="replace")
@@ -93,6 +89,20 @@ def command(
 
         on_words.__doc__, COMMANDS[run.__name__] = run.__doc__, on_words
         return on_words
+
+    def form(run: Callable[[dict[str, Any]], None]) -> Form:
+        name = place.name.upper() if place else ""
+        found = Form(called(run.__name__), run.__doc__, {None: name, "?": f"[{name}]", "+": f"{name} {name} …"}[nargs])
+        if place:
+            found.group("what", place, metavar=name, nargs=nargs)
+        every = {key: one for public in reversed(of.split()) for key, one in arguments_of(public).items()}
+        every |= {one.name: one for one in extra}
+        for title, names in (groups or {}).items():
+            found.group(title, *(every[key] for key in names.split() if key in every))
+        found.group("options", *(one for key, one in every.items() if key not in without.split()))
+        found.group("the run", *OF_RUN.values() if place is RUN else ())
+        found.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this help.")
+        return found
 
     return made
 
@@ -145,16 +155,8 @@ def load(options: dict[str, Any]) -> Posterior:
     return posterior.extend(posterior.graph if dataset is None else load_graph(dataset), features)
 
 
-@command(
-    "Options fit load_graph",
-    without="graph options logger callbacks name_or_folder source",
-    extra=(
-        DATASET,
-        Argument("config", "YAML file with any of these options, such as config.yaml of a run."),
-        Argument("per_relation", "also print metrics per relation, head and tail prediction apart.", (bool,)),
-    ),
-    groups=OF_FIT,
-)
+@command("Options fit load_graph", "graph options logger callbacks name_or_folder source",
+         (DATASET, CONFIG, PER_RELATION), OF_FIT)  # fmt: skip
 def fit(given: dict[str, Any]) -> None:
     """Fit a model to a graph, and say how good it is."""
     per_relation = given.pop("per_relation", False)
@@ -180,34 +182,26 @@ def fit(given: dict[str, Any]) -> None:
     say(f"\nsaved      {folder}\nnext       {then}" if folder else f"\nnot saved  with --out FOLDER, next comes {then}")
 
 
-@command(
-    "Posterior.predict Posterior.answers Posterior.discover",
-    without="progress",
-    extra=(
-        Argument("queries", "file of queries with columns head, relation and tail, what is asked for empty or ?."),
-        Argument("facts", "file of triples, for the probability of each."),
-        Argument("above", "all facts that the graph lacks and that are more probable than this.", (float,)),
-        Argument("out", "file for the answers: .csv, .tsv, .parquet or .json."),
-    ),
-    groups={"a query: two of these": "head relation tail", "many": "queries facts above", "answers": "out top new"},
-    place=RUN,
-)
+@command("Posterior.predict Posterior.answers Posterior.discover", "progress", (QUERIES, FACTS, ABOVE, OUT_FILE),
+         OF_QUERY, RUN)  # fmt: skip
 def predict(options: dict[str, Any]) -> None:
     """The most probable answers of a query or of many, with their uncertainty."""
     from kgpyro.files import table_writer
     from kgpyro.posterior.fitted import Posterior
 
-    out = Path(options.pop("out")) if "out" in options else None
-    writer = table_writer(out) if out else None  # refuses a file of no known kind
     ways = {"queries": "answers", "facts": "facts", "above": "discover"}
     asked = [name for name in ways if name in options]
     way = ways[asked[0]] if asked else "predict"
     what = [options.pop(asked[0])] if asked else []
     taken = inspect.signature(getattr(Posterior, way)).parameters
+    out = options.get("out") if "out" in taken else options.pop("out", None)
+    writer = table_writer(Path(out)) if out and "out" not in taken else None  # refuses what it will not write
     if wrong := sorted(options.keys() - taken.keys() - {"run", *OF_RUN}):
         raise InputError(f"`{wrong[0]}` does not go with `{asked[0]}`; leave one of them out.")
     posterior = load(options)
     table = getattr(posterior, way)(*what, **options, **({"progress": True} if "progress" in taken else {}))
+    if isinstance(table, int):
+        return say(f"{table:,} facts\n\nsaved      {out}")
     if writer:
         writer(table)
     query = ", ".join(options.get(name, "?") for name in ("head", "relation", "tail"))
@@ -256,23 +250,8 @@ def calibrate(options: dict[str, Any]) -> None:
     say(f"\nsaved      {folder}: {state} from now on; checks/calibration.png")
 
 
-@command(
-    "posterior_predictive prior_predictive",
-    without="posterior graph progress",
-    extra=(
-        Argument("draws", "graphs replicated (default: 100), or draws from the prior (default: 20).", (int,)),
-        Argument("queries", "queries sampled of a large graph (default: 2000), or in each draw (100).", (int,)),
-        Argument("out", "folder for tables and figure (default: checks in the folder of the RUN)."),
-        DATASET,
-    ),
-    groups={
-        "with RUN and without": "draws queries seed out",
-        "with RUN": "entities",
-        "without RUN": "prior score dim entity_prior relation_prior facts dataset",
-    },
-    place=RUN,
-    nargs="?",
-)
+@command("posterior_predictive prior_predictive", "posterior graph progress", (DRAWS, SAMPLED, OUT_CHECK, DATASET),
+         OF_CHECK, RUN, "?")  # fmt: skip
 def check(options: dict[str, Any]) -> None:
     """How well a RUN reproduces its graph; without one, what a --prior claims before any fact is seen."""
     of_run, of_prior = ({*arguments_of(name)} for name in ("posterior_predictive", "prior_predictive"))
@@ -313,13 +292,8 @@ def compare(options: dict[str, Any]) -> None:
     show(f"best first by {options.get('by', 'elbo_per_fact')}", table.rename_axis("run").reset_index())
 
 
-@command(
-    "search Options load_graph",
-    without="graph space name_or_folder source checkpoint_every",
-    groups=OF_SEARCH,
-    place=DATASET,
-    nargs="?",
-)
+@command("search Options load_graph", "graph space name_or_folder source checkpoint_every", groups=OF_SEARCH,
+         place=DATASET, nargs="?")  # fmt: skip
 def search(given: dict[str, Any]) -> None:
     """Search for the options with the best validation MRR, trial by trial."""
     graph, options = graph_and_options(given)

@@ -27,11 +27,13 @@ TABLES: dict[str, Callable[[pd.DataFrame, Path], object]] = {
 
 
 def table_writer(path: Path) -> Callable[[pd.DataFrame], None]:
-    """What writes a table to a file whole, as its suffix says. Raises InputError for another suffix."""
+    """What writes a table to a file whole, as its suffix says. Raises InputError for another suffix, or an old file."""
     if path.suffix not in TABLES:
         raise InputError(f"`out` {path} must end in {', '.join(TABLES)}.")
     if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
         raise InputError("parquet files need pyarrow; pip install 'kgpyro[parquet]'.")
+    if path.exists():
+        raise InputError(f"`out` {path} is there already; name another file, or remove it first.")
     return lambda table: write_whole(path, partial(TABLES[path.suffix], table))
 
 

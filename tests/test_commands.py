@@ -104,7 +104,7 @@ def folder(tmp_path: Path, **files: str) -> str:
         (["--prior", "nromal"], ["unknown prior 'nromal'", "student_t"]),
         (["--prior", "laplace(scale="], ["does not parse"]),
         (["--prior", "poisson"], ["Poisson", "not reparameterisable"]),
-        (["--prior", "wishart"], ["Wishart", "matrices"]),
+        (["--prior", "wishart"], ["Wishart", "no standard member"]),
         (["--score", "complax"], ["unknown score 'complax'", "ComplEx"]),
         (["--dim", "7"], ["--dim must be even; got 7"]),
         (["--dim", "0"], ["--dim must be a positive number"]),
@@ -416,6 +416,7 @@ def test_questions_and_their_files(
         (["--queries", "q.csv", "--facts", "f.csv"], "--facts does not go with --queries"),
         (["--facts", "f.csv", "--top", "3"], "--top does not go with --facts"),
         (["--queries", "q.csv", "--out", "answers.doc"], "must end in .csv, .tsv, .parquet, .json"),
+        (["--queries", "q.csv", "--out", f"{tmp_path}/answers.csv"], "answers.csv is there already"),
     ):
         assert main(["predict", str(run), *line]) == 2
         assert words in capsys.readouterr().err
