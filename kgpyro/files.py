@@ -8,15 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from kgpyro.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TABLES: dict[str, Callable[[pd.DataFrame, Path], object]] = {
     ".csv": lambda table, path: table.to_csv(path, index=False),
