@@ -296,6 +296,7 @@ def compare(options: dict[str, Any]) -> None:
          place=DATASET, nargs="?")  # fmt: skip
 def search(given: dict[str, Any]) -> None:
     """Search for the options with the best validation MRR, trial by trial."""
+    data = shlex.join(f"--{key}={given[key]}" for key in ("dataset", "columns", "holdout", "labels") if key in given)
     graph, options = graph_and_options(given)
     from kgpyro.inference.search import search
 
@@ -304,7 +305,8 @@ def search(given: dict[str, Any]) -> None:
     show(f"{len(table)} trials, best first by validation MRR", shown.head(LONGEST))
     if folder:
         best = shlex.quote(str(Path(folder) / "best.yaml"))
-        say(f"\nsaved      {folder}: trials.csv, best.yaml\nnext       {called('fit')} --config {best} --out runs/best")
+        say(f"\nsaved      {folder}: trials.csv, best.yaml")
+        say(f"next       {called('fit')} --config {best} {data} --out runs/best")
 
 
 @command()
