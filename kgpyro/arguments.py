@@ -69,8 +69,12 @@ class Argument:
         items = [get_args(kind)[0] for kind in self.kinds if get_origin(kind) is tuple]
         if isinstance(given, str) and items and ("," in given or not {int, float} & set(self.kinds)):
             return tuple(replace(self, kinds=(items[0],)).value(part) for part in given.split(","))
+        if isinstance(given, str) and str in self.kinds and self.written == "PATH":
+            if not given:
+                raise InputError(f"`{self.name}` is empty; name a path, or leave it out.")
+            return os.path.expanduser(given)
         if isinstance(given, str) and str in self.kinds:
-            return os.path.expanduser(given) if self.written == "PATH" else given
+            return given
         if isinstance(given, str) and given.lower() not in self.choices:
             if given.lower() in ("none", "all") and type(None) in self.kinds:
                 return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -76,6 +77,7 @@ def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), gro
                 getattr(stream, "reconfigure", dict)(errors="replace")
             try:
                 run(form(run).read(words))
+                sys.stdout.flush()
             except InputError as error:
                 say(f"kgpyro: error: {error}", sys.stderr)
                 return 2
@@ -83,7 +85,7 @@ def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), gro
                 say("kgpyro: interrupted", sys.stderr)
                 return 130
             except BrokenPipeError:
-                sys.stderr.close()
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which is flushed once more
                 return 1
             return 0
 
@@ -185,7 +187,7 @@ def fit(given: dict[str, Any]) -> None:
 @command("Posterior.predict Posterior.answers Posterior.discover", "progress", (QUERIES, FACTS, ABOVE, OUT_FILE),
          OF_QUERY, RUN)  # fmt: skip
 def predict(options: dict[str, Any]) -> None:
-    """The most probable answers of a query or of many, with their uncertainty."""
+    """The most probable answers of queries, with their uncertainty."""
     from kgpyro.files import table_writer
     from kgpyro.posterior.fitted import Posterior
 
@@ -218,7 +220,7 @@ def predict(options: dict[str, Any]) -> None:
 
 @command("Posterior.evaluate", without="progress", place=RUN)
 def evaluate(options: dict[str, Any]) -> None:
-    """How well a run ranks held-out facts: filtered and raw metrics."""
+    """How well a run ranks held-out facts."""
     posterior, split, by = load(options), options.get("split", "test"), options.get("by", "score")
     if not len(getattr(posterior.graph, split)):
         raise InputError(f"graph {posterior.graph.name!r} has no {split} triples to rank; choose another `split`.")
@@ -231,7 +233,7 @@ def evaluate(options: dict[str, Any]) -> None:
 
 @command("Posterior.recalibrate", place=RUN)
 def calibrate(options: dict[str, Any]) -> None:
-    """How well a run's probabilities agree with labels, and a map that makes them."""
+    """What a run's probabilities are worth, and a map that mends them."""
     from kgpyro.display import write
 
     folder, posterior = Path(options["run"]), load(options)
@@ -253,7 +255,7 @@ def calibrate(options: dict[str, Any]) -> None:
 @command("posterior_predictive prior_predictive", "posterior graph progress", (DRAWS, SAMPLED, OUT_CHECK, DATASET),
          OF_CHECK, RUN, "?")  # fmt: skip
 def check(options: dict[str, Any]) -> None:
-    """How well a RUN reproduces its graph; without one, what a --prior claims before any fact is seen."""
+    """Whether a RUN reproduces its graph; or what a --prior claims."""
     of_run, of_prior = ({*arguments_of(name)} for name in ("posterior_predictive", "prior_predictive"))
     out, run, found = options.pop("out", None), options.get("run"), None  # type: Any, Any, Any
     if wrong := sorted(options.keys() - (of_run | {"run", *OF_RUN} if run else of_prior | {"dataset"})):
@@ -295,7 +297,7 @@ def compare(options: dict[str, Any]) -> None:
 @command("search Options load_graph", "graph space name_or_folder source checkpoint_every", groups=OF_SEARCH,
          place=DATASET, nargs="?")  # fmt: skip
 def search(given: dict[str, Any]) -> None:
-    """Search for the options with the best validation MRR, trial by trial."""
+    """Look for the options with the best validation MRR."""
     data = shlex.join(f"--{key}={given[key]}" for key in ("dataset", "columns", "holdout", "labels") if key in given)
     graph, options = graph_and_options(given)
     from kgpyro.inference.search import search
@@ -334,7 +336,7 @@ def main(words: Sequence[str] | None = None) -> int:
     elif name in ("-h", "--help"):
         say(f"usage: {called('COMMAND')} [--option VALUE …]\n\nBayesian knowledge-graph embeddings.\n")
         say("\n".join(f"  {key:<11}{one.__doc__}" for key, one in COMMANDS.items()))
-        say(f"\n{called('COMMAND')} --help lists the options of a command, --version says which version this is.")
+        say(f"\n{called('COMMAND')} --help lists the options of a command.")
     else:
         near = meant(name, [*COMMANDS, "--help", "--version"])
         say(f"kgpyro: error: there is no {'option' if name[:1] == '-' else 'command'} {name}; {near}", sys.stderr)

@@ -157,6 +157,7 @@ OPTION_MISTAKES = [
     ("fit --kl-schedule warmpu", "did you mean warmup?"),
     ("fit --model lfn", "unknown model 'lfn'; did you mean lfm"),
     ("fit --guide flwo", "unknown guide 'flwo'; did you mean flow"),
+    ("fit --out=", "--out is empty; name a path"),
     ("fit --device tpu", "--device must be auto"),
     ("predict", "name a RUN"),
     ("predict RUN --haed x", "there is no option --haed; did you mean --head"),
@@ -216,7 +217,9 @@ def test_help_pages_fit_their_terminal(
         assert "Union" not in page and "Literal" not in page and "`" not in page
         assert max(map(len, page.splitlines())) <= columns, name
     assert main([]) == 0
-    assert all(f"  {name} " in capsys.readouterr().out for name in [*COMMANDS][:1])
+    page = capsys.readouterr().out
+    assert all(f"  {name} " in page for name in COMMANDS)
+    assert max(map(len, page.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("public", ["fit", "Options", "Posterior.evaluate", "Posterior.predict", "compare", "search"])

@@ -12,8 +12,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from kgpyro.errors import InputError, meant
 from kgpyro.names import GUIDES, MODELS, name_of, refuse_unknown, resolve
 
@@ -305,7 +303,7 @@ def _converted(value: Any, kinds: tuple[Any, ...], names: list[Any]) -> Any:
     """The value as one of the kinds, or one of the names; None where it is none of them."""
     if isinstance(value, (str, int)) and str(value).lower() in names:
         return str(value).lower()
-    if isinstance(value, (bool, np.bool_)):
+    if type(value).__name__ in ("bool", "bool_"):  # NumPy's too
         return bool(value) if bool in kinds else None
     if isinstance(value, Integral) and (int in kinds or float in kinds):
         return int(value) if int in kinds else float(value)
