@@ -55,6 +55,7 @@ PER_RELATION = Argument("per_relation", "also print metrics per relation, head a
 QUERIES = Argument("queries", "file of queries with columns head, relation and tail, what is asked for empty or ?.")
 FACTS = Argument("facts", "file of triples, for the probability of each.")
 ABOVE = Argument("above", "all facts that the graph lacks and that are more probable than this.", (float,))
+DRAWN = Argument("draws", "posterior draws (default: 500; with `queries` or `above` 100).", (int,))
 OUT_FILE = Argument("out", "file for the answers: .csv, .tsv, .parquet or .json.")
 DRAWS = Argument("draws", "graphs replicated (default: 100), or draws from the prior (default: 20).", (int,))
 SAMPLED = Argument("queries", "queries sampled of a large graph (default: 2000), or in each draw (100).", (int,))
@@ -79,7 +80,7 @@ def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), gro
                 run(form(run).read(words))
                 sys.stdout.flush()
             except InputError as error:
-                say(f"kgpyro: error: {error}", sys.stderr)
+                say(f"kgpyro: error: {as_flags(str(error))}", sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 say("kgpyro: interrupted", sys.stderr)
@@ -111,7 +112,7 @@ def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), gro
 
 def say(text: str, file: Any = None) -> None:
     """Print a text, with control characters that a name may hold replaced."""
-    print(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", as_flags(text)), file=file)
+    print(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", text), file=file)
 
 
 def show(title: str, table: pd.DataFrame, index: bool = False) -> None:
@@ -169,13 +170,13 @@ def fit(given: dict[str, Any]) -> None:
     if not posterior.metrics:
         return  # another process reports
     g, c, folder = posterior.graph, posterior.config, options.get("out") or options.get("resume")
-    prior = c["prior"] if c["relation_prior"] is None else f"{c['prior']}, of relations {c['relation_prior']}"
+    prior = str(c["entity_prior"] or c["prior"]) + f", of relations {c['relation_prior']}" * bool(c["relation_prior"])
     sizes = f"{g.num_entities:,} entities, {g.num_relations:,} relations, {len(g.train):,} training triples"
     say(f"\nfitted     {c['model']}, {posterior.kg.score.name}, dim {c['dim']}, prior {prior}, guide {c['guide']}")
     say(f"graph      {g.name}: {sizes}")
     if not (learned := posterior.prior_parameters()).empty:
         show("\nparameters of the priors, over what each is learned for", learned)
-    say(str(posterior.metrics))
+    say(as_flags(str(posterior.metrics)))
     if per_relation:
         show("\nper relation, filtered", posterior.evaluate(per_relation=True).reset_index())
     head, relation, _ = (g.test if len(g.test) else g.train)[0].tolist()
@@ -184,7 +185,7 @@ def fit(given: dict[str, Any]) -> None:
     say(f"\nsaved      {folder}\nnext       {then}" if folder else f"\nnot saved  with --out FOLDER, next comes {then}")
 
 
-@command("Posterior.predict Posterior.answers Posterior.discover", "progress", (QUERIES, FACTS, ABOVE, OUT_FILE),
+@command("Posterior.predict Posterior.answers Posterior.discover", "progress", (QUERIES, FACTS, ABOVE, DRAWN, OUT_FILE),
          OF_QUERY, RUN)  # fmt: skip
 def predict(options: dict[str, Any]) -> None:
     """The most probable answers of queries, with their uncertainty."""
@@ -199,7 +200,7 @@ def predict(options: dict[str, Any]) -> None:
     out = options.get("out") if "out" in taken else options.pop("out", None)
     writer = table_writer(Path(out)) if out and "out" not in taken else None  # refuses what it will not write
     if wrong := sorted(options.keys() - taken.keys() - {"run", *OF_RUN}):
-        raise InputError(f"`{wrong[0]}` does not go with `{asked[0]}`; leave one of them out.")
+        raise InputError(f"`{wrong[0]}` does not go with {f'`{asked[0]}`' if asked else 'a query'}; leave one out.")
     posterior = load(options)
     table = getattr(posterior, way)(*what, **options, **({"progress": True} if "progress" in taken else {}))
     if isinstance(table, int):
@@ -266,14 +267,16 @@ def check(options: dict[str, Any]) -> None:
         from kgpyro.checking.psis import psis_khat
 
         posterior = load(options)
-        say(str(found := posterior_predictive(posterior, progress=True, **options)))
+        found = posterior_predictive(posterior, progress=True, **options)
+        say(as_flags(str(found)))
         with suppress(InputError):  # no ArviZ, a large graph, latents per fact
             khat = psis_khat(posterior, draws=200, repeats=3, progress=True)
             say(f"\nPSIS k = {khat.k:.2f} ± {khat.spread:.2f}; {khat.reading}.")
     else:
         from kgpyro.checking.prior_predictive import prior_predictive
 
-        say(str(found := prior_predictive(options.pop("dataset", "nations"), progress=True, **options)))
+        found = prior_predictive(options.pop("dataset", "nations"), progress=True, **options)
+        say(as_flags(str(found)))
     if folder := out or (run and Path(run) / "checks"):
         say(f"\nsaved      {folder}: {', '.join(found.save(folder))}")
 
@@ -288,7 +291,7 @@ def compare(options: dict[str, Any]) -> None:
     folders, of_run = options.pop("run"), {name: options.pop(name) for name in OF_RUN if name in options}
     for folder in folders:
         config = Run.read(folder).config  # each run is told of the code that is its own
-        own = {k: v for k, v in of_run.items() if not k.startswith("run_") or is_own_code(config[k[len("run_") :]])}
+        own = {k: v for k, v in of_run.items() if not k.startswith("run_") or is_own_code(config.get(k[len("run_") :]))}
         fits[folder if Path(folder).name in fits else Path(folder).name] = load({"run": folder, **own})
     table = compare(fits, progress=True, **options)
     show(f"best first by {options.get('by', 'elbo_per_fact')}", table.rename_axis("run").reset_index())

@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kgpyro
+from kgpyro import commands
 from kgpyro.arguments import Argument, Form, arguments_of
 from kgpyro.commands import COMMANDS, OF_FIT, main
 from kgpyro.commands import evaluate as evaluate_command
@@ -240,6 +241,20 @@ def test_the_source_says_what_the_signature_says(public: str) -> None:
             assert ast.literal_eval(argument.default) == default
 
 
+def test_defaults_that_the_help_tells_are_those_of_the_functions() -> None:
+    """Of options that mean one thing in one question and another in the next."""
+    for argument, publics in (
+        (commands.DRAWN, ("Posterior.predict", "Posterior.answers")),
+        (commands.DRAWN, ("Posterior.facts", "Posterior.discover")),
+        (commands.DRAWS, ("posterior_predictive", "prior_predictive")),
+        (commands.SAMPLED, ("posterior_predictive", "prior_predictive")),
+    ):
+        told = re.findall(r"\d+", argument.text)
+        found = [arguments_of(public).get(argument.name) for public in publics]
+        defaults = [str(ast.literal_eval(one.default)) for one in found if one is not None and one.default]
+        assert defaults and defaults == told[: len(defaults)]
+
+
 def test_every_option_of_a_fit_has_one_group() -> None:
     grouped = " ".join(OF_FIT.values()).split()
     assert len(grouped) == len(set(grouped))
@@ -254,7 +269,7 @@ def test_a_label_is_what_is_written(label: str, query: bool) -> None:
     assert form.read([f"--{name}={label}"]) == {name: label}
 
 
-ODD = ["null", "~", "#x", "&a", "1e3", "00001740", "true", "-x", "--head", "%s", "Ω", "*", "a b", "x" * 120]
+ODD = ["null", "~", "#x", "&a", "1e3", "00001740", "true", "-x", "--head", "%s", "Ω", "*", "a b", "`dim`", "x" * 120]
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +381,21 @@ def test_runs_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "nations" in printed and "other" in printed
     mrr = json.loads((run / "metrics.json").read_text())["test"]["realistic"]["mrr"]
     assert printed.count(f"{mrr:.3f}") >= 2
+
+
+def test_a_comparison_tells_each_run_of_its_own_code(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ownprior.py").write_text("import pyro.distributions as dist\n\nprior = dist.Normal(0.0, 0.5)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = str(tmp_path / "own")
+    assert main(["fit", *QUICK, "--prior", "ownprior:prior", "--out", own]) == 0
+    assert main(["compare", str(run), own, "--draws", "2"]) == 2
+    assert "--run-prior ownprior:prior" in capsys.readouterr().err
+    assert main(["compare", str(run), own, "--draws", "2", "--run-prior", "ownprior:prior"]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())  # of laplace(scale=0.5), which stays its prior
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("nations"))
+    assert f"{metrics['elbo_per_fact']:.3f}" in row
 
 
 def test_questions_and_their_files(
