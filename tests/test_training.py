@@ -87,6 +87,19 @@ def test_the_objective_is_named(tiny: Graph) -> None:
     assert "NOT the ELBO" in plain
 
 
+@pytest.mark.parametrize(("worse", "warned"), [(-2.0, True), (2.0, False)])
+def test_a_fit_that_gets_worse_says_so(
+    tiny: Graph, monkeypatch: pytest.MonkeyPatch, worse: float, warned: bool
+) -> None:
+    monkeypatch.setattr("kgpyro.inference.fitting.WORSE", worse)
+    posterior = quick_fit(tiny, model="lim", epochs=20)
+    halfway = posterior.log.dropna(subset="valid_mrr")
+    assert halfway["epoch"].tolist() == [10]
+    told = [w for w in posterior.metrics["warnings"] if w.startswith("Validation MRR fell from")]
+    assert bool(told) == warned
+    assert all(f"{halfway['valid_mrr'].iloc[0]:.3f} after 10 epochs" in one for one in told)
+
+
 def test_relation_questions_are_no_part_of_the_bound(tiny: Graph) -> None:
     asked = quick_fit(tiny, model="lim", relation_weight=0.5, epochs=1, lr=1e-12)
     plain = quick_fit(tiny, model="lim", epochs=1, lr=1e-12)
