@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: fit test test-browser coverage mutation check wheel clean
+.PHONY: fit test docs test-browser coverage mutation check wheel clean
 
 fit: $(VENV)/installed
 	$(BIN)/python -m kgpyro.fit --model lfm --prior normal
 
-# the wheel installs while the tests run
+# the site is built and the wheel installs while the tests run
 test: $(VENV)/installed
-	$(MAKE) -j 2 check wheel
+	$(MAKE) -j 3 check docs wheel
+
+# the pages as a site, in site/html/: a warning is an error, and no network is needed
+docs: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W --keep-going -n -q -c docs . site/html
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -51,4 +55,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

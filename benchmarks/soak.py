@@ -3,7 +3,7 @@
     python benchmarks/soak.py --json benchmarks/results/soak.json
 
 Fits the LIM to Nations for 10⁵ steps, and looks at resident memory and time per step along the way. The ratios compare
-the last tenth of the fit with its second tenth; the figure goes beside the JSON file.
+the last tenth of the fit with its second tenth.
 """
 
 from __future__ import annotations
@@ -16,13 +16,9 @@ import threading
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 import kgpyro
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH = 256
 
@@ -66,12 +62,6 @@ def main() -> int:
     if arguments.json:
         result = {"steps": epochs * per_epoch, "ratios": ratios, "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-        left.plot(np.linspace(0, epochs * per_epoch, len(pace)), 1000 * pace, linewidth=0.3)
-        left.set(xlabel="step", ylabel="ms per step", ylim=(0, 4 * 1000 * np.median(pace)))
-        right.plot(np.linspace(0, epochs * per_epoch, len(memory)), memory)
-        right.set(xlabel="step", ylabel="resident MB", ylim=(0, 1.2 * memory.max()))
-        figure.savefig(arguments.json.with_suffix(".png"), dpi=120)
     return 0
 
 

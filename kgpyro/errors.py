@@ -17,5 +17,6 @@ def meant(given: str, choices: Iterable[str], otherwise: str = "") -> str:
     """How to end a sentence that refuses a name: with what was probably meant, or all there are, or ``otherwise``."""
     known = {choice.lower().lstrip("-"): choice for choice in choices}
     if near := get_close_matches(given.lower().lstrip("-"), known, n=2, cutoff=0.65):
-        return f"did you mean {' or '.join(known[name] for name in near)}?"
+        names = [known[name] for name in near]
+        return f"did you mean {' or '.join(name if name.startswith('--') else repr(name) for name in names)}?"
     return otherwise or f"choose from {', '.join(known.values())}."

@@ -155,9 +155,9 @@ OPTION_MISTAKES = [
     ("fit --validate-every 0", "--validate-every must be a positive number"),
     ("fit --seed -1", "--seed must be at least 0; got -1"),
     ("fit --kl-schedule sawtooth", "unknown --kl-schedule 'sawtooth'; choose from warmup, constant, compression"),
-    ("fit --kl-schedule warmpu", "did you mean warmup?"),
-    ("fit --model lfn", "unknown model 'lfn'; did you mean lfm"),
-    ("fit --guide flwo", "unknown guide 'flwo'; did you mean flow"),
+    ("fit --kl-schedule warmpu", "did you mean 'warmup'?"),
+    ("fit --model lfn", "unknown model 'lfn'; did you mean 'lfm'"),
+    ("fit --guide flwo", "unknown guide 'flwo'; did you mean 'flow'"),
     ("fit --out=", "--out is empty; name a path"),
     ("fit --device tpu", "--device must be auto"),
     ("predict", "name a RUN"),
@@ -168,11 +168,11 @@ OPTION_MISTAKES = [
     ("predict RUN --draws 0", "--draws must be a positive number"),
     ("predict RUN --interval 90", "--interval must be between 0 and 1, such as 0.9; got 90"),
     ("predict RUN --interval=-.1", "--interval must be between 0 and 1"),
-    ("evaluate RUN --split tset", "unknown --split 'tset'; did you mean test?"),
-    ("calibrate RUN --method isotonc", "unknown --method 'isotonc'; did you mean isotonic?"),
+    ("evaluate RUN --split tset", "unknown --split 'tset'; did you mean 'test'?"),
+    ("calibrate RUN --method isotonc", "unknown --method 'isotonc'; did you mean 'isotonic'?"),
     ("compare RUN RUN --by beauty", "unknown --by 'beauty'; choose from elbo_per_fact"),
     ("search --trials 0", "--trials must be a positive number"),
-    ("fti", "there is no command fti; did you mean fit?"),
+    ("fti", "there is no command fti; did you mean 'fit'?"),
     ("--vresion", "there is no option --vresion; did you mean --version?"),
 ]
 
@@ -319,7 +319,7 @@ def test_folders_are_what_a_shell_has(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_unknown_keys_of_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, words in (
         ("dim: 4\nlearning_rate: 0.1\n", "there is no option learning_rate"),
-        ("epochz: 4\n", "did you mean epochs"),
+        ("epochz: 4\n", "did you mean 'epochs'"),
         ("epochs: [4]\n", "--epochs must be a whole number; got [4]"),
         ("- 4\n", "holds no options"),
         ("a: b: c", "cannot be read"),
@@ -470,7 +470,7 @@ def test_modules_and_the_script() -> None:
         assert shown.stderr == ""
     wrong = subprocess.run([sys.executable, "-m", "kgpyro", "fti"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
-    assert wrong.stderr == "kgpyro: error: there is no command fti; did you mean fit?\n"
+    assert wrong.stderr == "kgpyro: error: there is no command fti; did you mean 'fit'?\n"
 
 
 def test_what_is_public_is_told_three_times_alike() -> None:

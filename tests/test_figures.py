@@ -16,7 +16,7 @@ import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.reporting.figures import regression
+from kgpyro.reporting.figures import _inverse, regression
 
 image = pytest.importorskip("matplotlib.image")
 
@@ -55,37 +55,44 @@ def test_variances_on_other_supports(tiny: Graph) -> None:
 def test_the_regression_is_numpys() -> None:
     generator = np.random.default_rng(0)
     frequency = generator.integers(1, 500, 40)
-    variance = 1 - 0.1 * np.log(frequency) + 0.05 * generator.normal(size=40)
-    fit, x, mean, half = regression(pd.DataFrame({"frequency": frequency, "variance": variance}))
-    line, covariance = np.polyfit(np.log(frequency), variance, 1, cov=True)
+    precision = 5 + 0.1 * frequency + generator.normal(size=40)
+    fit, x, mean, half = regression(pd.DataFrame({"frequency": frequency, "variance": 1 / precision}))
+    line, covariance = np.polyfit(frequency, precision, 1, cov=True)
     assert fit.slope == pytest.approx(line[0])
     np.testing.assert_allclose(mean, np.polyval(line, x))
     design = np.stack([x, np.ones_like(x)], 1)
     error = np.sqrt(np.einsum("ni,ij,nj->n", design, covariance, design))
     np.testing.assert_allclose(half, 2.0243941645751367 * error, rtol=1e-6)  # Student's t, 38 degrees of freedom
-    assert x[[0, -1]] == pytest.approx(np.log([frequency.min(), frequency.max()]))
+    assert x[[0, -1]] == pytest.approx([frequency.min(), frequency.max()])
 
 
 def test_the_variance_figure(tiny: Graph) -> None:
-    """Entities have a line, and one that training lacks to its left; two relations are too few for a line."""
+    """Entities have a curve, and one that training lacks to its left; two relations are too few for a curve."""
     posterior = uneven(tiny)
     entities, relations = kgpyro.variance_figure(posterior).axes
     table = kgpyro.variances(posterior)
     points, unseen, line = entities.lines
-    np.testing.assert_allclose(points.get_xdata(), np.log([5, 4, 2, 3]))
+    np.testing.assert_allclose(points.get_xdata(), [5, 4, 2, 3])
     np.testing.assert_allclose(points.get_ydata(), table["variance"][:4])
     assert unseen.get_ydata() == pytest.approx(table["variance"][4:5])
-    assert unseen.get_xdata()[0] < np.log(2)
+    assert unseen.get_xdata()[0] < 2
     np.testing.assert_allclose(
-        np.polyfit(line.get_xdata(), line.get_ydata(), 1), np.polyfit(np.log([5, 4, 2, 3]), table["variance"][:4], 1)
+        np.polyfit(line.get_xdata(), 1 / line.get_ydata(), 1), np.polyfit([5, 4, 2, 3], 1 / table["variance"][:4], 1)
     )
     assert len(entities.collections) == 1
     assert "1 that training lacks" in [text.get_text() for text in entities.get_legend().get_texts()]
     assert len(relations.lines) == 1
     for axis, title in ((entities, "entities"), (relations, "relations")):
         assert axis.get_title() == title
-        assert axis.get_xlabel() == "log frequency in training"
+        assert axis.get_xlabel() == "frequency in training (log scale)"
         assert axis.get_ylabel() == "mean posterior variance"
+        assert axis.get_ylim()[0] == 0
+
+
+def test_a_curve_never_goes_below_zero() -> None:
+    """Where the line of the precision does, there is no variance to draw."""
+    assert np.isnan(_inverse(np.array([-1.0, 0.0]))).all()
+    assert _inverse(np.array([4.0])).tolist() == [0.25]
 
 
 def test_the_fact_figure(tiny: Graph) -> None:

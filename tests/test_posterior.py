@@ -55,6 +55,26 @@ def test_mean_scores_are_the_mean_of_drawn_scores(
     exact = posterior.mean_scores(anchor, row, draws=draws, both=True)
     monte_carlo = drawn.std(0) / draws**0.5 * (1 if posterior.kg.score.multilinear else 2**0.5)
     assert ((exact - expected).abs() < 5 * monte_carlo + 1e-4).all()
+    pairs = torch.tensor([0, 1, 1]), torch.tensor([2, 1, 4])  # a self-loop among them
+    R = tiny.num_relations
+    each = torch.arange(R).repeat(3)
+    facts = torch.stack([pairs[0].repeat_interleave(R), each, pairs[1].repeat_interleave(R)], 1)
+    drawn = posterior.fact_logits(facts, draws, seed=1)
+    found = posterior.mean_relation_scores(*pairs, draws).flatten()
+    monte_carlo = drawn.std(0) / draws**0.5 * (1 if posterior.kg.score.multilinear else 2**0.5)
+    assert ((found - drawn.mean(0)).abs() < 5 * monte_carlo + 1e-4).all()
+
+
+def test_relations_are_ranked_too(tiny: Graph) -> None:
+    posterior = posterior_of(tiny)
+    table = posterior.evaluate(relations=True)
+    assert table.drop(index="relation", level="side").equals(posterior.evaluate())
+    known, mrr = torch.cat([tiny.train, tiny.valid, tiny.test]), []
+    for h, r, t in tiny.test:
+        scores = posterior.mean_relation_scores(h[None], t[None])[0]
+        others = known[(known[:, 0] == h) & (known[:, 2] == t) & (known[:, 1] != r), 1].tolist()
+        mrr.append(1 / (1 + sum(bool(scores[o] > scores[r]) for o in range(len(scores)) if o not in others)))
+    assert table.loc[("filtered", "relation"), "mrr"] == pytest.approx(sum(mrr) / len(mrr))
 
 
 @pytest.mark.parametrize("inverse", [True, False])

@@ -164,7 +164,7 @@ def test_ranks_of_relations() -> None:
     graph = synthetic()
     scores = torch.randint(0, 4, (graph.num_entities, graph.num_entities, graph.num_relations)).float()
     known = torch.cat([graph.train, graph.valid, graph.test])
-    ranks = rank_relations(lambda h, t: scores[h, t], graph.test, known, graph.num_entities)
+    ranks = rank_relations(lambda h, t: scores[h, t], graph.test, known, graph.num_entities, graph.num_relations)
     held = set(map(tuple, known.tolist()))
     for i, (head, relation, tail) in enumerate(graph.test.tolist()):
         mine = scores[head, tail]

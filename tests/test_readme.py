@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
 import shlex
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import kgpyro
+from kgpyro import Graph, Posterior
 from kgpyro.commands import COMMANDS
+from kgpyro.posterior.predictions import Predictions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,12 +30,13 @@ SHOWN = {
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_have_a_language_and_nothing_hides_in_indentation(page: Path) -> None:
-    assert {language for language, _ in blocks(page)} <= {"python", "sh", "text"}
+    languages = {language for language, _ in blocks(page) if not language.startswith("{")}  # Sphinx's directives
+    assert languages <= {"python", "sh", "text"}
     outside = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     assert not re.findall(r"^(?:    |\t).+", outside, flags=re.MULTILINE)
 
@@ -50,9 +55,11 @@ def test_everything_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    text, said = page.read_text(encoding="utf-8"), ""
+    text, said, session = page.read_text(encoding="utf-8"), "", {"__name__": "__main__"}
     for language, block in blocks(page):
-        if language == "python":
+        if block.startswith(">>>"):
+            talk(block, page.name, session)
+        elif language == "python":
             before = text[: text.index(block)].rsplit("\n\n", 2)[-2]
             for module in re.findall(r"`(\w+\.py)`", before):
                 (tmp_path / module).write_text(block, encoding="utf-8")
@@ -63,6 +70,25 @@ def test_everything_runs(
         said += capfd.readouterr().out
     for shown in SHOWN.get(page.stem, []):
         assert shown in said, shown
+
+
+def test_the_api_page_is_whole() -> None:
+    """Every public name, and every public method of graphs and posteriors, is used in an example."""
+    said = "".join(block for _, block in blocks(ROOT / "docs" / "api.md") if block.startswith(">>>"))
+    names = {f"kgpyro.{name}" for name in kgpyro.__all__ if name not in ("Guide", "InputError", "Posterior")}
+    for cls in (Graph, Posterior, Predictions):
+        names |= {f".{name}" for name in vars(cls) if not name.startswith("_") and name != "source"}
+    assert not [name for name in sorted(names) if not re.search(rf"{re.escape(name)}\b", said)]
+
+
+def talk(block: str, name: str, session: dict) -> None:
+    """Run a dialogue with Python and compare what it says; the dialogues of a page go on from one another."""
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    test = doctest.DocTestParser().get_doctest(block, session, name, name, 0)
+    found: list[str] = []
+    runner.run(test, out=found.append, clear_globs=False)
+    session.update(test.globs)
+    assert not found, "".join(found)
 
 
 def run(line: str) -> None:

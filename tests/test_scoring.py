@@ -94,7 +94,7 @@ def test_a_users_own_function() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("complax", "did you mean ComplEx?"),
+        ("complax", "did you mean 'ComplEx'?"),
         ("pykeen:nothing", "no interaction 'nothing'"),
         ("pykeen:TuckER", "weights of its own"),
         ("pykeen:SimplE", "several vectors"),

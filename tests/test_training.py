@@ -87,6 +87,19 @@ def test_the_objective_is_named(tiny: Graph) -> None:
     assert "NOT the ELBO" in plain
 
 
+@pytest.mark.parametrize(("worse", "warned"), [(-2.0, True), (2.0, False)])
+def test_a_fit_that_gets_worse_says_so(
+    tiny: Graph, monkeypatch: pytest.MonkeyPatch, worse: float, warned: bool
+) -> None:
+    monkeypatch.setattr("kgpyro.inference.fitting.WORSE", worse)
+    posterior = quick_fit(tiny, model="lim", epochs=20)
+    halfway = posterior.log.dropna(subset="valid_mrr")
+    assert halfway["epoch"].tolist() == [10]
+    told = [w for w in posterior.metrics["warnings"] if w.startswith("Validation MRR fell from")]
+    assert bool(told) == warned
+    assert all(f"{halfway['valid_mrr'].iloc[0]:.3f} after 10 epochs" in one for one in told)
+
+
 def test_relation_questions_are_no_part_of_the_bound(tiny: Graph) -> None:
     asked = quick_fit(tiny, model="lim", relation_weight=0.5, epochs=1, lr=1e-12)
     plain = quick_fit(tiny, model="lim", epochs=1, lr=1e-12)
@@ -197,7 +210,7 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"guide": "own_code:not_a_guide"}, "derive it from kgpyro.Guide"),
         ({"model": "own_code:nothing"}, "has no 'nothing'"),
         ({"model": "lda"}, "unknown model 'lda'; choose from lim, lfm"),
-        ({"guide": "mlp2"}, "unknown guide 'mlp2'; did you mean mlp?"),
+        ({"guide": "mlp2"}, "unknown guide 'mlp2'; did you mean 'mlp'?"),
         ({"negative_weight": 1.0}, "together with `negatives`"),
         ({"negatives": 0}, "`negatives` must be a positive"),
         ({"negatives": "some"}, "'all' or a whole number"),
@@ -212,7 +225,7 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"likelihood": "categorical", "model": "own_code:shared_scale"}, "a likelihood of its own"),
         ({"completeness": 0.0}, "`completeness` is a probability above 0"),
         ({"lr_schedule": "cosine"}, "unknown `lr_schedule` 'cosine'; choose from constant, linear"),
-        ({"optimizer": "sdg"}, "unknown `optimizer` 'sdg'; did you mean sgd?"),
+        ({"optimizer": "sdg"}, "unknown `optimizer` 'sdg'; did you mean 'sgd'?"),
         ({"estimator": "exact"}, "unknown `estimator`"),
         ({"precision": "8"}, "unknown `precision`"),
         ({"device": "gpu"}, "`device` gpu"),
@@ -225,7 +238,7 @@ def test_a_users_parts(tiny: Graph, tmp_path: Path) -> None:
         ({"early_stopping": True}, "`early_stopping` must be a whole number; got True"),
         ({"validate_every": 0}, "`validate_every` must be a positive number"),
         ({"learning_rate": 0.1}, "no option 'learning_rate'"),
-        ({"epoch": 3}, "no option 'epoch'; did you mean epochs?"),
+        ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'?"),
         ({"score": "CP", "dim": 5}, "even; got 5"),
     ],
 )

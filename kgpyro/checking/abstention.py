@@ -18,6 +18,7 @@ from kgpyro.evaluation.conformal import open_candidates
 from kgpyro.posterior.predictions import Predictions
 
 CRITERIA = ("score", "margin", "std", "epistemic", "frequency", "probability", "stacked")
+SHOWN = {"stacked": "tab:blue", "score": "tab:orange", "epistemic": "tab:green", "frequency": "tab:red"}  # as curves
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,27 @@ class Abstention:
         return pd.DataFrame(rows).T.rename_axis("withheld by").sort_values("aurc")
 
     def figure(self) -> Any:
-        """Risk of all decisions and precision of those for true, over coverage. InputError without matplotlib."""
-        figure = new_figure(11, 3.8)
-        left, right = figure.subplots(1, 2)
-        chosen = (self.facts["decision"] == 1).to_numpy()
-        for name in self.table.index:
+        """Risk over coverage by four of the criteria, and the area under the curve of each.
+
+        Curves begin where a twentieth is decided: fewer decisions have no rate to speak of. InputError without
+        matplotlib.
+        """
+        figure = new_figure(9, 3.8)
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        for name, colour in SHOWN.items():
             risk = risk_coverage(self.errors, self.facts[name].to_numpy())
-            left.plot(np.arange(1, len(risk) + 1) / len(risk), risk, label=f"{name}, AURC {risk.mean():.3f}")
-            risk = risk_coverage(self.errors[chosen], self.facts[name].to_numpy()[chosen])
-            right.plot(np.arange(1, len(risk) + 1) / len(risk), 1 - risk)
-        left.set(xlabel="coverage: share of facts decided", ylabel="risk: share of wrong decisions")
-        right.set(xlabel="coverage: share of facts held for true", ylabel="precision")
-        figure.legend(loc="outside right center", frameon=False, title="withheld by")
-        figure.suptitle(f"negatives: {self.negatives}")
+            part = np.arange(1, len(risk) + 1) / len(risk) >= 0.05
+            left.plot(np.linspace(0, 1, len(risk) + 1)[1:][part], risk[part], color=colour, linewidth=2, label=name)
+        left.set(xlabel="coverage: share of facts decided", ylabel="risk: share of wrong decisions", xlim=(0, 1))
+        left.set_ylim(bottom=0)
+        left.legend(frameon=False, title="withheld by")
+        area = self.table["aurc"].iloc[::-1]
+        bars = right.barh(area.index, area, color=[SHOWN.get(name, "lightgrey") for name in area.index])
+        right.bar_label(bars, fmt="%.3f", padding=3)
+        right.set(xlabel="area under the curve", xlim=(0, 1.25 * max(area.max(), 1e-3)))
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(f"false facts: {self.negatives}", fontsize=10, color="grey")
         return figure
 
 

@@ -119,29 +119,33 @@ class PosteriorPredictive:
 
         Raises InputError where matplotlib is not installed.
         """
-        figure = new_figure(14, 8)
-        (facts, answers, degrees), (symmetry, pairs, ratios) = figure.subplots(2, 3)
-        for panel in (facts, degrees):  # before anything is drawn, as limits are set by the scale
-            panel.set_yscale("symlog")
+        figure = new_figure(9, 10.5)
+        (facts, symmetry), (answers, degrees), (pairs, ratios) = figure.subplots(3, 2, height_ratios=(3, 4, 4))
+        facts.set_yscale("symlog")  # before anything is drawn, as limits are set by the scale
+        found = self._rows(DEGREES)
+        if found["high"].max() > 10 * max(found["low"].min(), 1):
+            degrees.set_xscale("symlog")
         for panel, family in ((facts, FACTS), (symmetry, SYMMETRY)):
             rows = self._rows(family)
             _panel(panel, rows[rows["relation"] != "all"].sort_values("graph", kind="stable"))
             panel.set(xlabel="relations, by their value in the graph", xticks=[])
         facts.set(ylabel="facts", title=FACTS)
         symmetry.set(ylim=(-0.03, 1.03), ylabel="share of facts", title="symmetry: (t, p, h) holds too")
-        for panel, family, ylabel in ((answers, SHARES, "share of queries"), (degrees, DEGREES, "facts")):
-            rows = self._rows(family)
+        for panel, family, xlabel in ((answers, SHARES, "share of queries"), (degrees, DEGREES, "facts")):
+            rows = self._rows(family).iloc[::-1]
             _panel(panel, rows, _short(rows["statistic"]))
-            panel.set(ylabel=ylabel, title=family)
+            panel.set(xlabel=xlabel, title=family)
         rows = self._rows(INVERSE).iloc[::-1]
-        _panel(pairs, rows, [name if len(name) < 40 else f"{name[:38]}…" for name in rows["relation"]], flat=True)
+        _panel(pairs, rows, [name if len(name) < 30 else f"{name[:28]}…" for name in rows["relation"]])
         pairs.set(xlim=(-0.03, 1.03), xlabel="share of facts", title="inverse pairs: (t, q, h) holds too")
         rows = self._rows(SPREAD, TRIANGLES).query("graph > 0").iloc[::-1]
         columns = ["graph", "mean", "low", "high"]
-        _panel(ratios, rows.assign(**rows[columns].div(rows["graph"], axis=0)), _short(rows["statistic"]), flat=True)
+        _panel(ratios, rows.assign(**rows[columns].div(rows["graph"], axis=0)), _short(rows["statistic"]))
         ratios.set(xlabel="relative to the graph", title="spread of answers, triangles")
-        facts.legend(frameon=False)
-        figure.suptitle(f"{self.title}: {len(self.replicated)} replicates\n{self.cells}")
+        for panel in figure.axes:
+            panel.spines[["top", "right"]].set_visible(False)
+        figure.legend(*facts.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        figure.suptitle(f"{self.title}: {len(self.replicated)} replicates\n{self.cells}", fontsize=10, color="grey")
         return figure
 
     def save(self, folder: str | Path) -> list[str]:
@@ -161,8 +165,10 @@ def _short(statistics: pd.Series) -> list[str]:
     return statistics.str.replace(said, "", regex=True).tolist()
 
 
-def _panel(axes: Any, rows: pd.DataFrame, labels: Sequence[str] | None = None, flat: bool = False) -> None:
+def _panel(axes: Any, rows: pd.DataFrame, labels: Sequence[str] | None = None) -> None:
+    """Intervals and values of statistics: one below the other where they have labels, else side by side."""
     place, misfit = np.arange(len(rows)), rows["misfit"].to_numpy(dtype=bool)
+    flat = labels is not None
     lines, mark = (axes.hlines, "|") if flat else (axes.vlines, "_")
     lines(place, rows["low"], rows["high"], color="tab:blue", alpha=0.5, linewidth=3, label="replicates, 90 %")
     for values, where, style, colour, label in (
@@ -172,10 +178,8 @@ def _panel(axes: Any, rows: pd.DataFrame, labels: Sequence[str] | None = None, f
     ):
         x, y = place[where], rows[values].to_numpy()[where]
         axes.plot(*((y, x) if flat else (x, y)), style, color=colour, label=label)
-    if labels is not None and flat:
-        axes.set_yticks(place, labels, fontsize=7)
-    elif labels is not None:
-        axes.set_xticks(place, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+    if flat:
+        axes.set_yticks(place, labels, fontsize=8)
 
 
 @torch.no_grad()

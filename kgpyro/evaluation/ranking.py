@@ -73,7 +73,9 @@ def rank_triples(
 
 
 @torch.no_grad()
-def rank_relations(score_all: ScoreAll, triples: Tensor, known: Tensor, num_entities: int) -> pd.DataFrame:
+def rank_relations(
+    score_all: ScoreAll, triples: Tensor, known: Tensor, num_entities: int, num_relations: int
+) -> pd.DataFrame:
     """Rank the true relation of every triple among all relations, as :func:`rank_triples` ranks its ends.
 
     Args:
@@ -81,11 +83,12 @@ def rank_relations(score_all: ScoreAll, triples: Tensor, known: Tensor, num_enti
         triples: ids, shape ``(n, 3)``.
         known: triples that the filtered setting removes (the true one itself stays), shape ``(m, 3)``.
         num_entities: ``E``.
+        num_relations: ``R``.
     """
     asked = Queries.of(known[:, [0, 2, 1]], num_entities)  # the pair (head, tail), answered by relations
     head, relation, tail = triples.cpu().unbind(1)
     counted = [np.zeros((0, 6))]
-    for part in torch.arange(len(triples)).split(1 << 12):
+    for part in torch.arange(len(triples)).split(max(1, SCORES_AT_ONCE // num_relations)):
         scores = score_all(head[part], tail[part])
         counted.append(_count_better(scores, head[part], tail[part], relation[part], asked))
     frame = pd.DataFrame({"side": "relation", "relation": relation.numpy()})
@@ -147,11 +150,11 @@ def all_metrics(ranks: pd.DataFrame) -> dict[str, Any]:
 
 
 def metrics_table(ranks: pd.DataFrame) -> pd.DataFrame:
-    """Realistic metrics, one row per setting (filtered, raw) and side (both, head, tail)."""
-    rows = {}
+    """Realistic metrics, one row per setting (filtered, raw) and side (both, head, tail; relation, where ranked)."""
+    rows, relations = {}, ["relation"] * ("relation" in set(ranks["side"]))
     for setting, raw in (("filtered", False), ("raw", True)):
-        for side in ("both", *SIDES):
-            part = ranks if side == "both" else ranks[ranks["side"] == side]
+        for side in ("both", *SIDES, *relations):
+            part = ranks[ranks["side"].isin(SIDES) if side == "both" else ranks["side"] == side]
             rows[setting, side] = rank_metrics(part, raw=raw)
     return pd.DataFrame(rows).T.rename_axis(["setting", "side"])
 

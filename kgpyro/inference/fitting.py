@@ -46,6 +46,8 @@ from kgpyro.posterior.runs import (
 from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
 
+LONG, LOOKED_AT = 20, 500_000_000  # epochs from which on, and cells up to which, a fit is validated halfway as well
+WORSE = 0.01  # by which validation MRR may fall from then on without a word
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
 HOW_MOVED = "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"
 NOT_MIXED = "The chains have not mixed: R-hat {r_hat:.2f} of the log density (1.05 is the most); raise `warmup_draws`."
@@ -243,7 +245,10 @@ def _fit(
         kl_frequency=config["kl_frequency"],
     )
     progress = watched.progress
-    bar = Progress(validate, steps * config["epochs"], config["early_stopping"], config["validate_every"], progress)
+    watches = alone and config["epochs"] >= LONG and 0 < len(whole.valid) * graph.num_entities <= LOOKED_AT
+    look = config["epochs"] // 2 if watches and not config["early_stopping"] else 0
+    validations = config["early_stopping"], config["validate_every"]
+    bar = Progress(validate, steps * config["epochs"], *validations, progress, look)
     callbacks: list[pl.Callback] = [bar, *watched.callbacks]
     if folder is not None:
         callbacks.append(Checkpoints(bar, folder, config["checkpoint_every"], begin))
@@ -286,7 +291,8 @@ def _fit(
     if values is not None:
         posterior = posterior.extend(whole, values)
     held_out = [split for split in ("test", "valid") if len(getattr(whole, split))]
-    posterior.metrics = Metrics({split: posterior.evaluation(split, progress) for split in held_out}) | {
+    measured = {split: posterior.evaluation(split, progress) for split in held_out}
+    posterior.metrics = Metrics(measured) | {
         "elbo_per_fact": bound,
         "elbo_error": error,
         "log_likelihood_per_fact": float(terms.log_likelihood),
@@ -295,7 +301,7 @@ def _fit(
         "objective": objective_name(config, guide.point) + (HOW_MOVED.format(**moved) if moved else ""),
         **({"hmc": moved} if moved else {}),
         "warnings": whole.problems
-        + _warnings(config, module, bar, terms, per_fact)
+        + _warnings(config, module, bar, terms, per_fact, measured.get("valid"))
         + ([NOT_MIXED.format(**moved)] if moved and moved["r_hat"] > 1.05 else []),
     }
     return posterior, bar.finished
@@ -321,8 +327,24 @@ def _save_good(
     return InputError(f"{failure} The last good state, after {module.step} steps, is saved in {folder}.")
 
 
-def _warnings(config: Mapping[str, Any], module: Training, bar: Progress, terms: Terms, per_fact: bool) -> list[str]:
+def _warnings(
+    config: Mapping[str, Any],
+    module: Training,
+    bar: Progress,
+    terms: Terms,
+    per_fact: bool,
+    valid: Mapping[str, Any] | None,
+) -> list[str]:
     found = []
+    if (
+        0 < bar.look < len(bar.rows)
+        and valid
+        and valid["realistic"]["mrr"] < bar.rows[bar.look - 1]["valid_mrr"] - WORSE
+    ):
+        found.append(
+            f"Validation MRR fell from {bar.rows[bar.look - 1]['valid_mrr']:.3f} after {bar.look} epochs to "
+            f"{valid['realistic']['mrr']:.3f} after {len(bar.rows)}: fit for fewer `epochs`, or add `early_stopping`."
+        )
     if not bar.finished:
         found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; `resume` goes on with it.")
     collapsed = [site for site, kl in terms.kl_per_latent.items() if kl < COLLAPSED]

@@ -26,6 +26,7 @@ class Progress(pl.Callback):
         patience: epochs without a better one after which to stop (0: never). The best state is put back at the end.
         every: epochs between validations.
         show: show the bar.
+        look: the epoch after which to validate once, to see whether more epochs help (0: none).
 
     Attributes:
         before: seconds that earlier parts of a resumed fit took.
@@ -33,7 +34,8 @@ class Progress(pl.Callback):
         finished: whether all epochs are done, or early stopping has ended the fit.
     """
 
-    def __init__(self, validate: Callable[[], float], steps: int, patience: int, every: int, show: bool):
+    def __init__(self, validate: Callable[[], float], steps: int, patience: int, every: int, show: bool, look: int = 0):
+        self.look = look
         self.validate, self.steps, self.patience, self.every, self.show = validate, steps, patience, every, show
         self.rows: list[dict[str, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -82,6 +84,8 @@ class Progress(pl.Callback):
             if self.best is None or row["valid_mrr"] > self.best[0]:
                 self.best = (row["valid_mrr"], epoch, {k: v.clone() for k, v in tensors_of(module).items()})
             self.finished |= epoch - self.best[1] >= self.patience
+        elif epoch == self.look:
+            row["valid_mrr"] = self.validate()
         row["seconds"] = round(time.monotonic() - self.started, 3)
         self.rows.append(row)
         for logger in trainer.loggers:

@@ -85,8 +85,8 @@ def sites_of(program: Program) -> dict[str, Site]:
 
 
 def first_batch(batches: Batches) -> Any:
-    """That of the first two queries."""
-    return batches(torch.arange(min(2, len(batches)), device=batches.queries.anchor.device))
+    """That of the two queries with the most answers."""
+    return batches(batches.queries.counts.topk(min(2, len(batches))).indices)
 
 
 def build_guide(guide: str | Callable, kg: Setting, sites: Mapping[str, Site]) -> Guide:

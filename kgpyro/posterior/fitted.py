@@ -19,7 +19,7 @@ from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration
-from kgpyro.evaluation.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
+from kgpyro.evaluation.ranking import all_metrics, metrics_table, per_relation_table, rank_relations, rank_triples
 from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
@@ -195,6 +195,7 @@ class Posterior(Predictions):
         draws: int | None = None,
         unseen: bool = False,
         per_relation: bool = False,
+        relations: bool = False,
         progress: bool = False,
     ) -> pd.DataFrame:
         """Filtered and raw metrics of head and tail prediction over all entities, realistic ranks.
@@ -205,6 +206,7 @@ class Posterior(Predictions):
             draws: Monte-Carlo draws; by default 32 for scores that need them and 100 for probabilities.
             unseen: only the triples with an entity that training has not seen.
             per_relation: a row per relation and side instead, filtered (Tables 3 and 4 of the paper).
+            relations: rank the relation between the ends of each triple too, by its posterior mean log-odds.
             progress: show a progress bar.
 
         Returns:
@@ -214,6 +216,11 @@ class Posterior(Predictions):
             InputError: unknown split or criterion.
         """
         ranks = self.ranks(split, by, draws, unseen, progress)
+        if relations:
+            graph = self.graph
+            known = torch.cat([graph.train, graph.valid, graph.test])
+            sizes = graph.num_entities, graph.num_relations
+            ranks = pd.concat([ranks, rank_relations(self.mean_relation_scores, getattr(graph, split), known, *sizes)])
         return per_relation_table(ranks, self.graph) if per_relation else metrics_table(ranks)
 
     def evaluation(self, split: str, progress: bool = False) -> dict[str, Any]:

@@ -157,8 +157,10 @@ class Batch:
 
     @property
     def asks_relations(self) -> bool:
-        """Whether the relations of held facts are asked for: with a weight for that, and labels."""
-        return self.relation_weight > 0 and self.y is not None
+        """Whether the relations of held facts are asked for: with a weight for that, where there are such facts."""
+        if self.relation_weight == 0 or self.y is None:
+            return False
+        return len(observed_of(self.y)[0]) > 0 if self.query is None else bool((self.y > 0).any())
 
     @contextmanager
     def held_plate(self) -> Iterator[Held]:

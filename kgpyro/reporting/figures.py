@@ -48,9 +48,10 @@ def variances(posterior: Posterior) -> pd.DataFrame:
 def variance_figure(posterior: Posterior) -> Any:
     """Posterior variance against frequency, of entities and of relations (their figure 3).
 
-    With the least-squares line of the variance on the log frequency and the 95 % confidence band of its mean; without,
-    where fewer than three symbols or no two frequencies are there to fit it to. Symbols that training lacks stand apart
-    at the left, and take no part in the line.
+    With the least-squares line of the precision, 1 / variance, on the frequency, as if each fact added as much of it,
+    and the 95 % confidence band of its mean; without, where fewer than three symbols or no two frequencies are there to
+    fit it to. The paper's line, of the variance on the log frequency, would fall below zero. Symbols that training
+    lacks stand apart at the left, and take no part in the line.
 
     Returns:
         A matplotlib Figure of two panels.
@@ -65,40 +66,49 @@ def variance_figure(posterior: Posterior) -> Any:
     ):
         rows = table[table["kind"] == kind]
         seen, unseen = rows[rows["frequency"] > 0], rows[rows["frequency"] == 0]
-        x = np.log(seen["frequency"].to_numpy(dtype=float))
-        axis.plot(x, seen["variance"], ".", color="tab:blue", alpha=0.6, label=f"{len(seen)} {plural}")
-        axis.set(xlabel="log frequency in training", ylabel="mean posterior variance", title=plural)
+        axis.plot(seen["frequency"], seen["variance"], ".", color="tab:blue", alpha=0.6, label=f"{len(seen)} {plural}")
+        axis.set(
+            xlabel="frequency in training (log scale)", ylabel="mean posterior variance", title=plural, xscale="log"
+        )
         if len(unseen):
-            left = np.full(len(unseen), x.min() - 0.1 * max(1.0, np.ptp(x)))
+            left = np.full(len(unseen), 0.6 * seen["frequency"].min())
             style = {"color": "tab:orange", "fillstyle": "none", "label": f"{len(unseen)} that training lacks"}
             axis.plot(left, unseen["variance"], "o", **style)
-        if len(seen) > 2 and np.ptp(x) > 0:
+        if len(seen) > 2 and seen["frequency"].nunique() > 1:
             fit, grid, mean, half = regression(seen)
-            axis.plot(
-                grid, mean, color="black", label=f"slope {fit.slope:.2g} ± {fit.stderr:.1g}, r² {fit.rvalue**2:.2f}"
+            label = f"1 / ({fit.intercept:.2g} + {fit.slope:.2g} n), r² {fit.rvalue**2:.2f}"
+            axis.plot(grid, _inverse(mean), color="black", label=label)
+            axis.fill_between(
+                grid, _inverse(mean - half), _inverse(mean + half), color="black", alpha=0.15, linewidth=0
             )
-            axis.fill_between(grid, mean - half, mean + half, color="black", alpha=0.15, linewidth=0)
-        axis.legend(frameon=False, fontsize=8)
+        axis.set_ylim(0, 1.3 * rows["variance"].max())
+        axis.legend(frameon=False, fontsize=9)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(repr(posterior), fontsize=8, color="grey")
+    figure.suptitle(repr(posterior), fontsize=9, color="grey")
     return figure
 
 
 def regression(rows: pd.DataFrame, level: float = 0.95) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
-    """Variance regressed on log frequency, over rows of :func:`variances` with positive frequency.
+    """Precision, 1 / variance, regressed on frequency, over rows of :func:`variances` with positive frequency.
 
     Returns:
-        scipy's result, a grid of log frequencies, and on it the line and the half-width of the confidence band of the
-        mean, ``t √(s² (1/n + (x - x̄)² / Σ(x_i - x̄)²))``.
+        scipy's result, a grid of frequencies, and on it the line and the half-width of the confidence band of the mean,
+        ``t √(s² (1/n + (x - x̄)² / Σ(x_i - x̄)²))``.
     """
     from scipy.stats import linregress, t  # imported here: it takes a second, and most do not need it
 
-    log_frequency = np.log(rows["frequency"].to_numpy(dtype=float))
-    fit = linregress(log_frequency, rows["variance"].to_numpy())
-    x, count = np.linspace(log_frequency.min(), log_frequency.max(), 100), len(rows)
-    away = log_frequency.var() + np.square(x - log_frequency.mean())  # the slope's squared error has s² in it
+    frequency = rows["frequency"].to_numpy(dtype=float)
+    fit = linregress(frequency, 1 / rows["variance"].to_numpy())
+    x, count = np.geomspace(frequency.min(), frequency.max(), 100), len(rows)
+    away = frequency.var() + np.square(x - frequency.mean())  # the slope's squared error has s² in it
     half = t.ppf((1 + level) / 2, count - 2) * fit.stderr * np.sqrt(away)
     return fit, x, fit.intercept + fit.slope * x, half
+
+
+def _inverse(precision: np.ndarray) -> np.ndarray:
+    """Variances of precisions, where these are positive; not a number elsewhere."""
+    return 1 / np.where(precision > 0, precision, np.nan)
 
 
 @torch.no_grad()
@@ -167,7 +177,7 @@ def fact_figure(
     axis.set(xlabel="first principal component", ylabel="second principal component")
     axis.set_title(f"P(fact) = {true:.3g}, P(corrupted) = {false:.3g}", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
