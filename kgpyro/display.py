@@ -61,14 +61,12 @@ class Metrics(dict[str, Any]):
 
     @property
     def values_in_words(self) -> dict[str, str]:
-        """The objective, and the bound with its parts."""
-        if "objective" not in self:
-            return {}
+        """The recipe and the objective, and the bound with its parts."""
+        said = {key: self[key] for key in ("recipe", "objective") if key in self}
         if "elbo_per_fact" not in self:
-            return {"objective": self["objective"]}
+            return said
         bound = "log joint" if self["objective"].startswith("log joint") else "ELBO"
-        return {
-            "objective": self["objective"],
+        return said | {
             bound: f"{self['elbo_per_fact']:.3f} ± {self['elbo_error']:.3f} nats per training fact, untempered "
             f"(log-likelihood {self['log_likelihood_per_fact']:.3f}, KL {self['kl_per_fact']:.3f})",
         }

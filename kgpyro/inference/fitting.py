@@ -28,6 +28,7 @@ from kgpyro.inference.hmc import moved_draws
 from kgpyro.inference.nuts import posterior_by_nuts, refuse_chains
 from kgpyro.inference.options import EXACT_UP_TO, Options, objective_name
 from kgpyro.inference.progress import Progress
+from kgpyro.inference.recipes import FREE, recipe_for
 from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, KLSchedule, Training, precision_in_use, train
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
@@ -48,6 +49,8 @@ from kgpyro.randomness import seeded
 
 LONG, LOOKED_AT = 20, 500_000_000  # epochs from which on, and cells up to which, a fit is validated halfway as well
 WORSE = 0.01  # by which validation MRR may fall from then on without a word
+ENOUGH = 100  # training facts below which little can be learned
+TOO_FEW = "The graph has {} training facts, too few to say much: expect wide intervals, and ranks near chance."
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
 HOW_MOVED = "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"
 NOT_MIXED = "The chains have not mixed: R-hat {r_hat:.2f} of the log density (1.05 is the most); raise `warmup_draws`."
@@ -81,7 +84,9 @@ def fit(
 
     Args:
         graph: a Graph, the name of a data set, or a folder of triples files; with ``resume`` it is the run's.
-        options: :class:`kgpyro.Options`, each of which can be given by its name as well: ``fit(graph, dim=50)``.
+        options: :class:`kgpyro.Options`, each of which can be given by its name as well: ``fit(graph, model="lim")``.
+            Where none is given but for dimension, length, seed, device and the like, a recipe for the size of the graph
+            decides (:mod:`kgpyro.inference.recipes`), and ``metrics["recipe"]`` says which and why.
         out: folder for the run's files; it must not hold another run.
         resume: folder of a fit that was interrupted, to go on to the very result it would have had. All options are
             those of the run; only your own code is to be named again.
@@ -107,6 +112,9 @@ def fit(
     elif graph is None:
         raise InputError("name a data set or a folder of triples files, or a run to `resume`.")
     graph = graph if isinstance(graph, Graph) else load_graph(graph)
+    recipe = recipe_for(graph) if saved is None and given.keys() <= FREE else None
+    if recipe is not None:
+        chosen = Options.of({**recipe.options, **given})
     config = chosen.resolved(graph, saving=folder is not None)
     for key, value in (saved or {}).items():
         if key in config and key not in ("dataset", "checkpoint_every") and config[key] != value:
@@ -129,6 +137,8 @@ def fit(
 
         watched = Watched(progress, False if logger is None else logger, callbacks, randomness)
         posterior, complete = _fit(graph, config, chosen.features, watched, folder, begin)
+        if recipe is not None and posterior.metrics:
+            posterior.metrics["recipe"] = f"{recipe.name} graph: {recipe.why}"
         if folder is not None and posterior.metrics:
             posterior.save(folder, unfinished=True)
             if complete:
@@ -301,6 +311,7 @@ def _fit(
         "objective": objective_name(config, guide.point) + (HOW_MOVED.format(**moved) if moved else ""),
         **({"hmc": moved} if moved else {}),
         "warnings": whole.problems
+        + ([TOO_FEW.format(len(graph.train))] if len(graph.train) < ENOUGH else [])
         + _warnings(config, module, bar, terms, per_fact, measured.get("valid"))
         + ([NOT_MIXED.format(**moved)] if moved and moved["r_hat"] > 1.05 else []),
     }

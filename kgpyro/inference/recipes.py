@@ -1,0 +1,82 @@
+"""What a fit is where nobody says: a recipe by the size of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kgpyro.inference.options import EXACT_UP_TO
+
+if TYPE_CHECKING:
+    from kgpyro.data.graph import Graph
+
+# options that a recipe leaves room for: with any other, the options are what was said and the defaults
+FREE = {
+    "dim", "epochs", "batch_size", "seed", "device", "devices", "nodes", "precision", "early_stopping",
+    "validate_every", "checkpoint_every",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options that go together.
+
+    Attributes:
+        entities: of a graph, at most.
+        options: of :class:`kgpyro.Options`, by name.
+        why: these, in a clause.
+    """
+
+    name: str
+    entities: float
+    options: Mapping[str, Any]
+    why: str
+
+
+LIM = {"model": "lim", "prior": "normal(scale=learn)", "dim": 200}
+FAST = {"estimator": "shared", "precision": "bf16", "optimizer": "adam", "lr_schedule": "linear", "batch_size": 512}
+RECIPES = (
+    Recipe(
+        "small",
+        1_000,
+        LIM | {"epochs": 60, "batch_size": 128, "completeness": 0.9},
+        "every cell is data, a tenth of the true facts may be missing, and the prior learns its scale",
+    ),
+    Recipe(
+        "middle-sized",
+        10_000,
+        LIM
+        | {
+            "entity_prior": "normal(scale=0.35)",
+            "relation_prior": "normal(scale=3)",
+            "epochs": 100,
+            "precision": "bf16",
+        }
+        | {"completeness": 0.9, "closed_world": "local", "kl_weight": 0.5},
+        "the data are the queries that training answers, and a KL weight of one half ranks better on sparse graphs",
+    ),
+    Recipe(
+        "large",
+        EXACT_UP_TO,
+        {"model": "lim", "prior": "normal(scale=0.3)", "dim": 256, "epochs": 12, "likelihood": "categorical"}
+        | FAST
+        | {"lr": 0.008, "kl_weight": 0.3, "kl_frequency": 0.75},
+        "answers are drawn from all entities, which is what ranks large graphs best, at a lower KL weight",
+    ),
+    Recipe(
+        "huge",
+        float("inf"),
+        {"model": "lim", "dim": 64, "epochs": 10},
+        "of the candidates of a query a hundred are drawn, and weighted without bias",
+    ),
+)
+
+
+def recipe_for(graph: Graph) -> Recipe:
+    """The recipe for a graph's size; of an uncertain graph without what goes with sure facts alone."""
+    found = next(recipe for recipe in RECIPES if graph.num_entities <= recipe.entities)
+    if graph.confidences:
+        uncertain = {"model": "lim", "dim": 128, "epochs": 30}
+        return Recipe("uncertain", found.entities, uncertain, "confidences are soft labels of each fact")
+    return found
