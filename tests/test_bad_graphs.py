@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import kgpyro
 from kgpyro.data.graph import SPLITS, Graph
-from kgpyro.data.reading import SUFFIXES, load_graph
+from kgpyro.data.reading import load_graph
+
+SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 from kgpyro.errors import InputError
 
 Triple = tuple[str, str, str]
@@ -212,7 +214,7 @@ def test_a_block_ends_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Lines and their numbers are the same wherever one read ends and the next begins."""
     content = "\ufeffé\tr\tb\r\n\r\nb\tr\t中\n\nc\tr\td\nbad\n".encode()
     for block in range(16, 40):
-        monkeypatch.setattr("kgpyro.data.reading.BLOCK", block)
+        monkeypatch.setattr("kgpyro.data.tables.BLOCK", block)
         with pytest.raises(InputError, match=r"train\.txt, line 6: 1 tab-separated"):
             load_graph(write(tmp_path / "g", train=content))
         graph = load_graph(write(tmp_path / "g", train=content.removesuffix(b"bad\n")))

@@ -10,31 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.encoding import SHORT, encode, place_of, rows_of
+from kgpyro.data.encoding import SHORT, Rows, encode, name_of, place_of
+from kgpyro.data.leakage import is_misordered, read_backwards
 from kgpyro.data.queries import Queries
+from kgpyro.data.tables import CALLED, COLUMNS, SPLITS, frame_rows, parted, places_of
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.files import write_text
 
-SPLITS = ("train", "valid", "test")
-COLUMNS = ("head", "relation", "tail")
 MOST_QUERIES = 10_000_000  # in a full closed world
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A knowledge graph with a training, a validation and a test split, each a set of facts.
+
+    Graphs are equal that have the same names and facts, in whatever order, with the same confidences and negatives.
 
     Attributes:
         name: what messages and results call it.
@@ -45,6 +49,7 @@ class Graph:
         negatives: by split, triples that people found false, shape ``(m, 3)``, where the graph comes with such.
         confidences: by split, how sure the source is of each triple, from 0 to 1, shape ``(n,)``, where it says so:
             an uncertain graph, whose confidences are the data (Chen et al. 2019).
+        notes: what reading it left out or took for something else, a sentence each.
     """
 
     name: str
@@ -56,6 +61,13 @@ class Graph:
     source: str = ""
     negatives: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     confidences: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return self._content == other._content if isinstance(other, Graph) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._content)
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)
@@ -89,21 +101,55 @@ class Graph:
         return found.hexdigest()
 
     @cached_property
+    def _content(self) -> tuple[str, ...]:
+        """What equal graphs have in common."""
+        order = {split: self._keys(getattr(self, split)).argsort() for split in SPLITS}
+        facts = {split: getattr(self, split)[index] for split, index in order.items()}
+        sure = {split: values[order[split]] for split, values in self.confidences.items()}
+        false = (f"{split}: {self._keys(rows).sort().values.tolist()}" for split, rows in self.negatives.items())
+        return replace(self, **facts, confidences=sure).checksum, *sorted(false)
+
+    @cached_property
     def leakage(self) -> dict[str, int]:
         """How many facts of ``valid`` and ``test`` the splits before them hold too, which should be none."""
         keys = {split: self._keys(getattr(self, split)) for split in SPLITS}
         before = {"valid": keys["train"], "test": torch.cat([keys["train"], keys["valid"]])}
         return {split: int(torch.isin(keys[split], other).sum()) for split, other in before.items()}
 
+    @cached_property
+    def inverse_leakage(self) -> dict[tuple[str, str], int]:
+        """How many test facts are training facts read backwards, by relation of the test fact and of the training fact.
+
+        Only pairs of relations count that are inverse to each other, or symmetric; see :func:`.read_backwards`.
+        """
+        return {(self.relations[r], self.relations[b]): number for (r, b), number in self._backwards[0].items()}
+
+    @cached_property
+    def _backwards(self) -> tuple[dict[tuple[int, int], int], int]:
+        return read_backwards(self.train, self.test, self.num_entities)
+
     @property
     def problems(self) -> list[str]:
-        """What makes its metrics doubtful, a sentence each."""
-        return [
-            f"{found} of the {len(getattr(self, split))} {split} triples stand in an earlier split too (leakage), "
+        """What makes its metrics doubtful, and what reading it left out, a sentence each."""
+        found = [
+            f"{number} of the {len(getattr(self, split))} {split} triples stand in an earlier split too (leakage), "
             f"which makes the {split} metrics too good, or meaningless; remove them."
-            for split, found in self.leakage.items()
-            if found
+            for split, number in self.leakage.items()
+            if number
         ]
+        if pairs := self.inverse_leakage:
+            most = sorted(pairs, key=lambda pair: -pairs[pair])[:3]
+            each = ", ".join(f"{pairs[pair]} of {SHORT.repr(pair[0])} by {SHORT.repr(pair[1])}" for pair in most)
+            found.append(
+                f"{self._backwards[1]} of the {len(self.test)} test triples are training triples read backwards "
+                f"(inverse leakage: {each}{', …' * (len(pairs) > 3)}), which the test metrics then measure."
+            )
+        if is_misordered(self.train):
+            found.append(
+                f"there are nearly as many relations ({self.num_relations}) as heads, and few tails; if the columns "
+                "are head, tail, relation, say so: `columns` 0,2,1."
+            )
+        return found + list(self.notes)
 
     def _keys(self, triples: Tensor) -> Tensor:
         """A number for every triple, by which equal ones are found, shape ``(n,)``."""
@@ -196,12 +242,9 @@ class Graph:
         Raises InputError where the training split is empty, a name is empty, valid or test holds a relation that
         training does not, or negatives name what the graph has not.
         """
-        tables = ((rows_of(rows) for rows in (train, valid, test)), (f"graph {name!r}, {split}" for split in SPLITS))
-        graph = cls._encoded(
-            name, [(rows, partial(place_of, where, "row")) for rows, where in zip(*tables, strict=True)]
-        )
-        if not len(graph.train):
-            raise InputError(f"graph {name!r} has no training triples.")
+        named = ((map(name_of, row) for row in rows) for rows in (train, valid, test))
+        where = (partial(place_of, f"graph {name!r}, {split}", "row") for split in SPLITS)
+        graph = cls._encoded(name, [Rows(map(list, rows), place) for rows, place in zip(named, where, strict=True)])
         return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
 
     @classmethod
@@ -209,55 +252,50 @@ class Graph:
         """A graph from a table of triples.
 
         Args:
-            frame: columns ``head``, ``relation`` and ``tail``; where the facts are uncertain ``confidence``, from 0 to
-                1; and where the splits are given, ``split``: train, valid or test. Other columns do not count.
+            frame: columns ``head``, ``relation`` and ``tail``, or what else people call them (:func:`.load_graph`);
+                where the facts are uncertain ``confidence``, from 0 to 1; and where the splits are given, ``split``:
+                train, valid or test. Other columns do not count.
             name: what messages and results call the graph.
-            holdout: without a ``split`` column, the share of all facts that goes into valid, and as many into test, at
-                random, but so that every entity and relation stays in train; at 0 there are no such splits.
+            holdout: without a ``split`` column, the share of all facts that goes into valid, and as many into test; see
+                :meth:`hold_out`; at 0 there are no such splits.
             seed: of that choice.
 
         Raises:
-            InputError: a missing column, a missing or empty name (with its row), an unknown split, a relation that
-                train lacks, or too few facts to hold any out.
+            InputError: a missing column, a missing or empty name (with its row), an unknown split, or a relation that
+                train lacks.
         """
-        needed = [column for column in COLUMNS if column not in frame.columns]
-        if needed:
+        notes: list[str] = []
+        graph = cls._encoded(name, frame_rows(frame, None, notes), notes)
+        given = "split" in places_of([str(column) for column in frame.columns], None, "the table")
+        return graph if given else graph.hold_out(holdout, seed)
+
+    def hold_out(self, share: float, seed: int = 0) -> Graph:
+        """This graph with some of its training facts, chosen at random, in each of valid and test that is empty.
+
+        Every entity and relation keeps a fact in train; where that leaves less to hold out, :attr:`problems` says so.
+
+        Args:
+            share: of the training facts, for each split, from 0 to below 0.5.
+            seed: of the choice.
+        """
+        if not isinstance(share, (int, float)) or not 0 <= share < 0.5:
             raise InputError(
-                f"the table has no column {needed[0]!r}; its columns must be head, relation and tail (and split, where "
-                f"it has one), but are {', '.join(map(str, frame.columns)) or 'none'}: rename them."
+                f"`holdout` is a share from 0 to below 0.5, once for valid and once for test; got {share}."
             )
-        if not 0 <= holdout < 0.5:
-            raise InputError(
-                f"holdout is a share from 0 to below 0.5, once for valid and once for test; got {holdout}."
-            )
-        columns = [*COLUMNS, *(["confidence"] if "confidence" in frame.columns else [])]
-        missing = frame[columns].isna().any(axis=1).to_numpy()
-        if missing.any():
-            what = " or confidence" if len(columns) > 3 else ""
-            where = frame.index[int(missing.argmax())]
-            raise InputError(f"row {where!r} of the table has no head, relation or tail{what}.")
-        rows = frame[columns].astype(str)
-        if "split" in frame.columns:
-            if wrong := set(frame["split"]) - set(SPLITS):
-                raise InputError(f"column 'split' has {min(map(repr, wrong))}; it says {', '.join(SPLITS)}.")
-            return cls.from_triples(name, *(rows[frame["split"] == split].to_numpy().tolist() for split in SPLITS))
-        whole = cls.from_triples(name, rows.to_numpy().tolist(), [], [])
-        if holdout == 0:
-            return whole
-        held = _held_out(whole.train, round(holdout * len(whole.train)), seed)
-        if not len(held):
-            raise InputError(
-                f"graph {name!r}: holding any of its {len(whole.train)} facts out leaves an entity or relation without "
-                f"one; give a column 'split', or holdout=0."
-            )
-        valid, test = whole.train[held[0::2]], whole.train[held[1::2]]
-        left = torch.ones(len(whole.train), dtype=torch.bool).index_fill(0, held, False)
-        sure = {
-            split: whole.confidences["train"][part]
-            for split, part in (("train", left), ("valid", held[0::2]), ("test", held[1::2]))
-            if whole.confidences
-        }
-        return replace(whole, train=whole.train[left], valid=valid, test=test, confidences=sure)
+        empty = [split for split in SPLITS[1:] if not len(getattr(self, split))]
+        if not share or not empty:
+            return self
+        asked, total = share * len(empty) * len(self.train), len(self.train)
+        held = _held_out(self.train, round(share * total) * len(empty), seed)
+        left = torch.ones(total, dtype=torch.bool).index_fill(0, held, False)
+        parts = {"train": left.nonzero().squeeze(1)} | {s: held[i :: len(empty)] for i, s in enumerate(empty)}
+        sure = {split: self.confidence("train")[part] for split, part in parts.items() if "train" in self.confidences}
+        notes = self.notes
+        if len(held) < round(share * total) * len(empty) or not len(held):
+            why = "every entity and relation keeps a fact in training"
+            notes += (f"`holdout` {share} asks for {asked:.4g} of the {total} facts; {len(held)} are held out: {why}.",)
+        facts: dict[str, Any] = {split: self.train[part] for split, part in parts.items()}
+        return replace(self, **facts, confidences={**self.confidences, **sure}, notes=notes)
 
     def to_dataframe(self) -> pd.DataFrame:
         """All facts by name: columns ``head``, ``relation``, ``tail`` and ``split`` (train, valid or test)."""
@@ -275,25 +313,33 @@ class Graph:
         return torch.ones(len(getattr(self, split)), dtype=torch.float64)
 
     def to_folder(self, folder: str | Path) -> None:
-        """Write the triples as files that :func:`load_graph` reads: ``train.txt``, ``valid.txt`` and ``test.txt``.
+        """Write the triples as files that :func:`load_graph` reads: ``train.txt``, ``valid.txt``, ``test.txt``.
 
-        Raises InputError for a name that such files cannot hold, an empty split, or where they cannot be written.
+        And ``valid_negatives.txt`` and ``test_negatives.txt``, where it has such. An empty split has no file.
+
+        Raises InputError for a name that such files cannot hold, a folder that holds other splits already, or where
+        they cannot be written.
         """
         if bad := next((name for name in (*self.entities, *self.relations) if re.search(r"[\t\n\r\0]", name)), None):
             raise InputError(
                 f"the name {SHORT.repr(bad)} has a tab or line break in it; files of triples cannot hold it."
             )
-        if empty := next((split for split in SPLITS if not len(getattr(self, split))), None):
-            raise InputError(f"graph {self.name!r} has no {empty} triples; a folder needs all three splits.")
-        texts = {
-            f"{split}.txt": "".join("\t".join(row) + "\n" for row in self.names(getattr(self, split)))
-            for split in SPLITS
-        }
-        for split, values in self.confidences.items():
-            rows = zip(self.names(getattr(self, split)), values.tolist(), strict=True)
-            texts[f"{split}.txt"] = "".join("\t".join((*row, repr(value))) + "\n" for row, value in rows)
+        texts = {}
+        for split in SPLITS:
+            rows: list[tuple[str, ...]] = list(self.names(getattr(self, split)))
+            if split in self.confidences:
+                rows = [(*row, repr(y)) for row, y in zip(rows, self.confidences[split].tolist(), strict=True)]
+            if rows:
+                texts[f"{split}.txt"] = _text_of(rows)
+            if split in self.negatives:
+                texts[f"{split}_negatives.txt"] = _text_of(self.names(self.negatives[split]))
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+            for there in Path(folder).iterdir():
+                if parted(there)[0].removesuffix("_negatives") in CALLED and there.name not in texts:
+                    raise InputError(
+                        f"{folder} holds {there.name} already, which is not this graph's; name another folder."
+                    )
             for file, text in texts.items():
                 write_text(Path(folder) / file, text)
         except (OSError, UnicodeEncodeError) as error:
@@ -309,37 +355,60 @@ class Graph:
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
 
     @classmethod
-    def _encoded(cls, name: str, splits: Sequence[tuple[Iterable[list[str]], Callable[[int], str]]]) -> Graph:
-        """The graph of three splits, each its rows and what messages call the i-th of them (from 1)."""
+    def _encoded(cls, name: str, splits: Sequence[Rows], notes: Sequence[str] = (), lenient: bool = False) -> Graph:
+        """The graph of three splits.
+
+        Args:
+            lenient: facts of valid and test whose relation training lacks are left out, and counted in the notes.
+        """
         entities: dict[str, int] = {}
         relations: dict[str, int] = {}
-        found = [encode(*split, entities, relations, complete=i > 0) for i, split in enumerate(splits)]
+        lost: list[str] | None = [] if lenient else None
+        found = [encode(rows, entities, relations, i > 0, lost) for i, rows in enumerate(splits)]
+        if not len(found[0][0]):
+            raise InputError(f"graph {name!r} has no training triples.")
+        if lost:
+            what = f"whose relation training lacks are left out, such as of {SHORT.repr(lost[0])}"
+            notes = [*notes, f"{len(lost)} facts of valid and test {what}."]
         (train, _), (valid, _), (test, _) = found
-        graph = cls(name, tuple(sorted(entities)), tuple(sorted(relations)), train, valid, test)
-        rank = [torch.empty(len(names), dtype=torch.long) for names in (entities, relations)]
-        for ids, table, names in zip(rank, (entities, relations), (graph.entities, graph.relations), strict=True):
-            ids[torch.tensor([table[name] for name in names], dtype=torch.long)] = torch.arange(len(names))
-        parts = [
-            torch.stack([rank[0][t[:, 0]], rank[1][t[:, 1]], rank[0][t[:, 2]]], dim=1) for t in (train, valid, test)
-        ]
-        firsts = [np.sort(np.unique(graph._keys(part).numpy(), return_index=True)[1]) for part in parts]
-        train, valid, test = (part[torch.from_numpy(first)] for part, first in zip(parts, firsts, strict=True))
-        sure = {
-            split: confidence[torch.from_numpy(first)]
-            for split, (_, confidence), first in zip(SPLITS, found, firsts, strict=True)
-            if confidence is not None
-        }
-        return replace(graph, train=train, valid=valid, test=test, confidences=sure)
+        graph = cls(name, tuple(entities), tuple(relations), train, valid, test, notes=tuple(notes))
+        firsts = [np.sort(np.unique(graph._keys(ids).numpy(), return_index=True)[1]) for ids, _ in found]
+        kept = dict(zip(SPLITS, map(torch.from_numpy, firsts), strict=True))
+        sure = {split: y[kept[split]] for split, (_, y) in zip(SPLITS, found, strict=True) if y is not None}
+        facts: dict[str, Any] = {split: getattr(graph, split)[index] for split, index in kept.items()}
+        return replace(graph, **facts, confidences=sure).renamed(graph.entities, graph.relations)
+
+    def renamed(self, entities: Sequence[str], relations: Sequence[str]) -> Graph:
+        """The same facts with these names for its entities and relations, numbered in sorted order."""
+        orders = [sorted(range(len(names)), key=names.__getitem__) for names in (entities, relations)]
+        rank = [torch.tensor(order, dtype=torch.long).argsort() for order in orders]
+
+        def moved(triples: Tensor) -> Tensor:
+            return torch.stack([rank[0][triples[:, 0]], rank[1][triples[:, 1]], rank[0][triples[:, 2]]], dim=1)
+
+        names = [tuple(given[i] for i in order) for given, order in zip((entities, relations), orders, strict=True)]
+        facts: dict[str, Any] = {split: moved(getattr(self, split)) for split in SPLITS}
+        negatives = {split: moved(rows) for split, rows in self.negatives.items()}
+        return replace(self, entities=names[0], relations=names[1], **facts, negatives=negatives)
 
 
-def _held_out(triples: Tensor, each: int, seed: int) -> Tensor:
-    """Twice ``each`` random triples, or as many as leave every entity and relation a triple, shape ``(m,)``."""
+def _text_of(rows: Sequence[Sequence[str]]) -> str:
+    """Lines that are read back as these rows, whatever the first one looks like."""
+    text = "".join("\t".join(row) + "\n" for row in rows)
+    roles = places_of(list(rows[0]), None, "") if rows else {}
+    if all(role in roles for role in COLUMNS):
+        text = "\t".join((*COLUMNS, "confidence")[: len(rows[0])]) + "\n" + text
+    return "\ufeff" * text.startswith("\ufeff") + text
+
+
+def _held_out(triples: Tensor, number: int, seed: int) -> Tensor:
+    """So many random triples, or as many as leave every entity and relation a triple, shape ``(m,)``."""
     ends, relations = torch.bincount(triples[:, [0, 2]].flatten()).tolist(), torch.bincount(triples[:, 1]).tolist()
     found: list[int] = []
     for i in np.random.default_rng(seed).permutation(len(triples)).tolist():
         head, relation, tail = triples[i].tolist()
         ends[head], ends[tail], relations[relation] = ends[head] - 1, ends[tail] - 1, relations[relation] - 1
-        if len(found) < 2 * each and ends[head] and ends[tail] and relations[relation]:
+        if len(found) < number and ends[head] and ends[tail] and relations[relation]:
             found.append(i)
         else:
             ends[head], ends[tail], relations[relation] = ends[head] + 1, ends[tail] + 1, relations[relation] + 1
@@ -347,8 +416,12 @@ def _held_out(triples: Tensor, each: int, seed: int) -> Tensor:
 
 
 def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:
-    if name not in ids:
-        near = get_close_matches(str(name)[: SHORT.maxstring], ids, n=3, cutoff=0.5)
+    given = name if isinstance(name, str) else name_of(name)
+    if given not in ids:
+        near = get_close_matches(given[: SHORT.maxstring], ids, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(ids)} of them."
+        for form in ("NFC", "NFD", "NFKC"):
+            if unicodedata.normalize(form, given) in ids:
+                hint = f"it has the same name in another Unicode form ({form}): unicodedata.normalize({form!r}, name)."
         raise InputError(f"graph {graph!r} has no {kind} {SHORT.repr(name)}; {hint}")
-    return ids[name]
+    return ids[given]
