@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 import kgpyro
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.data.reading import load_graph
-
-SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 from kgpyro.errors import InputError
 
+SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 Triple = tuple[str, str, str]
 ODD = [
     "007",
@@ -244,7 +243,7 @@ def test_triples_given_in_python() -> None:
     numbered = Graph.from_triples("n", [[1, 2, 3], [1, 2, 3]], [[3, 2, 1]], [[1, 2, 1]])  # type: ignore[list-item]
     assert (numbered.entities, numbered.train.tolist()) == (("1", "3"), [[0, 0, 1]])
     for rows, words in (
-        ([["a", "r"]], "'g', train, row 1: 2 tab-sep"),
+        ([["a", "r"]], "'g', train, row 1: 2 columns; expected"),
         ([["a", "r", "b"], ["a", "", "b"]], "row 2: an empty name"),
         ([], "row 1: relation 'r' occurs here but never in train"),
     ):

@@ -106,7 +106,9 @@ class Graph:
         order = {split: self._keys(getattr(self, split)).argsort() for split in SPLITS}
         facts = {split: getattr(self, split)[index] for split, index in order.items()}
         sure = {split: values[order[split]] for split, values in self.confidences.items()}
-        false = (f"{split}: {self._keys(rows).sort().values.tolist()}" for split, rows in self.negatives.items())
+        false = (
+            f"{split}: {self._keys(rows).sort().values.tolist()}" for split, rows in self.negatives.items() if len(rows)
+        )
         return replace(self, **facts, confidences=sure).checksum, *sorted(false)
 
     @cached_property
@@ -137,12 +139,13 @@ class Graph:
             for split, number in self.leakage.items()
             if number
         ]
-        if pairs := self.inverse_leakage:
+        pairs, number = self.inverse_leakage, self._backwards[1]
+        if number > len(self.test) / 10:
             most = sorted(pairs, key=lambda pair: -pairs[pair])[:3]
-            each = ", ".join(f"{pairs[pair]} of {SHORT.repr(pair[0])} by {SHORT.repr(pair[1])}" for pair in most)
+            each = ", ".join(f"{pairs[pair]} of {SHORT.repr(pair[0])} as {SHORT.repr(pair[1])}" for pair in most)
             found.append(
-                f"{self._backwards[1]} of the {len(self.test)} test triples are training triples read backwards "
-                f"(inverse leakage: {each}{', …' * (len(pairs) > 3)}), which the test metrics then measure."
+                f"{number} of the {len(self.test)} test triples are training triples read backwards (inverse leakage: "
+                f"{each}{', …' * (len(pairs) > 3)}), which test metrics then measure before all."
             )
         if is_misordered(self.train):
             found.append(
@@ -283,7 +286,9 @@ class Graph:
                 f"`holdout` is a share from 0 to below 0.5, once for valid and once for test; got {share}."
             )
         empty = [split for split in SPLITS[1:] if not len(getattr(self, split))]
-        if not share or not empty:
+        if share and not empty:
+            return replace(self, notes=(*self.notes, "`holdout` holds nothing out: valid and test are given."))
+        if not share:
             return self
         asked, total = share * len(empty) * len(self.train), len(self.train)
         held = _held_out(self.train, round(share * total) * len(empty), seed)
@@ -420,7 +425,7 @@ def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:
     if given not in ids:
         near = get_close_matches(given[: SHORT.maxstring], ids, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(ids)} of them."
-        for form in ("NFC", "NFD", "NFKC"):
+        for form in ("NFKC", "NFD", "NFC"):
             if unicodedata.normalize(form, given) in ids:
                 hint = f"it has the same name in another Unicode form ({form}): unicodedata.normalize({form!r}, name)."
         raise InputError(f"graph {graph!r} has no {kind} {SHORT.repr(name)}; {hint}")

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.encoding import Rows, encode, name_of
+from kgpyro.data.encoding import SHORT, Rows, encode, name_of
 from kgpyro.data.graph import Graph
 from kgpyro.data.tables import (
     CALLED,
@@ -37,6 +37,7 @@ Columns: TypeAlias = str | Sequence[str | int] | None
 TEXT, FRAMES, RDF = (".txt", ".tsv", ".csv"), (".parquet", ".json", ".jsonl"), (".nt", ".ttl", ".n3", ".rdf", ".owl")
 KINDS = (*TEXT, *FRAMES, *RDF)
 SPLIT_FILES = {split: [name for name, of in CALLED.items() if of == split] for split in SPLITS}
+NO_COLUMNS = "`columns` is for tables and text files; this source knows its own, so leave it out."
 ATTRIBUTES = ("training", "validation", "testing")  # of PyKEEN's data sets
 
 
@@ -79,14 +80,17 @@ def load_graph(
         InputError: whatever of these cannot be read, in one sentence; a malformed line is named by file and line.
     """
     notes: list[str] = []
+    chosen, dataset = columns_of(columns), hasattr(source, "training") and hasattr(source, "testing")
+    if chosen and (isinstance(source, Graph) or dataset or hasattr(source, "subject_objects")):
+        raise InputError(NO_COLUMNS)
     if isinstance(source, Graph):
         graph = source
     elif isinstance(source, (str, Path)):
-        graph = _found(source, columns_of(columns), notes)
-    elif hasattr(source, "training") and hasattr(source, "testing"):
+        graph = _found(source, chosen, notes)
+    elif dataset:
         graph = _of_pykeen(source, source.get_normalized_name())
     else:
-        graph = Graph._encoded("graph", _parts(source, columns_of(columns), notes), notes)
+        graph = Graph._encoded("graph", _parts(source, chosen, notes), notes)
     plain = columns is None and labels is None and not holdout
     if labels is not None:
         graph = _labelled(graph, labels)
@@ -108,6 +112,8 @@ def _found(given: str | Path, columns: list[str] | None, notes: list[str]) -> Gr
     if parted(Path(given))[1] in KINDS:
         raise InputError(f"{given}: no such file.")
     name, dataset = _pykeen(str(given), roots)
+    if columns:
+        raise InputError(NO_COLUMNS)
     return replace(_of_pykeen(dataset, name), source=str(given))
 
 
@@ -122,8 +128,9 @@ def _of_folder(folder: Path, columns: list[str] | None, notes: list[str]) -> Gra
         notes.append(f"the first line of {', '.join(headed)} is a header and no fact.")
     graph = Graph._encoded(folder.name, [read[s][0][0] if s in read else Rows() for s in SPLITS], notes)
     if empty := next((file for split, file in files.items() if not len(getattr(graph, split))), None):
-        raise InputError(f"{empty} is empty; it should hold one triple a line: head TAB relation TAB tail.")
+        raise InputError(f"{empty} holds no triples; it should hold one a line: head TAB relation TAB tail.")
     false = {split: _first_file(folder, [f"{split}_negatives"]) for split in SPLITS[1:]}
+    false = {split: path for split, path in false.items() if path and path.stat().st_size}
     return replace(graph, negatives={split: _false_triples(graph, path) for split, path in false.items() if path})
 
 
@@ -151,6 +158,8 @@ def _file_rows(
         return text_rows(path, columns, notes, "\t" if tabs else None, split=not folder)
     if kind in FRAMES:
         return frame_rows(read_frame(path), columns, notes, path, split=not folder), False
+    if kind in RDF and columns:
+        raise InputError(NO_COLUMNS)
     if kind not in KINDS:
         raise InputError(f"{path}: triples are read from {', '.join(KINDS)}, not from {kind or 'such a file'}.")
     try:
@@ -162,7 +171,8 @@ def _file_rows(
     except ImportError as error:
         raise InputError(f"{path}: reading RDF needs rdflib; pip install 'kgpyro[rdf]'.") from error
     except Exception as error:  # whatever rdflib's parsers raise
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no {kind} file that rdflib can read: {why}") from error
     return _parts(graph, None, notes, path), False
 
 
@@ -220,7 +230,7 @@ def _resources(graph: Any, what: object, notes: list[str]) -> Rows:
 
     rows = [[called(node) for node in triple[:3]] for triple in graph if not isinstance(triple[2], rdflib.Literal)]
     if left := len(graph) - len(rows):
-        notes.append(f"{left} of the {len(graph)} triples of {what} have a literal as their object and are left out.")
+        notes.append(f"{left} of the {len(graph)} triples have a literal as their object and are left out.")
     return Rows(rows)
 
 
@@ -241,10 +251,10 @@ def _pykeen(name: str, roots: Iterable[Path]) -> tuple[str, Any]:
     key = dataset_resolver.normalize(name)
     if key not in dataset_resolver.lookup_dict:
         here = [p.name for root in roots if root.is_dir() for p in sorted(root.iterdir()) if p.is_dir()]
-        choices = here + sorted(dataset_resolver.lookup_dict)
+        choices = sorted({*here, *dataset_resolver.lookup_dict})
         near = get_close_matches(key, choices, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(choices)}."
-        raise InputError(f"unknown data set {name!r}: neither a folder nor one of PyKEEN's; {hint}")
+        raise InputError(f"unknown data set {SHORT.repr(name)}: neither a folder nor one of PyKEEN's; {hint}")
     options = inspect.signature(dataset_resolver.lookup(key)).parameters
     # PyKEEN reseeds PyTorch where it splits a data set of a single file, unless it is given a generator
     own = {"random_state": torch.Generator().manual_seed(0)} if "random_state" in options else {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import json
 import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -104,7 +106,7 @@ def frame_rows(
         has = SHORT.repr(", ".join(header))
         raise InputError(f"{what} has no column {missing[0]!r}; it has {has}: name head, relation, tail by `columns`.")
     unsaid = [name for name in header if name.strip().lower() in UNSAID and "confidence" not in places]
-    if unsaid and notes is not None:
+    if unsaid and columns is None and notes is not None:
         notes.append(f"column {unsaid[0]!r} of {what} is left out; name it fourth in `columns` if it is a confidence.")
     part = frame.iloc[:, list(places.values())].set_axis(list(places), axis=1)
     if (empty := part.isna()).to_numpy().any():
@@ -134,11 +136,13 @@ def text_rows(
     Raises:
         InputError: with the line, for what is no text in UTF-8, or a table with lines of different lengths.
     """
-    lines = next(_blocks(path), "").split("\n", LINES)[:LINES]
+    lines = list(islice((line for block in _blocks(path) for line in block.split("\n") if line), LINES))
     separator = _separator(lines, 3) if separator is None else separator
     first = next(iter(_cut(lines, separator)), [])
     header = set(COLUMNS) <= places_of(first, None, path).keys()
-    if not first or (separator == "\t" and columns is None and not header and len(first) < 5):
+    if not first:
+        raise InputError(f"{path} is empty; it should hold one triple a line: head TAB relation TAB tail.")
+    if separator == "\t" and columns is None and not header and len(first) < 5:
         return [Rows(_lines(path), partial(place_of, path, "line"), tabs=True), Rows(), Rows()], False
     header |= any(not name.isdecimal() for name in columns or ())
     frame = text_frame(path, separator)
@@ -191,8 +195,7 @@ def parted(path: Path) -> tuple[str, str]:
     name = path.name.lower()
     for packed in (".gz", ".bz2", ".xz", ".zip"):
         name = name.removesuffix(packed)
-    stem, dot, suffix = name.rpartition(".")
-    return stem, dot + suffix
+    return Path(name).stem, Path(name).suffix
 
 
 def open_packed(path: Path) -> IO[bytes]:
@@ -266,9 +269,10 @@ def read_frame(path: Path) -> pd.DataFrame:
     try:
         if parted(path)[1] == ".parquet":
             return pd.read_parquet(path)
-        lines = parted(path)[1] == ".jsonl"
-        return pd.read_json(path, dtype=False, convert_axes=False, convert_dates=False, lines=lines)
+        with open_packed(path) as file:
+            lines = parted(path)[1] == ".jsonl"
+            return pd.DataFrame([json.loads(line) for line in file if line.strip()] if lines else json.load(file))
     except ImportError as error:
         raise InputError(f"{path}: reading parquet needs pyarrow; pip install 'kgpyro[parquet]'.") from error
-    except (OSError, ValueError, UnicodeError) as error:
+    except (*UNREADABLE, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
