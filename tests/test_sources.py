@@ -298,9 +298,10 @@ def test_what_can_be_held_out_is() -> None:
     assert (len(graph.valid), len(graph.test)) == (30, 30) and not graph.problems
     graph = load_graph(tree, holdout=0.4)
     assert len(graph.valid) + len(graph.test) > 70 and bool(graph.seen.all())
-    assert f"asks for 239.2 of the 299 facts; {len(graph.valid) + len(graph.test)} are held out" in graph.problems[0]
+    held = len(graph.valid) + len(graph.test)
+    assert f"239.2 of the 299 facts were to be held out; only {held} are" in graph.problems[0]
     none = load_graph(ROWS, holdout=0.1)
-    assert none == MEANT and "0 are held out" in none.problems[0]
+    assert none == MEANT and "only 0 are" in none.problems[0]
     assert "nothing out: valid and test are given" in load_graph("nations", holdout=0.1).problems[-1]
 
 

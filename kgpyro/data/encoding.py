@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from array import array
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from reprlib import Repr
 from typing import NamedTuple
 
@@ -25,18 +23,17 @@ class Rows(NamedTuple):
     Attributes:
         rows: head, relation, tail, and of an uncertain graph a confidence; ``[""]`` for a blank line.
         where: what messages call the i-th of them, from 1.
-        tabs: whether tabs separate their columns.
+        between: what separates columns, for messages, such as "tab-separated ".
     """
 
     rows: Iterable[list[str]] = ()
     where: Callable[[int], str] = "row {}".format
-    tabs: bool = False
+    between: str = ""
 
-    def expected(self, number: int) -> str:
-        """What messages say of a row with so many columns."""
-        if self.tabs:
-            return f"{number} tab-separated columns; expected head TAB relation TAB tail"
-        return f"{number} columns; expected head, relation, tail"
+    def refused(self, number: int, row: Sequence[str], why: str = "") -> InputError:
+        """What is wrong with the i-th row."""
+        why = why or f"{len(row)} {self.between}columns"
+        return InputError(f"{self.where(number)}: {why}; expected head, relation and tail.")
 
 
 def place_of(file: object, kind: str, number: int) -> str:
@@ -71,12 +68,15 @@ def encode(
         if row == [""]:
             continue  # a blank line
         if len(row) == 4 and 3 * len(sure) == len(ids):
-            sure.append(_confidence(row.pop(), partial(given.where, number), given))
+            if (value := _confidence(row[3])) is None:
+                why = f"4 {given.between}columns, the last of which, {SHORT.repr(row[3])}, is no confidence from 0 to 1"
+                raise given.refused(number, row, why)
+            sure.append(value)
         elif len(row) != 3 or len(sure):
-            raise InputError(f"{given.where(number)}: {given.expected(len(row))}.")
-        head, relation, tail = row
+            raise given.refused(number, row)
+        head, relation, tail = row[:3]
         if not (head.strip() and relation.strip() and tail.strip()):
-            raise InputError(f"{given.where(number)}: an empty name; {given.expected(3).partition('; ')[2]}.")
+            raise given.refused(number, row, "an empty name")
         if complete and relation not in relations:
             if lost is None:
                 raise InputError(
@@ -93,15 +93,8 @@ def encode(
     return triples, torch.from_numpy(np.array(sure)) if len(sure) else None
 
 
-def _confidence(text: str, where: Callable[[], str], given: Rows) -> float:
+def _confidence(text: str) -> float | None:
     try:
-        value = float(text)
+        return value if 0 <= (value := float(text)) <= 1 else None
     except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        number, _, expected = given.expected(4).partition("; ")
-        raise InputError(
-            f"{where()}: {number}, the last of which, {SHORT.repr(text)}, is no confidence from 0 to 1; {expected}, "
-            "or name the columns by `columns`."
-        )
-    return value
+        return None

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from kgpyro.data.encoding import SHORT, Rows, encode, name_of, place_of
-from kgpyro.data.leakage import is_misordered, read_backwards
 from kgpyro.data.queries import Queries
-from kgpyro.data.tables import CALLED, COLUMNS, SPLITS, frame_rows, parted, places_of
+from kgpyro.data.splitting import held_out, is_misordered, read_backwards
+from kgpyro.data.tables import CALLED, COLUMNS, SPLITS, frame_rows, parted, text_of
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.files import write_text
@@ -103,13 +103,16 @@ class Graph:
     @cached_property
     def _content(self) -> tuple[str, ...]:
         """What equal graphs have in common."""
-        order = {split: self._keys(getattr(self, split)).argsort() for split in SPLITS}
-        facts = {split: getattr(self, split)[index] for split, index in order.items()}
-        sure = {split: values[order[split]] for split, values in self.confidences.items()}
-        false = (
-            f"{split}: {self._keys(rows).sort().values.tolist()}" for split, rows in self.negatives.items() if len(rows)
-        )
-        return replace(self, **facts, confidences=sure).checksum, *sorted(false)
+        ordered = self._taking({split: self._keys(getattr(self, split)).argsort() for split in SPLITS})
+        false = {split: self._keys(rows).sort().values.tolist() for split, rows in self.negatives.items() if len(rows)}
+        return ordered.checksum, str(sorted(false.items()))
+
+    def _taking(self, index: Mapping[str, Tensor], one: str = "") -> Graph:
+        """This graph with these facts of each split, or all from ``one``, and their confidences."""
+        facts: dict[str, Any] = {split: getattr(self, one or split)[i] for split, i in index.items()}
+        given = {split: self.confidences.get(one or split) for split in index}
+        sure = {split: values[index[split]] for split, values in given.items() if values is not None}
+        return replace(self, **facts, confidences={**self.confidences, **sure})
 
     @cached_property
     def leakage(self) -> dict[str, int]:
@@ -120,15 +123,12 @@ class Graph:
 
     @cached_property
     def inverse_leakage(self) -> dict[tuple[str, str], int]:
-        """How many test facts are training facts read backwards, by relation of the test fact and of the training fact.
+        """How many test facts are training facts read backwards, by relation of the one and of the other.
 
-        Only pairs of relations count that are inverse to each other, or symmetric; see :func:`.read_backwards`.
+        Only relations count that are inverse to each other, or symmetric; see :func:`.read_backwards`.
         """
-        return {(self.relations[r], self.relations[b]): number for (r, b), number in self._backwards[0].items()}
-
-    @cached_property
-    def _backwards(self) -> tuple[dict[tuple[int, int], int], int]:
-        return read_backwards(self.train, self.test, self.num_entities)
+        found = read_backwards(self.train, self.test, self.num_entities)
+        return {(self.relations[r], self.relations[back]): number for (r, back), number in found.items()}
 
     @property
     def problems(self) -> list[str]:
@@ -139,20 +139,19 @@ class Graph:
             for split, number in self.leakage.items()
             if number
         ]
-        pairs, number = self.inverse_leakage, self._backwards[1]
-        if number > len(self.test) / 10:
-            most = sorted(pairs, key=lambda pair: -pairs[pair])[:3]
-            each = ", ".join(f"{pairs[pair]} of {SHORT.repr(pair[0])} as {SHORT.repr(pair[1])}" for pair in most)
+        pairs = sorted(self.inverse_leakage.items(), key=lambda pair: -pair[1])
+        if (total := sum(number for _, number in pairs)) > len(self.test) / 10:
+            most = ", ".join(f"{number} of {SHORT.repr(r)} as {SHORT.repr(back)}" for (r, back), number in pairs[:3])
             found.append(
-                f"{number} of the {len(self.test)} test triples are training triples read backwards (inverse leakage: "
-                f"{each}{', …' * (len(pairs) > 3)}), which test metrics then measure before all."
+                f"{total} of the {len(self.test)} test triples are training triples read backwards (inverse leakage: "
+                f"{most}{', …' * (len(pairs) > 3)}), which test metrics then measure before all."
             )
         if is_misordered(self.train):
             found.append(
                 f"there are nearly as many relations ({self.num_relations}) as heads, and few tails; if the columns "
                 "are head, tail, relation, say so: `columns` 0,2,1."
             )
-        return found + list(self.notes)
+        return [*found, *self.notes]
 
     def _keys(self, triples: Tensor) -> Tensor:
         """A number for every triple, by which equal ones are found, shape ``(n,)``."""
@@ -245,31 +244,24 @@ class Graph:
         Raises InputError where the training split is empty, a name is empty, valid or test holds a relation that
         training does not, or negatives name what the graph has not.
         """
-        named = ((map(name_of, row) for row in rows) for rows in (train, valid, test))
+        named = ((list(map(name_of, row)) for row in rows) for rows in (train, valid, test))
         where = (partial(place_of, f"graph {name!r}, {split}", "row") for split in SPLITS)
-        graph = cls._encoded(name, [Rows(map(list, rows), place) for rows, place in zip(named, where, strict=True)])
+        graph = cls._encoded(name, list(map(Rows, named, where)))
         return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
 
     @classmethod
     def from_dataframe(cls, frame: pd.DataFrame, *, name: str = "graph", holdout: float = 0.1, seed: int = 0) -> Graph:
-        """A graph from a table of triples.
+        """A graph from a table of triples; see :func:`.load_graph` for its columns.
 
         Args:
-            frame: columns ``head``, ``relation`` and ``tail``, or what else people call them (:func:`.load_graph`);
-                where the facts are uncertain ``confidence``, from 0 to 1; and where the splits are given, ``split``:
-                train, valid or test. Other columns do not count.
+            frame: the table; a column ``split`` says train, valid or test.
             name: what messages and results call the graph.
-            holdout: without a ``split`` column, the share of all facts that goes into valid, and as many into test; see
-                :meth:`hold_out`; at 0 there are no such splits.
-            seed: of that choice.
-
-        Raises:
-            InputError: a missing column, a missing or empty name (with its row), an unknown split, or a relation that
-                train lacks.
+            holdout: without such a column, the share of all facts that goes into valid, and as many into test.
+            seed: of that choice; see :meth:`hold_out`.
         """
         notes: list[str] = []
         graph = cls._encoded(name, frame_rows(frame, None, notes), notes)
-        given = "split" in places_of([str(column) for column in frame.columns], None, "the table")
+        given = "split" in {str(column).strip().lower() for column in frame.columns}
         return graph if given else graph.hold_out(holdout, seed)
 
     def hold_out(self, share: float, seed: int = 0) -> Graph:
@@ -282,25 +274,21 @@ class Graph:
             seed: of the choice.
         """
         if not isinstance(share, (int, float)) or not 0 <= share < 0.5:
-            raise InputError(
-                f"`holdout` is a share from 0 to below 0.5, once for valid and once for test; got {share}."
-            )
-        empty = [split for split in SPLITS[1:] if not len(getattr(self, split))]
-        if share and not empty:
-            return replace(self, notes=(*self.notes, "`holdout` holds nothing out: valid and test are given."))
+            raise InputError(f"`holdout` is a share from 0 to below 0.5, for each of valid and test; got {share}.")
         if not share:
             return self
-        asked, total = share * len(empty) * len(self.train), len(self.train)
-        held = _held_out(self.train, round(share * total) * len(empty), seed)
+        empty = [split for split in SPLITS[1:] if not len(getattr(self, split))]
+        total, number = len(self.train), round(share * len(self.train)) * len(empty)
+        held = held_out(self.train, number, seed)
         left = torch.ones(total, dtype=torch.bool).index_fill(0, held, False)
-        parts = {"train": left.nonzero().squeeze(1)} | {s: held[i :: len(empty)] for i, s in enumerate(empty)}
-        sure = {split: self.confidence("train")[part] for split, part in parts.items() if "train" in self.confidences}
-        notes = self.notes
-        if len(held) < round(share * total) * len(empty) or not len(held):
-            why = "every entity and relation keeps a fact in training"
-            notes += (f"`holdout` {share} asks for {asked:.4g} of the {total} facts; {len(held)} are held out: {why}.",)
-        facts: dict[str, Any] = {split: self.train[part] for split, part in parts.items()}
-        return replace(self, **facts, confidences={**self.confidences, **sure}, notes=notes)
+        notes = list(self.notes)
+        if not empty:
+            notes.append("`holdout` holds nothing out: valid and test are given.")
+        elif len(held) < max(1, number):
+            why = f"only {len(held)} are, since every entity and relation keeps a fact in training"
+            notes.append(f"{share * total * len(empty):.4g} of the {total} facts were to be held out; {why}.")
+        index = {"train": left.nonzero().squeeze(1)} | {s: held[i :: len(empty)] for i, s in enumerate(empty)}
+        return replace(self._taking(index, "train"), notes=tuple(notes))
 
     def to_dataframe(self) -> pd.DataFrame:
         """All facts by name: columns ``head``, ``relation``, ``tail`` and ``split`` (train, valid or test)."""
@@ -326,25 +314,19 @@ class Graph:
         they cannot be written.
         """
         if bad := next((name for name in (*self.entities, *self.relations) if re.search(r"[\t\n\r\0]", name)), None):
-            raise InputError(
-                f"the name {SHORT.repr(bad)} has a tab or line break in it; files of triples cannot hold it."
-            )
-        texts = {}
+            raise InputError(f"the name {SHORT.repr(bad)} has a tab or line break; files of triples cannot hold it.")
+        rows: dict[str, list[Any]] = {f"{s}_negatives.txt": self.names(false) for s, false in self.negatives.items()}
         for split in SPLITS:
-            rows: list[tuple[str, ...]] = list(self.names(getattr(self, split)))
+            rows[f"{split}.txt"] = self.names(getattr(self, split))
             if split in self.confidences:
-                rows = [(*row, repr(y)) for row, y in zip(rows, self.confidences[split].tolist(), strict=True)]
-            if rows:
-                texts[f"{split}.txt"] = _text_of(rows)
-            if split in self.negatives:
-                texts[f"{split}_negatives.txt"] = _text_of(self.names(self.negatives[split]))
+                pairs = zip(rows[f"{split}.txt"], self.confidences[split].tolist(), strict=True)
+                rows[f"{split}.txt"] = [(*row, repr(value)) for row, value in pairs]
+        texts = {file: text_of(each) for file, each in rows.items() if each}
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             for there in Path(folder).iterdir():
                 if parted(there)[0].removesuffix("_negatives") in CALLED and there.name not in texts:
-                    raise InputError(
-                        f"{folder} holds {there.name} already, which is not this graph's; name another folder."
-                    )
+                    raise InputError(f"{folder} holds {there.name}, which is not this graph's; name another folder.")
             for file, text in texts.items():
                 write_text(Path(folder) / file, text)
         except (OSError, UnicodeEncodeError) as error:
@@ -373,15 +355,14 @@ class Graph:
         if not len(found[0][0]):
             raise InputError(f"graph {name!r} has no training triples.")
         if lost:
-            what = f"whose relation training lacks are left out, such as of {SHORT.repr(lost[0])}"
-            notes = [*notes, f"{len(lost)} facts of valid and test {what}."]
-        (train, _), (valid, _), (test, _) = found
-        graph = cls(name, tuple(entities), tuple(relations), train, valid, test, notes=tuple(notes))
-        firsts = [np.sort(np.unique(graph._keys(ids).numpy(), return_index=True)[1]) for ids, _ in found]
-        kept = dict(zip(SPLITS, map(torch.from_numpy, firsts), strict=True))
-        sure = {split: y[kept[split]] for split, (_, y) in zip(SPLITS, found, strict=True) if y is not None}
-        facts: dict[str, Any] = {split: getattr(graph, split)[index] for split, index in kept.items()}
-        return replace(graph, **facts, confidences=sure).renamed(graph.entities, graph.relations)
+            lack = "whose relation training lacks are left out"
+            notes = [*notes, f"{len(lost)} facts of valid and test {lack}, such as of {SHORT.repr(lost[0])}."]
+        ids: dict[str, Any] = dict(zip(SPLITS, (triples for triples, _ in found), strict=True))
+        sure = {split: values for split, (_, values) in zip(SPLITS, found, strict=True) if values is not None}
+        graph = cls(name, tuple(entities), tuple(relations), **ids, confidences=sure, notes=tuple(notes))
+        firsts = {s: np.sort(np.unique(graph._keys(t).numpy(), return_index=True)[1]) for s, t in ids.items()}
+        graph = graph._taking({split: torch.from_numpy(first) for split, first in firsts.items()})
+        return graph.renamed(graph.entities, graph.relations)
 
     def renamed(self, entities: Sequence[str], relations: Sequence[str]) -> Graph:
         """The same facts with these names for its entities and relations, numbered in sorted order."""
@@ -395,29 +376,6 @@ class Graph:
         facts: dict[str, Any] = {split: moved(getattr(self, split)) for split in SPLITS}
         negatives = {split: moved(rows) for split, rows in self.negatives.items()}
         return replace(self, entities=names[0], relations=names[1], **facts, negatives=negatives)
-
-
-def _text_of(rows: Sequence[Sequence[str]]) -> str:
-    """Lines that are read back as these rows, whatever the first one looks like."""
-    text = "".join("\t".join(row) + "\n" for row in rows)
-    roles = places_of(list(rows[0]), None, "") if rows else {}
-    if all(role in roles for role in COLUMNS):
-        text = "\t".join((*COLUMNS, "confidence")[: len(rows[0])]) + "\n" + text
-    return "\ufeff" * text.startswith("\ufeff") + text
-
-
-def _held_out(triples: Tensor, number: int, seed: int) -> Tensor:
-    """So many random triples, or as many as leave every entity and relation a triple, shape ``(m,)``."""
-    ends, relations = torch.bincount(triples[:, [0, 2]].flatten()).tolist(), torch.bincount(triples[:, 1]).tolist()
-    found: list[int] = []
-    for i in np.random.default_rng(seed).permutation(len(triples)).tolist():
-        head, relation, tail = triples[i].tolist()
-        ends[head], ends[tail], relations[relation] = ends[head] - 1, ends[tail] - 1, relations[relation] - 1
-        if len(found) < number and ends[head] and ends[tail] and relations[relation]:
-            found.append(i)
-        else:
-            ends[head], ends[tail], relations[relation] = ends[head] + 1, ends[tail] + 1, relations[relation] + 1
-    return torch.tensor(found, dtype=torch.long)
 
 
 def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:

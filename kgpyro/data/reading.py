@@ -16,27 +16,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kgpyro.data import tables
 from kgpyro.data.encoding import SHORT, Rows, encode, name_of
 from kgpyro.data.graph import Graph
-from kgpyro.data.tables import (
-    CALLED,
-    COLUMNS,
-    SPLITS,
-    columns_of,
-    frame_rows,
-    open_packed,
-    parted,
-    places_of,
-    read_frame,
-    text_frame,
-    text_rows,
-)  # fmt: skip
+from kgpyro.data.tables import CALLED, COLUMNS, NAMES, SPLITS
 from kgpyro.errors import InputError
 
 Columns: TypeAlias = str | Sequence[str | int] | None
 TEXT, FRAMES, RDF = (".txt", ".tsv", ".csv"), (".parquet", ".json", ".jsonl"), (".nt", ".ttl", ".n3", ".rdf", ".owl")
 KINDS = (*TEXT, *FRAMES, *RDF)
-SPLIT_FILES = {split: [name for name, of in CALLED.items() if of == split] for split in SPLITS}
 NO_COLUMNS = "`columns` is for tables and text files; this source knows its own, so leave it out."
 ATTRIBUTES = ("training", "validation", "testing")  # of PyKEEN's data sets
 
@@ -51,20 +39,18 @@ def load_graph(
 ) -> Graph:
     """Make a graph of whatever holds triples.
 
-    * A folder with ``train``, ``valid`` (or ``validation``, ``dev``) and ``test``, each a file as below; all but
-      train may be missing. Where people have found triples false, ``valid_negatives`` and ``test_negatives`` likewise.
-    * A file: ``.tsv``, ``.txt``, ``.csv``, ``.parquet``, ``.json`` or ``.jsonl``; or RDF: ``.nt``, ``.ttl``, ``.rdf``.
-      Text is UTF-8, plain or packed (gz, bz2, xz, zip): one triple a line, with or without a header, and of an
-      uncertain graph a fourth column ``confidence``, from 0 to 1. Tabs separate columns, in ``.csv`` (and a single
-      ``.txt``) commas or semicolons too. Names are strings exactly as they are written. Blank lines do not count.
-    * A table (pandas, polars, pyarrow), NumPy array, list of triples, or mapping of splits to any of these; a networkx
-      graph with directed edges; an rdflib graph; a data set or triples factory of PyKEEN.
-    * The name of a folder or file in the folder that the environment variable ``KGPYRO_DATA`` names, or of one of
-      PyKEEN's data sets.
+    * A folder with ``train``, ``valid`` (``validation``, ``dev``) and ``test``, of which only train must be, each a
+      file as below; and likewise ``valid_negatives`` and ``test_negatives``, where people have found triples false.
+    * A file: ``.tsv``, ``.txt``, ``.csv``, ``.parquet``, ``.json`` or ``.jsonl``, or RDF (``.nt``, ``.ttl``, ``.rdf``).
+      Text is UTF-8, plain or packed (gz, bz2, xz, zip), one triple a line, with a header or without. Columns are cut at
+      tabs, those of ``.csv`` and of a single ``.txt`` at commas or semicolons too. Blank lines do not count.
+    * A table (pandas, polars, pyarrow), array or list of triples, or a mapping of splits to these; a networkx graph
+      with directed edges, an rdflib graph, a data set or triples factory of PyKEEN; a Graph.
+    * The name of one of PyKEEN's data sets, or of a folder or file in the folder that ``KGPYRO_DATA`` names.
 
     Columns are found by their usual names in any case (head, relation, tail; subject, predicate, object; source, type,
-    target; h, r, t; from, …, to; confidence; split), or else by their order. A triple that a split holds twice is one
-    fact. What users should know of their data, :attr:`Graph.problems` tells.
+    target; h, r, t; confidence, from 0 to 1, of an uncertain graph; split), or else by their order. Names are strings,
+    as written. A triple that a split holds twice is one fact. :attr:`Graph.problems` tells what was left out.
 
     Args:
         source: what holds the triples.
@@ -80,7 +66,7 @@ def load_graph(
         InputError: whatever of these cannot be read, in one sentence; a malformed line is named by file and line.
     """
     notes: list[str] = []
-    chosen, dataset = columns_of(columns), hasattr(source, "training") and hasattr(source, "testing")
+    chosen, dataset = tables.columns_of(columns), hasattr(source, "training") and hasattr(source, "testing")
     if chosen and (isinstance(source, Graph) or dataset or hasattr(source, "subject_objects")):
         raise InputError(NO_COLUMNS)
     if isinstance(source, Graph):
@@ -109,7 +95,7 @@ def _found(given: str | Path, columns: list[str] | None, notes: list[str]) -> Gr
         if os.path.isfile(path) and path.suffix:
             parts, _ = _file_rows(path, columns, notes)
             return replace(Graph._encoded(path.name.partition(".")[0], parts, notes), source=source)
-    if parted(Path(given))[1] in KINDS:
+    if tables.parted(Path(given))[1] in KINDS:
         raise InputError(f"{given}: no such file.")
     name, dataset = _pykeen(str(given), roots)
     if columns:
@@ -118,7 +104,7 @@ def _found(given: str | Path, columns: list[str] | None, notes: list[str]) -> Gr
 
 
 def _of_folder(folder: Path, columns: list[str] | None, notes: list[str]) -> Graph:
-    found = {split: _first_file(folder, names) for split, names in SPLIT_FILES.items()}
+    found = {split: _first_file(folder, names) for split, names in NAMES.items()}
     files = {split: path for split, path in found.items() if path is not None}
     if "train" not in files:
         has = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
@@ -135,9 +121,12 @@ def _of_folder(folder: Path, columns: list[str] | None, notes: list[str]) -> Gra
 
 
 def _first_file(folder: Path, stems: Sequence[str]) -> Path | None:
-    found = [path for path in folder.iterdir() if parted(path)[0] in stems and parted(path)[1] in KINDS]
-    rank = {path: (KINDS.index(parted(path)[1]), stems.index(parted(path)[0]), len(path.name)) for path in found}
-    return min(filter(Path.is_file, found), key=rank.__getitem__, default=None)
+    found = {}
+    for path in filter(Path.is_file, folder.iterdir()):
+        stem, kind = tables.parted(path)
+        if stem in stems and kind in KINDS:
+            found[KINDS.index(kind), stems.index(stem), path.name] = path
+    return found[min(found)] if found else None
 
 
 def _false_triples(graph: Graph, path: Path) -> Tensor:
@@ -152,12 +141,12 @@ def _file_rows(
     path: Path, columns: list[str] | None, notes: list[str], folder: bool = False
 ) -> tuple[list[Rows], bool]:
     """The rows of train, valid and test of a file, or of its one split in a ``folder``; whether it has a header."""
-    kind = parted(path)[1]
+    kind = tables.parted(path)[1]
     if kind in TEXT:
         tabs = kind == ".tsv" or (kind == ".txt" and folder)
-        return text_rows(path, columns, notes, "\t" if tabs else None, split=not folder)
+        return tables.text_rows(path, columns, notes, "\t" if tabs else None, split=not folder)
     if kind in FRAMES:
-        return frame_rows(read_frame(path), columns, notes, path, split=not folder), False
+        return tables.frame_rows(tables.read_frame(path), columns, notes, path, split=not folder), False
     if kind in RDF and columns:
         raise InputError(NO_COLUMNS)
     if kind not in KINDS:
@@ -166,7 +155,7 @@ def _file_rows(
         import rdflib
 
         graph = rdflib.Graph()
-        with open_packed(path) as file:
+        with tables.open_packed(path) as file:
             graph.parse(file, format=rdflib.util.guess_format(f"graph{kind}"))
     except ImportError as error:
         raise InputError(f"{path}: reading RDF needs rdflib; pip install 'kgpyro[rdf]'.") from error
@@ -200,7 +189,7 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
             source = pd.DataFrame(source)
         except (TypeError, ValueError) as error:
             raise InputError(f"no graph can be made of this {type(source).__name__}: {error}.") from error
-    return frame_rows(source, columns, notes, what)
+    return tables.frame_rows(source, columns, notes, what)
 
 
 def _edges(graph: Any) -> pd.DataFrame:
@@ -212,7 +201,7 @@ def _edges(graph: Any) -> pd.DataFrame:
         )
     edges = list(graph.edges(keys=True, data=True) if graph.is_multigraph() else graph.edges(data=True))
     frame = pd.DataFrame([{**edge[-1], "head": edge[0], "tail": edge[1]} for edge in edges])
-    named = "relation" in places_of([str(column) for column in frame.columns], None, "")
+    named = "relation" in tables.places_of([str(column) for column in frame.columns], None, "")
     if not named and graph.is_multigraph() and all(isinstance(edge[2], str) for edge in edges):
         frame["relation"] = [edge[2] for edge in edges]
     return frame
@@ -226,7 +215,7 @@ def _resources(graph: Any, what: object, notes: list[str]) -> Rows:
 
     def called(node: Any) -> str:
         number = blank.setdefault(node, len(blank) + 1) if isinstance(node, rdflib.BNode) else 0
-        return f"_:{parted(what)[0] if isinstance(what, Path) else 'b'}{number}" if number else str(node)
+        return f"_:{tables.parted(what)[0] if isinstance(what, Path) else 'b'}{number}" if number else str(node)
 
     rows = [[called(node) for node in triple[:3]] for triple in graph if not isinstance(triple[2], rdflib.Literal)]
     if left := len(graph) - len(rows):
@@ -271,9 +260,9 @@ def _of_pykeen(dataset: Any, name: str) -> Graph:
     given = getattr(dataset, "load_triples_kwargs", None) or {}
     order = [str(place) for place in given.get("column_remapping") or ()] or None
     paths = [getattr(dataset, f"{attribute}_path", None) for attribute in ATTRIBUTES]
-    if all(path is None or (path.is_file() and parted(path)[1] in TEXT) for path in paths) and paths[0]:
+    if all(path is None or (path.is_file() and tables.parted(path)[1] in TEXT) for path in paths) and paths[0]:
         separator = given.get("delimiter") or "\t"
-        parts = [text_rows(path, order, [], separator)[0][0] if path else Rows() for path in paths]
+        parts = [tables.text_rows(path, order, [], separator)[0][0] if path else Rows() for path in paths]
     else:
         factories = (getattr(dataset, attribute) for attribute in ATTRIBUTES)
         parts = [_parts(one, None, [])[0] if one is not None else Rows() for one in factories]
@@ -286,7 +275,7 @@ def _labelled(graph: Graph, labels: Any) -> Graph:
         path = Path(labels)
         if not path.is_file():
             raise InputError(f"`labels` {path}: no such file.")
-        labels = text_frame(path, None if parted(path)[1] == ".csv" else "\t", least=2)
+        labels = tables.text_frame(path, None if tables.parted(path)[1] == ".csv" else "\t", least=2)
     if isinstance(labels, pd.DataFrame):
         if labels.shape[1] < 2:
             raise InputError("`labels` needs two columns: the id, and its label.")

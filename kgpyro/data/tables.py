@@ -14,7 +14,7 @@ from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -23,15 +23,8 @@ from kgpyro.data.encoding import SHORT, Rows, name_of, place_of
 from kgpyro.errors import InputError
 
 SPLITS = ("train", "valid", "test")
-CALLED = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "val": "valid",
-}
-CALLED |= {"test": "test", "testing": "test"}  # what people call splits
+NAMES = {"train": ("train", "training"), "valid": ("valid", "validation", "dev", "val"), "test": ("test", "testing")}
+CALLED = {name: split for split, names in NAMES.items() for name in names}  # what people call splits
 COLUMNS = ("head", "relation", "tail")
 USUAL = {
     "head": ("head", "subject", "subj", "source", "src", "from", "h", "s"),
@@ -40,6 +33,7 @@ USUAL = {
     "confidence": ("confidence",),
     "split": ("split",),
 }
+LACKS = "{} has no column {!r}; it has {}: name those of head, relation and tail by `columns`."
 UNSAID = ("weight", "score", "probability")  # confidences perhaps, but only where they are named
 SEPARATORS = "\t,;"
 LINES = 20  # by which a separator is found
@@ -63,18 +57,14 @@ def places_of(header: list[str], columns: list[str] | None, what: object) -> dic
     """
     lower = [name.strip().lower() for name in header]
     found = {role: next((lower.index(n) for n in names if n in lower), -1) for role, names in USUAL.items()}
-    for role, name in zip((*COLUMNS, "confidence"), columns or (), strict=False):
-        place = header.index(name) if name in header else lower.index(name.lower()) if name.lower() in lower else -1
-        if place < 0 and name.isdecimal() and int(name) < len(header):
-            place = int(name)
-        if place < 0:
-            has = SHORT.repr(", ".join(header))
-            raise InputError(f"{what} has no column {name!r}; it has {has}: name head, relation, tail by `columns`.")
-        found[role] = place
-    taken: dict[int, str] = {}
-    for role, place in found.items():
-        taken.setdefault(place, role)
-    return {role: place for place, role in taken.items() if place >= 0}
+    for role, name in zip(USUAL, columns or (), strict=False):
+        places = [i for i, column in enumerate(lower) if header[i] == name or column == name.lower()]
+        places += [int(name)] if name.isdecimal() and int(name) < len(header) else []
+        if not places:
+            raise InputError(LACKS.format(what, name, SHORT.repr(", ".join(header))))
+        found[role] = places[0]
+    taken = {place: role for role, place in reversed(found.items()) if place >= 0}  # the first role has it
+    return {role: place for role, place in found.items() if taken.get(place) == role}
 
 
 def frame_rows(
@@ -103,8 +93,7 @@ def frame_rows(
     if not split:
         places.pop("split", None)
     if missing := [role for role in COLUMNS if role not in places]:
-        has = SHORT.repr(", ".join(header))
-        raise InputError(f"{what} has no column {missing[0]!r}; it has {has}: name head, relation, tail by `columns`.")
+        raise InputError(LACKS.format(what, missing[0], SHORT.repr(", ".join(header))))
     unsaid = [name for name in header if name.strip().lower() in UNSAID and "confidence" not in places]
     if unsaid and columns is None and notes is not None:
         notes.append(f"column {unsaid[0]!r} of {what} is left out; name it fourth in `columns` if it is a confidence.")
@@ -120,8 +109,8 @@ def frame_rows(
     found = []
     for name in SPLITS:
         mine = part[(called == name).to_numpy()]
-        rows = zip(*(map(name_of, mine[role].tolist()) for role in mine), strict=True)
-        found.append(Rows(map(list, rows), lambda i, index=mine.index: place_of(what, kind, index[i - 1])))  # type: ignore[misc]
+        rows = map(list, zip(*(map(name_of, mine[role].tolist()) for role in mine), strict=True))
+        found.append(Rows(rows, lambda i, index=mine.index: place_of(what, kind, index[i - 1])))  # type: ignore[misc]
     return found
 
 
@@ -143,7 +132,7 @@ def text_rows(
     if not first:
         raise InputError(f"{path} is empty; it should hold one triple a line: head TAB relation TAB tail.")
     if separator == "\t" and columns is None and not header and len(first) < 5:
-        return [Rows(_lines(path), partial(place_of, path, "line"), tabs=True), Rows(), Rows()], False
+        return [Rows(_lines(path), partial(place_of, path, "line"), "tab-separated "), Rows(), Rows()], False
     header |= any(not name.isdecimal() for name in columns or ())
     frame = text_frame(path, separator)
     if header:
@@ -202,18 +191,14 @@ def open_packed(path: Path) -> IO[bytes]:
     """A file to read, unpacked where it is packed, whatever it is called."""
     with open(path, "rb") as file:
         start = file.read(10)
-    if start[:2] == b"\x1f\x8b":
-        return cast(IO[bytes], gzip.open(path))
-    if start[:3] == b"BZh" and start[4:] == b"1AY&SY":
-        return bz2.open(path)
-    if start[:6] == b"\xfd7zXZ\0":
-        return lzma.open(path)
-    if start[:4] == b"PK\3\4":
+    if start.startswith(b"PK\3\4"):
         archive = zipfile.ZipFile(path)
-        if len(archive.namelist()) != 1:
-            raise InputError(f"{path} holds {len(archive.namelist())} files; unpack it, and name one of them.")
-        return archive.open(archive.namelist()[0])
-    return open(path, "rb")
+        if len(names := archive.namelist()) != 1:
+            raise InputError(f"{path} holds {len(names)} files; unpack it, and name one of them.")
+        return archive.open(names[0])
+    openers = {b"\x1f\x8b": gzip.open, b"BZh91AY&SY": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    opener: Any = next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
+    return opener(path, "rb")
 
 
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
@@ -276,3 +261,11 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: reading parquet needs pyarrow; pip install 'kgpyro[parquet]'.") from error
     except (*UNREADABLE, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def text_of(rows: Sequence[Sequence[str]]) -> str:
+    """Lines that are read back as these rows, whatever the first one looks like."""
+    if set(COLUMNS) <= places_of(list(rows[0]), None, "").keys():
+        rows = [(*COLUMNS, "confidence")[: len(rows[0])], *rows]
+    text = "".join("\t".join(row) + "\n" for row in rows)
+    return "\ufeff" * text.startswith("\ufeff") + text
