@@ -299,9 +299,10 @@ def test_what_can_be_held_out_is() -> None:
     graph = load_graph(tree, holdout=0.4)
     assert len(graph.valid) + len(graph.test) > 70 and bool(graph.seen.all())
     held = len(graph.valid) + len(graph.test)
-    assert f"239.2 of the 299 facts were to be held out; only {held} are" in graph.problems[0]
-    none = load_graph(ROWS, holdout=0.1)
-    assert none == MEANT and "only 0 are" in none.problems[0]
+    assert f"240 of the 299 facts were to be held out, but only {held} are" in graph.problems[0]
+    none = load_graph(ROWS[:1], holdout=0.1)
+    assert len(none.train) == 1 and "only 0 are" in none.problems[0]
+    assert len(load_graph([*ROWS, ("a", "knows", "c")], holdout=0.01).valid) == 1
     assert "nothing out: valid and test are given" in load_graph("nations", holdout=0.1).problems[-1]
 
 

@@ -278,15 +278,15 @@ class Graph:
         if not share:
             return self
         empty = [split for split in SPLITS[1:] if not len(getattr(self, split))]
-        total, number = len(self.train), round(share * len(self.train)) * len(empty)
+        number = max(1, round(share * len(self.train))) * len(empty)
         held = held_out(self.train, number, seed)
-        left = torch.ones(total, dtype=torch.bool).index_fill(0, held, False)
+        left = torch.ones(len(self.train), dtype=torch.bool).index_fill(0, held, False)
         notes = list(self.notes)
         if not empty:
             notes.append("`holdout` holds nothing out: valid and test are given.")
-        elif len(held) < max(1, number):
-            why = f"only {len(held)} are, since every entity and relation keeps a fact in training"
-            notes.append(f"{share * total * len(empty):.4g} of the {total} facts were to be held out; {why}.")
+        elif len(held) < number:
+            why = "every entity and relation keeps a fact in training"
+            notes.append(f"{number} of the {len(left)} facts were to be held out, but only {len(held)} are: {why}.")
         index = {"train": left.nonzero().squeeze(1)} | {s: held[i :: len(empty)] for i, s in enumerate(empty)}
         return replace(self._taking(index, "train"), notes=tuple(notes))
 

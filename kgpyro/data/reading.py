@@ -151,18 +151,30 @@ def _file_rows(
         raise InputError(NO_COLUMNS)
     if kind not in KINDS:
         raise InputError(f"{path}: triples are read from {', '.join(KINDS)}, not from {kind or 'such a file'}.")
+    return [_resources(_rdf(path), notes, tables.parted(path)[0]), Rows(), Rows()], False
+
+
+def _rdf(path: Path) -> list[Any]:
+    """The triples of an RDF file, in its order."""
     try:
         import rdflib
-
-        graph = rdflib.Graph()
-        with tables.open_packed(path) as file:
-            graph.parse(file, format=rdflib.util.guess_format(f"graph{kind}"))
+        from rdflib.store import Store
     except ImportError as error:
         raise InputError(f"{path}: reading RDF needs rdflib; pip install 'kgpyro[rdf]'.") from error
+    found: list[Any] = []
+
+    class InOrder(Store):  # rdflib's own goes by hashes
+        def add(self, triple: Any, context: Any, quoted: bool = False) -> None:
+            found.append(triple)
+
+    kind = tables.parted(path)[1]
+    try:
+        with tables.open_packed(path) as file:
+            rdflib.Graph(store=InOrder()).parse(file, format=rdflib.util.guess_format(f"graph{kind}"))
     except Exception as error:  # whatever rdflib's parsers raise
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is no {kind} file that rdflib can read: {why}") from error
-    return _parts(graph, None, notes, path), False
+    return found
 
 
 def _parts(source: Any, columns: list[str] | None, notes: list[str], what: object = "the table") -> list[Rows]:
@@ -173,7 +185,7 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
         }
         return [parts.get(split, Rows()) for split in SPLITS]
     if hasattr(source, "subject_objects"):
-        return [_resources(source, what, notes), Rows(), Rows()]
+        return [_resources(sorted(source, key=str), notes, "b"), Rows(), Rows()]
     if hasattr(source, "is_directed"):
         source = _edges(source)
     elif hasattr(source, "mapped_triples"):
@@ -207,19 +219,18 @@ def _edges(graph: Any) -> pd.DataFrame:
     return frame
 
 
-def _resources(graph: Any, what: object, notes: list[str]) -> Rows:
-    """The triples of an rdflib graph without those whose object is a literal; blank nodes are numbered."""
-    import rdflib
+def _resources(triples: Sequence[Any], notes: list[str], blank: str) -> Rows:
+    """RDF's triples without those whose object is a literal; blank nodes are numbered."""
+    from rdflib import BNode, Literal
 
-    blank: dict[Any, int] = {}
+    numbers: dict[Any, int] = {}
 
     def called(node: Any) -> str:
-        number = blank.setdefault(node, len(blank) + 1) if isinstance(node, rdflib.BNode) else 0
-        return f"_:{tables.parted(what)[0] if isinstance(what, Path) else 'b'}{number}" if number else str(node)
+        return f"_:{blank}{numbers.setdefault(node, len(numbers) + 1)}" if isinstance(node, BNode) else str(node)
 
-    rows = [[called(node) for node in triple[:3]] for triple in graph if not isinstance(triple[2], rdflib.Literal)]
-    if left := len(graph) - len(rows):
-        notes.append(f"{left} of the {len(graph)} triples have a literal as their object and are left out.")
+    rows = [[called(node) for node in triple[:3]] for triple in triples if not isinstance(triple[2], Literal)]
+    if left := len(triples) - len(rows):
+        notes.append(f"{left} of the {len(triples)} triples have a literal as their object and are left out.")
     return Rows(rows)
 
 
