@@ -103,7 +103,7 @@ def test_mistakes(options: list[str], words: list[str], capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"valid": "missing"}, "no valid split"),
+        ({"train": "missing"}, "no train split"),
         ({"train": "a\tr\tb\na\tr\n"}, "train.txt, line 2: 2 tab-separated columns"),
         ({"test": "a\tr\tb\tc\n"}, "test.txt, line 1: 4 tab-separated columns"),
         ({"test": ""}, "test.txt is empty"),

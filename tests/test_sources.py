@@ -317,7 +317,8 @@ def test_labels(tmp_path: Path) -> None:
     path = file(tmp_path, "labels.tsv", "".join(f"{key}\t{label}\nQ1\tlater\n" for key, label in labels.items()))
     assert load_graph(rows, labels=path) == graph == load_graph(load_graph(rows), labels=pd.Series(labels))
     one = file(tmp_path, "one.tsv", "a\n")
-    for wrong, why in (({"y": "z"}, "no label for any"), ("no.tsv", "no such file"), (one, "two columns")):
+    refused = {"no label for any": {"y": "z"}, "no such file": "no.tsv", "two columns": one, "a file of ids": 3}
+    for why, wrong in refused.items():
         with pytest.raises(InputError, match=why):
             load_graph(rows, labels=wrong)
 
@@ -434,6 +435,8 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: str | bytes,
         (FRAME, {"columns": "head,relation,x"}, "no column 'x'; it has 'head, relation, tail'"),
         (FRAME, {"columns": (0, 1, 7)}, "no column '7'"),
         (FRAME, {"holdout": 0.5}, "`holdout` is a share"),
+        (FRAME, {"holdout": "a tenth"}, "`holdout` is a share"),
+        (FRAME, {"holdout": 0.1, "seed": -1}, "`seed` is a whole number"),
         (Nations(), {"columns": "head,relation,tail"}, "`columns` is for tables"),
         (MEANT, {"columns": (0, 1, 2)}, "`columns` is for tables"),
         (nx.Graph([(1, 2)]), {}, "no direction"),

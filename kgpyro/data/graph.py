@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -273,8 +274,10 @@ class Graph:
             share: of the training facts, for each split, from 0 to below 0.5.
             seed: of the choice.
         """
-        if not isinstance(share, (int, float)) or not 0 <= share < 0.5:
+        if not isinstance(share, Real) or not 0 <= float(share) < 0.5:
             raise InputError(f"`holdout` is a share from 0 to below 0.5, for each of valid and test; got {share}.")
+        if not isinstance(seed, Integral) or seed < 0:
+            raise InputError(f"`seed` is a whole number from 0; got {seed!r}.")
         if not share:
             return self
         empty = [split for split in SPLITS[1:] if not len(getattr(self, split))]

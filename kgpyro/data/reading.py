@@ -74,7 +74,7 @@ def load_graph(
     elif isinstance(source, (str, Path)):
         graph = _found(source, chosen, notes)
     elif dataset:
-        graph = _of_pykeen(source, source.get_normalized_name())
+        graph = _of_pykeen(source, type(source).__name__.lower())
     else:
         graph = Graph._encoded("graph", _parts(source, chosen, notes), notes)
     plain = columns is None and labels is None and not holdout
@@ -186,7 +186,7 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
         return [parts.get(split, Rows()) for split in SPLITS]
     if hasattr(source, "subject_objects"):
         return [_resources(sorted(source, key=str), notes, "b"), Rows(), Rows()]
-    if hasattr(source, "is_directed"):
+    if hasattr(source, "is_multigraph"):
         source = _edges(source)
     elif hasattr(source, "mapped_triples"):
         source = _labelled_triples(source)
@@ -270,8 +270,8 @@ def _of_pykeen(dataset: Any, name: str) -> Graph:
     """The graph of a data set, from its files where it has such: PyKEEN drops facts whose entities training lacks."""
     given = getattr(dataset, "load_triples_kwargs", None) or {}
     order = [str(place) for place in given.get("column_remapping") or ()] or None
-    paths = [getattr(dataset, f"{attribute}_path", None) for attribute in ATTRIBUTES]
-    if all(path is None or (path.is_file() and tables.parted(path)[1] in TEXT) for path in paths) and paths[0]:
+    paths = [path and Path(path) for path in (getattr(dataset, f"{attribute}_path", None) for attribute in ATTRIBUTES)]
+    if paths[0] and all(path is None or (path.is_file() and tables.parted(path)[1] in TEXT) for path in paths):
         separator = given.get("delimiter") or "\t"
         parts = [tables.text_rows(path, order, [], separator)[0][0] if path else Rows() for path in paths]
     else:
@@ -290,8 +290,11 @@ def _labelled(graph: Graph, labels: Any) -> Graph:
     if isinstance(labels, pd.DataFrame):
         if labels.shape[1] < 2:
             raise InputError("`labels` needs two columns: the id, and its label.")
-        labels = dict(zip(labels.iloc[::-1, 0], labels.iloc[::-1, 1], strict=True))  # the first of several holds
-    pairs = ((name_of(name), label) for name, label in labels.items() if not pd.isna(label))
+        labels = zip(labels.iloc[::-1, 0], labels.iloc[::-1, 1], strict=True)  # the first of several holds
+    try:
+        pairs = [(name_of(name), label) for name, label in dict(labels).items() if not pd.isna(label)]
+    except (TypeError, ValueError) as error:
+        raise InputError("`labels` is a file of ids and labels, or a dict from the ones to the others.") from error
     given = {name: name_of(label) for name, label in pairs if name_of(label).strip()}
     if not (named := given.keys() & {*graph.entities, *graph.relations}):
         raise InputError(f"`labels` has no label for any entity or relation of graph {graph.name!r}.")

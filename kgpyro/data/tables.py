@@ -69,8 +69,8 @@ def places_of(header: list[str], columns: list[str] | None, what: object) -> dic
 
 def frame_rows(
     frame: pd.DataFrame,
-    columns: list[str] | None = None,
-    notes: list[str] | None = None,
+    columns: list[str] | None,
+    notes: list[str],
     what: object = "the table",
     kind: str = "row",
     split: bool = True,
@@ -95,7 +95,7 @@ def frame_rows(
     if missing := [role for role in COLUMNS if role not in places]:
         raise InputError(LACKS.format(what, missing[0], SHORT.repr(", ".join(header))))
     unsaid = [name for name in header if name.strip().lower() in UNSAID and "confidence" not in places]
-    if unsaid and columns is None and notes is not None:
+    if unsaid and columns is None:
         notes.append(f"column {unsaid[0]!r} of {what} is left out; name it fourth in `columns` if it is a confidence.")
     part = frame.iloc[:, list(places.values())].set_axis(list(places), axis=1)
     if (empty := part.isna()).to_numpy().any():
@@ -162,7 +162,7 @@ def text_frame(path: Path, separator: str | None, least: int = 3) -> pd.DataFram
 
 
 def _separator(lines: list[str], least: int) -> str:
-    """The one that cuts the first lines into three or more columns, as many in each; or the one they have most of."""
+    """The one that cuts lines into ``least`` columns or more, as many in each; or else the one they have most of."""
     for separator in SEPARATORS:
         widths = {len(row) for row in _cut(lines, separator)}
         if len(widths) == 1 and min(widths) >= least:
