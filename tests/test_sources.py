@@ -381,6 +381,10 @@ def test_inverse_leakage() -> None:
     assert graph.inverse_leakage == {("child", "parent"): 15}
     assert "15 of the 16 test triples are training triples read backwards" in graph.problems[0]
     assert "15 of 'child' as 'parent'" in graph.problems[0]
+    train += [(p, "mother", c) for p, c in pairs[:35]]  # a fact with two such is still one
+    twice = Graph.from_triples("family", train, [], test)
+    assert twice.inverse_leakage == {("child", "parent"): 15, ("child", "mother"): 15}
+    assert "15 of the 16 test triples" in twice.problems[0]
     assert not Graph.from_triples("none", train, [], test[-1:]).problems
     assert not load_graph("nations").problems  # dense: facts read backwards are there by chance
 
@@ -432,6 +436,7 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: str | bytes,
         (FRAME.assign(split="later"), {}, "column 'split' has 'later'"),
         (FRAME.assign(confidence=2), {}, "'2', is no confidence from 0 to 1"),
         (FRAME, {"columns": "head,relation"}, "`columns` names head, relation, tail"),
+        (FRAME, {"columns": 5}, "`columns` names head, relation, tail"),
         (FRAME, {"columns": "head,relation,x"}, "no column 'x'; it has 'head, relation, tail'"),
         (FRAME, {"columns": (0, 1, 7)}, "no column '7'"),
         (FRAME, {"holdout": 0.5}, "`holdout` is a share"),

@@ -128,8 +128,11 @@ class Graph:
 
         Only relations count that are inverse to each other, or symmetric; see :func:`.read_backwards`.
         """
-        found = read_backwards(self.train, self.test, self.num_entities)
-        return {(self.relations[r], self.relations[back]): number for (r, back), number in found.items()}
+        return {(self.relations[r], self.relations[back]): number for (r, back), number in self._backwards[0].items()}
+
+    @cached_property
+    def _backwards(self) -> tuple[dict[tuple[int, int], int], int]:
+        return read_backwards(self.train, self.test, self.num_entities)
 
     @property
     def problems(self) -> list[str]:
@@ -141,7 +144,7 @@ class Graph:
             if number
         ]
         pairs = sorted(self.inverse_leakage.items(), key=lambda pair: -pair[1])
-        if (total := sum(number for _, number in pairs)) > len(self.test) / 10:
+        if (total := self._backwards[1]) > len(self.test) / 10:
             most = ", ".join(f"{number} of {SHORT.repr(r)} as {SHORT.repr(back)}" for (r, back), number in pairs[:3])
             found.append(
                 f"{total} of the {len(self.test)} test triples are training triples read backwards (inverse leakage: "

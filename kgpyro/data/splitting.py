@@ -24,7 +24,7 @@ def held_out(triples: Tensor, number: int, seed: int) -> Tensor:
     return torch.tensor(found, dtype=torch.long)
 
 
-def read_backwards(train: Tensor, test: Tensor, num_entities: int) -> dict[tuple[int, int], int]:
+def read_backwards(train: Tensor, test: Tensor, num_entities: int) -> tuple[dict[tuple[int, int], int], int]:
     """Test facts ``(h, r, t)`` of which training holds ``(t, s, h)``, for relations ``s`` inverse to ``r``.
 
     These are inverse (Toutanova & Chen 2015; ``s = r`` is a symmetric one) if so are half or more of the facts of
@@ -35,18 +35,24 @@ def read_backwards(train: Tensor, test: Tensor, num_entities: int) -> dict[tuple
         num_entities: of the graph.
 
     Returns:
-        How many, by ``(r, s)``.
+        How many, by ``(r, s)``; and how many there are in all, each once.
     """
-    known, asked = (pd.DataFrame(triples.numpy(), columns=["h", "r", "t"]) for triples in (train, test))
-    every = pd.concat([known.assign(tested=False), asked.assign(tested=True)])
-    found = every.merge(known.rename(columns={"h": "t", "t": "h", "r": "s"}), on=["h", "t"])
+    every = torch.cat([train, test])
+    forward, back = (every[:, i] * num_entities + every[:, j] for i, j in ((0, 2), (2, 0)))
+    known, tested = forward[: len(train)], torch.arange(len(every)) >= len(train)
+    asked, answers = torch.isin(back, known), torch.isin(known, back)
+    left = {"pair": back[asked].numpy(), "r": every[asked, 1].numpy(), "tested": tested[asked].numpy()}
+    left["fact"] = asked.nonzero().squeeze(1).numpy()
+    right = {"pair": known[answers].numpy(), "s": train[answers, 1].numpy()}
+    found = pd.DataFrame(left).merge(pd.DataFrame(right), on="pair")
     pairs = found.groupby(["r", "s"], as_index=False)["tested"].agg(["size", "sum"])
-    facts, tests = every["r"].value_counts(), asked["r"].value_counts()
-    of_all, of_test = pairs["size"] / pairs["r"].map(facts), pairs["sum"] / pairs["r"].map(tests)
-    back = pairs["s"].map(facts)
-    near = (back / pairs["r"].map(facts)).between(0.5, 2)
-    pairs = pairs[(of_all >= 0.5) & (of_test >= 0.5) & (of_all >= 5 * back / num_entities**2) & near]
-    return {(int(r), int(s)): int(number) for r, s, _, number in pairs.itertuples(index=False)}
+    count, tests = (triples[:, 1].bincount(minlength=int(every[:, 1].max()) + 1).numpy() for triples in (every, test))
+    of_r, of_s = count[pairs["r"]], count[pairs["s"]]
+    enough = (pairs["size"] / of_r >= 0.5) & (pairs["sum"] / tests[pairs["r"]] >= 0.5)
+    likely = (pairs["size"] / of_r >= 5 * of_s / num_entities**2) & (of_s <= 2 * of_r) & (of_r <= 2 * of_s)
+    pairs = pairs[enough & likely]
+    facts = found[found["tested"]].merge(pairs, on=["r", "s"])["fact"]
+    return {(int(r), int(s)): int(number) for r, s, _, number in pairs.itertuples(index=False)}, facts.nunique()
 
 
 def is_misordered(triples: Tensor) -> bool:

@@ -44,7 +44,8 @@ def columns_of(given: str | Sequence[str | int] | None) -> list[str] | None:
     """``columns`` as users give them: three or four names, or positions from 0. Raises InputError."""
     if given is None:
         return None
-    names = [str(name).strip() for name in (given.split(",") if isinstance(given, str) else given)]
+    listed = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else []
+    names = [str(name).strip() for name in listed]
     if len(names) not in (3, 4) or len(set(names)) < len(names):
         raise InputError(f"`columns` names head, relation, tail, and maybe a confidence, in this order; got {given!r}.")
     return names
