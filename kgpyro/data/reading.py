@@ -179,10 +179,8 @@ def _rdf(path: Path) -> list[Any]:
 
 def _parts(source: Any, columns: list[str] | None, notes: list[str], what: object = "the table") -> list[Rows]:
     """The rows of train, valid and test of an object; all train's where it has no splits."""
-    if isinstance(source, Mapping) and source and all(str(key).lower() in CALLED for key in source):
-        parts = {
-            CALLED[str(key).lower()]: _parts(one, columns, notes, f"the {key} table")[0] for key, one in source.items()
-        }
+    if isinstance(source, Mapping) and source and CALLED.keys() >= {str(key).lower() for key in source}:
+        parts = {CALLED[str(key).lower()]: _parts(one, columns, notes, f"{key}")[0] for key, one in source.items()}
         return [parts.get(split, Rows()) for split in SPLITS]
     if hasattr(source, "subject_objects"):
         return [_resources(sorted(source, key=str), notes, "b"), Rows(), Rows()]
@@ -207,13 +205,10 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
 def _edges(graph: Any) -> pd.DataFrame:
     """The edges of a networkx graph with their attributes; where none is the relation, their keys are, if words."""
     if not graph.is_directed():
-        raise InputError(
-            "the edges of this graph have no direction, so that none has a head and a tail; give a DiGraph, or "
-            "graph.to_directed(), which has each edge both ways."
-        )
+        raise InputError("edges without direction have no heads and tails; give graph.to_directed(), or a DiGraph.")
     edges = list(graph.edges(keys=True, data=True) if graph.is_multigraph() else graph.edges(data=True))
     frame = pd.DataFrame([{**edge[-1], "head": edge[0], "tail": edge[1]} for edge in edges])
-    named = "relation" in tables.places_of([str(column) for column in frame.columns], None, "")
+    named = "relation" in tables.places_of(list(map(str, frame.columns)), None, "")
     if not named and graph.is_multigraph() and all(isinstance(edge[2], str) for edge in edges):
         frame["relation"] = [edge[2] for edge in edges]
     return frame
@@ -237,10 +232,9 @@ def _resources(triples: Sequence[Any], notes: list[str], blank: str) -> Rows:
 def _labelled_triples(factory: Any) -> pd.DataFrame:
     """The triples of a factory of PyKEEN by their labels, or by their ids where it has none."""
     frame = pd.DataFrame(factory.mapped_triples.numpy(), columns=list(COLUMNS))
-    for column in COLUMNS:
-        kind = "relation" if column == "relation" else "entity"
-        names = getattr(factory, f"{kind}_id_to_label", None)
-        frame[column] = frame[column] if names is None else frame[column].map(names)
+    for column, kind in zip(COLUMNS, ("entity", "relation", "entity"), strict=True):
+        if (labels := getattr(factory, f"{kind}_id_to_label", None)) is not None:
+            frame[column] = frame[column].map(labels)
     return frame
 
 

@@ -76,20 +76,15 @@ def frame_rows(
     kind: str = "row",
     split: bool = True,
 ) -> list[Rows]:
-    """The rows of train, valid and test of a table; without a column ``split`` all are train's.
+    """The rows of train, valid and test of a table; without a column ``split``, or if that does not count, all train's.
 
-    Args:
-        columns: as :func:`columns_of` has them; by default the usual names, or the order of three or four without.
-        notes: what users should know joins this list.
-        what: messages call it.
-        kind: messages call its rows, by the index of the frame.
-        split: whether a column ``split`` counts.
+    ``columns`` are those of :func:`columns_of`; by default the usual names, or the order of three or four without. What
+    users should know joins ``notes``. Messages call the table ``what``, and its rows ``kind`` and index.
     """
-    header = [str(column) for column in frame.columns]
-    if columns is None and len(header) in (3, 4) and header == [str(i) for i in range(len(header))]:
-        columns = header
-    if not header:
+    if not len(header := [str(column) for column in frame.columns]):
         return [Rows(), Rows(), Rows()]
+    if columns is None and header in (list("012"), list("0123")):
+        columns = header
     places = places_of(header, columns, what)
     if not split:
         places.pop("split", None)
@@ -120,11 +115,9 @@ def text_rows(
 ) -> tuple[list[Rows], bool]:
     """The rows of train, valid and test of a text file; and whether it has a header.
 
-    Three or four columns by tabs are read while they are taken; all else is a frame. The arguments are those of
-    :func:`frame_rows`, and the ``separator`` of columns, by default found.
-
-    Raises:
-        InputError: with the line, for what is no text in UTF-8, or a table with lines of different lengths.
+    Three or four columns by tabs are read while they are taken; all else is a frame. A ``separator`` is found where
+    none is given; the other arguments are those of :func:`frame_rows`. Raises InputError, with the line, for what is
+    no text in UTF-8, or a table with lines of different lengths.
     """
     lines = list(islice((line for block in _blocks(path) for line in block.split("\n") if line), LINES))
     separator = _separator(lines, 3) if separator is None else separator
@@ -144,8 +137,7 @@ def text_rows(
 def text_frame(path: Path, separator: str | None, least: int = 3) -> pd.DataFrame:
     """The columns of a text file as strings, nameless, by the numbers of their lines; blank lines are left out.
 
-    Args:
-        separator: of columns; by default the one that cuts lines into ``least`` columns or more.
+    A ``separator`` is found where none is given: one that cuts lines into ``least`` columns or more.
     """
     text = "".join(_blocks(path))
     blank = len(text) - len(text := text.lstrip("\n"))
