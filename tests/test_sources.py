@@ -394,6 +394,9 @@ def test_columns_in_another_order_are_told() -> None:
     rows = [(f"e{rng.integers(40)}", f"e{rng.integers(40)}", f"r{rng.integers(3)}") for _ in range(120)]
     assert "if the columns are head, tail, relation, say so: `columns` 0,2,1" in load_graph(rows).problems[0]
     assert not load_graph(rows, columns=(0, 2, 1)).problems
+    numbers = [[int(name[1:]) for name in row] for row in rows]
+    assert "head, tail, relation" in load_graph(numbers).problems[0]
+    assert not load_graph(numbers, columns=(0, 2, 1)).problems and not load_graph("kinships").notes
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,10 @@ class Graph:
                 f"{total} of the {len(self.test)} test triples are training triples read backwards (inverse leakage: "
                 f"{most}{', …' * (len(pairs) > 3)}), which test metrics then measure before all."
             )
-        if is_misordered(self.train):
+        if is_misordered(self.train, len(self._entity_ids.keys() & self._relation_ids.keys())):
             found.append(
-                f"there are nearly as many relations ({self.num_relations}) as heads, and few tails; if the columns "
-                "are head, tail, relation, say so: `columns` 0,2,1."
+                f"there are nearly as many relations ({self.num_relations}) as heads; if the columns are head, tail, "
+                "relation, say so: `columns` 0,2,1."
             )
         return [*found, *self.notes]
 

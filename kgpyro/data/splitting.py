@@ -55,8 +55,10 @@ def read_backwards(train: Tensor, test: Tensor, num_entities: int) -> tuple[dict
     return {(int(r), int(s)): int(number) for r, s, _, number in pairs.itertuples(index=False)}, facts.nunique()
 
 
-def is_misordered(triples: Tensor) -> bool:
-    """Whether triples look like head, tail, relation: many relations, and few tails, which are hardly ever heads."""
+def is_misordered(triples: Tensor, alike: int) -> bool:
+    """Whether triples look like head, tail, relation: relations as many as half the heads and half the tails, and either
+    half of them are called as entities are (``alike``), or tails are hardly ever heads."""
     heads, relations, tails = (column.unique() for column in triples.unbind(1))
-    shared = int(torch.isin(tails, heads).sum())
-    return len(relations) >= max(5, len(tails) + 1, len(heads) / 2) and shared <= len(tails) / 10
+    apart = int(torch.isin(tails, heads).sum()) <= len(tails) / 10
+    many = len(relations) >= max(5, len(heads) / 2, len(tails) / 2)
+    return many and (apart or alike >= len(relations) / 2)
