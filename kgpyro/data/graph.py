@@ -250,7 +250,7 @@ class Graph:
         """
         named = ((list(map(name_of, row)) for row in rows) for rows in (train, valid, test))
         where = (partial(place_of, f"graph {name!r}, {split}", "row") for split in SPLITS)
-        graph = cls._encoded(name, list(map(Rows, named, where)))
+        graph = cls._encoded(name, dict(zip(SPLITS, map(Rows, named, where), strict=True)))
         return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
 
     @classmethod
@@ -348,8 +348,8 @@ class Graph:
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
 
     @classmethod
-    def _encoded(cls, name: str, splits: Sequence[Rows], notes: Sequence[str] = (), lenient: bool = False) -> Graph:
-        """The graph of three splits.
+    def _encoded(cls, name: str, splits: Mapping[str, Rows], notes: Sequence[str] = (), lenient: bool = False) -> Graph:
+        """The graph of the rows of its splits.
 
         Args:
             lenient: facts of valid and test whose relation training lacks are left out, and counted in the notes.
@@ -357,7 +357,7 @@ class Graph:
         entities: dict[str, int] = {}
         relations: dict[str, int] = {}
         lost: list[str] | None = [] if lenient else None
-        found = [encode(rows, entities, relations, i > 0, lost) for i, rows in enumerate(splits)]
+        found = [encode(splits.get(split, Rows()), entities, relations, split != "train", lost) for split in SPLITS]
         if not len(found[0][0]):
             raise InputError(f"graph {name!r} has no training triples.")
         if lost:

@@ -26,7 +26,7 @@ Columns: TypeAlias = str | Sequence[str | int] | None
 TEXT, FRAMES, RDF = (".txt", ".tsv", ".csv"), (".parquet", ".json", ".jsonl"), (".nt", ".ttl", ".n3", ".rdf", ".owl")
 KINDS = (*TEXT, *FRAMES, *RDF)
 NO_COLUMNS = "`columns` is for tables and text files; this source knows its own, so leave it out."
-ATTRIBUTES = ("training", "validation", "testing")  # of PyKEEN's data sets
+PYKEEN = {"train": "training", "valid": "validation", "test": "testing"}  # what it calls splits
 
 
 def load_graph(
@@ -112,7 +112,7 @@ def _of_folder(folder: Path, columns: list[str] | None, notes: list[str]) -> Gra
     read = {s: _file_rows(path, columns, notes, folder=True) for s, path in files.items()}
     if headed := [files[split].name for split, (_, header) in read.items() if header]:
         notes.append(f"the first line of {', '.join(headed)} is a header and no fact.")
-    graph = Graph._encoded(folder.name, [read[s][0][0] if s in read else Rows() for s in SPLITS], notes)
+    graph = Graph._encoded(folder.name, {split: rows["train"] for split, (rows, _) in read.items()}, notes)
     if empty := next((file for split, file in files.items() if not len(getattr(graph, split))), None):
         raise InputError(f"{empty} holds no triples; it should hold one a line: head TAB relation TAB tail.")
     false = {split: _first_file(folder, [f"{split}_negatives"]) for split in SPLITS[1:]}
@@ -131,7 +131,7 @@ def _first_file(folder: Path, stems: Sequence[str]) -> Path | None:
 
 def _false_triples(graph: Graph, path: Path) -> Tensor:
     entities, (parts, _) = dict(graph._entity_ids), _file_rows(path, None, [], folder=True)
-    ids, _ = encode(parts[0], entities, dict(graph._relation_ids), complete=True)
+    ids, _ = encode(parts["train"], entities, dict(graph._relation_ids), complete=True)
     for unknown in list(entities)[graph.num_entities :]:
         graph.entity_id(unknown)  # refuses it
     return ids
@@ -139,8 +139,8 @@ def _false_triples(graph: Graph, path: Path) -> Tensor:
 
 def _file_rows(
     path: Path, columns: list[str] | None, notes: list[str], folder: bool = False
-) -> tuple[list[Rows], bool]:
-    """The rows of train, valid and test of a file, or of its one split in a ``folder``; whether it has a header."""
+) -> tuple[dict[str, Rows], bool]:
+    """The rows of a file by split, in a ``folder`` all as train's; and whether it has a header."""
     kind = tables.parted(path)[1]
     if kind in TEXT:
         tabs = kind == ".tsv" or (kind == ".txt" and folder)
@@ -151,7 +151,7 @@ def _file_rows(
         raise InputError(NO_COLUMNS)
     if kind not in KINDS:
         raise InputError(f"{path}: triples are read from {', '.join(KINDS)}, not from {kind or 'such a file'}.")
-    return [_resources(_rdf(path), notes, tables.parted(path)[0]), Rows(), Rows()], False
+    return {"train": _resources(_rdf(path), notes, tables.parted(path)[0])}, False
 
 
 def _rdf(path: Path) -> list[Any]:
@@ -177,13 +177,12 @@ def _rdf(path: Path) -> list[Any]:
     return found
 
 
-def _parts(source: Any, columns: list[str] | None, notes: list[str], what: object = "the table") -> list[Rows]:
-    """The rows of train, valid and test of an object; all train's where it has no splits."""
+def _parts(source: Any, columns: list[str] | None, notes: list[str], what: object = "the table") -> dict[str, Rows]:
+    """The rows of an object by split; all train's where it has none."""
     if isinstance(source, Mapping) and source and CALLED.keys() >= {str(key).lower() for key in source}:
-        parts = {CALLED[str(key).lower()]: _parts(one, columns, notes, f"{key}")[0] for key, one in source.items()}
-        return [parts.get(split, Rows()) for split in SPLITS]
+        return {CALLED[str(key).lower()]: _parts(one, columns, notes, key)["train"] for key, one in source.items()}
     if hasattr(source, "subject_objects"):
-        return [_resources(sorted(source, key=str), notes, "b"), Rows(), Rows()]
+        return {"train": _resources(sorted(source, key=str), notes, "b")}
     if hasattr(source, "is_multigraph"):
         source = _edges(source)
     elif hasattr(source, "mapped_triples"):
@@ -264,14 +263,14 @@ def _of_pykeen(dataset: Any, name: str) -> Graph:
     """The graph of a data set, from its files where it has such: PyKEEN drops facts whose entities training lacks."""
     given = getattr(dataset, "load_triples_kwargs", None) or {}
     order = [str(place) for place in given.get("column_remapping") or ()] or None
-    paths = [path and Path(path) for path in (getattr(dataset, f"{attribute}_path", None) for attribute in ATTRIBUTES)]
-    if paths[0] and all(path is None or (path.is_file() and tables.parted(path)[1] in TEXT) for path in paths):
+    files = {s: Path(file) for s, called in PYKEEN.items() if (file := getattr(dataset, f"{called}_path", None))}
+    if "train" in files and all(file.is_file() and tables.parted(file)[1] in TEXT for file in files.values()):
         separator = given.get("delimiter") or "\t"
-        parts = [tables.text_rows(path, order, [], separator)[0][0] if path else Rows() for path in paths]
+        parts = {split: tables.text_rows(file, order, [], separator)[0] for split, file in files.items()}
     else:
-        factories = (getattr(dataset, attribute) for attribute in ATTRIBUTES)
-        parts = [_parts(one, None, [])[0] if one is not None else Rows() for one in factories]
-    return Graph._encoded(name, parts, lenient=True)
+        factories = {split: getattr(dataset, called) for split, called in PYKEEN.items()}
+        parts = {split: _parts(one, None, []) for split, one in factories.items() if one is not None}
+    return Graph._encoded(name, {split: rows["train"] for split, rows in parts.items()}, lenient=True)
 
 
 def _labelled(graph: Graph, labels: Any) -> Graph:

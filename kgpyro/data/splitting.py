@@ -56,8 +56,11 @@ def read_backwards(train: Tensor, test: Tensor, num_entities: int) -> tuple[dict
 
 
 def is_misordered(triples: Tensor, alike: int) -> bool:
-    """Whether triples look like head, tail, relation: relations as many as half the heads and half the tails, and either
-    half of them are called as entities are (``alike``), or tails are hardly ever heads."""
+    """Whether triples look like head, tail, relation.
+
+    There are half as many relations as heads, and as tails, or more; and half of them (``alike`` are) have the names of
+    entities, or hardly any tail is a head.
+    """
     heads, relations, tails = (column.unique() for column in triples.unbind(1))
     apart = int(torch.isin(tails, heads).sum()) <= len(tails) / 10
     many = len(relations) >= max(5, len(heads) / 2, len(tails) / 2)

@@ -75,14 +75,14 @@ def frame_rows(
     what: object = "the table",
     kind: str = "row",
     split: bool = True,
-) -> list[Rows]:
-    """The rows of train, valid and test of a table; without a column ``split``, or if that does not count, all train's.
+) -> dict[str, Rows]:
+    """The rows of a table by split; without a column ``split``, or if that does not count, all train's.
 
     ``columns`` are those of :func:`columns_of`; by default the usual names, or the order of three or four without. What
     users should know joins ``notes``. Messages call the table ``what``, and its rows ``kind`` and index.
     """
     if not len(header := [str(column) for column in frame.columns]):
-        return [Rows(), Rows(), Rows()]
+        return {"train": Rows()}
     if columns is None and header in (list("012"), list("0123")):
         columns = header
     places = places_of(header, columns, what)
@@ -102,18 +102,18 @@ def frame_rows(
     if called.isna().any():
         wrong = said[called.isna()].iloc[0]
         raise InputError(f"{what}: column 'split' has {SHORT.repr(wrong)}; it says {', '.join(SPLITS)}.")
-    found = []
+    found = {}
     for name in SPLITS:
         mine = part[(called == name).to_numpy()]
         rows = map(list, zip(*(map(name_of, mine[role].tolist()) for role in mine), strict=True))
-        found.append(Rows(rows, lambda i, index=mine.index: place_of(what, kind, index[i - 1])))  # type: ignore[misc]
+        found[name] = Rows(rows, lambda i, index=mine.index: place_of(what, kind, index[i - 1]))  # type: ignore[misc]
     return found
 
 
 def text_rows(
     path: Path, columns: list[str] | None, notes: list[str], separator: str | None = None, split: bool = True
-) -> tuple[list[Rows], bool]:
-    """The rows of train, valid and test of a text file; and whether it has a header.
+) -> tuple[dict[str, Rows], bool]:
+    """The rows of a text file by split; and whether it has a header.
 
     Three or four columns by tabs are read while they are taken; all else is a frame. A ``separator`` is found where
     none is given; the other arguments are those of :func:`frame_rows`. Raises InputError, with the line, for what is
@@ -126,7 +126,7 @@ def text_rows(
     if not first:
         raise InputError(f"{path} is empty; it should hold one triple a line: head TAB relation TAB tail.")
     if separator == "\t" and columns is None and not header and len(first) < 5:
-        return [Rows(_lines(path), partial(place_of, path, "line"), "tab-separated "), Rows(), Rows()], False
+        return {"train": Rows(_lines(path), partial(place_of, path, "line"), "tab-separated ")}, False
     header |= any(not name.isdecimal() for name in columns or ())
     frame = text_frame(path, separator)
     if header:
