@@ -119,7 +119,8 @@ def text_rows(
     none is given; the other arguments are those of :func:`frame_rows`. Raises InputError, with the line, for what is
     no text in UTF-8, or a table with lines of different lengths.
     """
-    lines = list(islice((line for block in _blocks(path) for line in block.split("\n") if line), LINES))
+    starts = (block.lstrip("\n").split("\n", LINES)[:LINES] for block in _blocks(path))
+    lines = list(islice((line for start in starts for line in start if line), LINES))
     separator = _separator(lines, 3) if separator is None else separator
     first = next(iter(_cut(lines, separator)), [])
     header = set(COLUMNS) <= places_of(first, None, path).keys()
