@@ -58,7 +58,7 @@ def load_graph(
             commas, or their positions from 0.
         holdout: share of the training facts to hold out at random in each of valid and test that the source lacks, so
             far as every entity and relation keeps a fact in training.
-        labels: file of ids and labels (``Q42`` TAB ``Douglas Adams``), or a dict, by which entities and relations are
+        labels: file of ids and labels (Q42 TAB Douglas Adams), or a dict, by which entities and relations are
             called from then on.
         seed: of the random choice of facts held out.
 
