@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LONGEST = 30  # rows of a table that are shown where a file has the others
 RUN = Argument("run", "folder of a saved run.")
-NAMED = "name of a data set (PyKEEN's, or a folder in $KGPYRO_DATA), or a folder with train, valid and test."
+NAMED = "name of a data set (PyKEEN's, or in $KGPYRO_DATA), or a folder or file of triples."
 DATASET = Argument("dataset", NAMED, default="nations")
 OF_RUN = {
     "device": Argument("device", "where to compute.", default="cpu"),

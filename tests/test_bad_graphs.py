@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import kgpyro
 from kgpyro.data.graph import SPLITS, Graph
-from kgpyro.data.reading import SUFFIXES, load_graph
+from kgpyro.data.reading import load_graph
 from kgpyro.errors import InputError
 
+SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 Triple = tuple[str, str, str]
 ODD = [
     "007",
@@ -212,7 +213,7 @@ def test_a_block_ends_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Lines and their numbers are the same wherever one read ends and the next begins."""
     content = "\ufeffé\tr\tb\r\n\r\nb\tr\t中\n\nc\tr\td\nbad\n".encode()
     for block in range(16, 40):
-        monkeypatch.setattr("kgpyro.data.reading.BLOCK", block)
+        monkeypatch.setattr("kgpyro.data.tables.BLOCK", block)
         with pytest.raises(InputError, match=r"train\.txt, line 6: 1 tab-separated"):
             load_graph(write(tmp_path / "g", train=content))
         graph = load_graph(write(tmp_path / "g", train=content.removesuffix(b"bad\n")))
@@ -242,7 +243,7 @@ def test_triples_given_in_python() -> None:
     numbered = Graph.from_triples("n", [[1, 2, 3], [1, 2, 3]], [[3, 2, 1]], [[1, 2, 1]])  # type: ignore[list-item]
     assert (numbered.entities, numbered.train.tolist()) == (("1", "3"), [[0, 0, 1]])
     for rows, words in (
-        ([["a", "r"]], "'g', train, row 1: 2 tab-sep"),
+        ([["a", "r"]], "'g', train, row 1: 2 columns; expected"),
         ([["a", "r", "b"], ["a", "", "b"]], "row 2: an empty name"),
         ([], "row 1: relation 'r' occurs here but never in train"),
     ):

@@ -122,7 +122,7 @@ def test_mistakes(options: list[str], words: list[str], capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"train": "missing"}, "train"),
+        ({"train": "missing"}, "no train split"),
         ({"train": "a\tr\tb\na\tr\n"}, "train.txt, line 2: 2 tab-separated columns"),
         ({"test": "a\tr\tb\tc\n"}, "test.txt, line 1: 4 tab-separated columns"),
         ({"test": ""}, "test.txt is empty"),
@@ -347,7 +347,7 @@ def test_no_run(command: Callable[[list[str]], int], tmp_path: Path, capsys: pyt
 def test_a_report_says_what_to_type_next(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *QUICK, "--out", str(tmp_path / "a run")]) == 0
     printed = capsys.readouterr().out
-    assert "lfm, ComplEx, dim 4, prior normal, guide lookup" in printed
+    assert "lim, ComplEx, dim 4, prior normal(scale=learn), guide lookup" in printed
     assert "nations: 14 entities, 55 relations, 1,592 training triples" in printed
     shown = dict(re.findall(r"^(saved|next) +(.*)$", printed, flags=re.MULTILINE))
     assert shown["saved"] == str(tmp_path / "a run")

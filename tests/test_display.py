@@ -43,11 +43,10 @@ def test_a_random_holdout_leaves_every_name_in_train() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda f: f.rename(columns={"tail": "object"}), "no column 'tail'"),
-        (lambda f: f.assign(split="dev"), "column 'split' has 'dev'"),
-        (lambda f: f.assign(tail=[None, *f["tail"][1:]]), "row 0 of the table"),
-        (lambda f: f.assign(relation=["", *f["relation"][1:]]), "row 1: an empty name"),
-        (lambda f: f.drop(columns="split").head(3), "or holdout=0"),
+        (lambda f: f.rename(columns={"tail": "third"}), "no column 'tail'; it has 'head, relation, third, split'"),
+        (lambda f: f.assign(split="later"), "column 'split' has 'later'"),
+        (lambda f: f.assign(tail=[None, *f["tail"][1:]]), "the table, row 0: no tail"),
+        (lambda f: f.assign(relation=["", *f["relation"][1:]]), "the table, row 0: an empty name"),
     ],
 )
 def test_bad_tables_are_refused(tiny: Graph, change: object, says: str) -> None:
@@ -58,8 +57,9 @@ def test_bad_tables_are_refused(tiny: Graph, change: object, says: str) -> None:
 def test_folders_cannot_hold_everything(tiny: Graph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tab or line break"):
         Graph.from_triples("x", [["a\tb", "r", "c"]], [], []).to_folder(tmp_path)
-    with pytest.raises(InputError, match="no valid triples"):
-        Graph.from_triples("x", [["a", "r", "c"]], [], []).to_folder(tmp_path)
+    tiny.to_folder(tmp_path / "g")
+    with pytest.raises(InputError, match=r"holds (valid|test)\.txt, which is not this graph's"):
+        Graph.from_triples("x", [["a", "r", "c"]], [], []).to_folder(tmp_path / "g")
 
 
 def test_a_graph_without_held_out_triples_is_fitted(tiny: Graph, tmp_path: Path) -> None:

@@ -5,24 +5,13 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from pykeen.datasets import Nations, dataset_resolver
 
 from kgpyro.data.graph import Graph
 from kgpyro.data.queries import Queries
 from kgpyro.data.reading import load_graph
 from kgpyro.errors import InputError
-
-
-class SplitHere(Nations):
-    """As PyKEEN's data sets of a single file: splitting it reseeds PyTorch."""
-
-    def _load(self) -> None:
-        super()._load()
-        self._training = self._training.split(random_state=0)[0]
-
 
 LINES = {"train": "a\tlikes\tb\nb\tlikes\tc\n", "valid": "c\tlikes\ta\n", "test": "007\tlikes\ta\n"}
 
@@ -82,10 +71,13 @@ def test_malformed_files(tmp_path: Path, replaced: dict[str, str], words: str) -
         load_graph(write(tmp_path / "bad", **replaced))
 
 
-def test_missing_split(tmp_path: Path) -> None:
-    (write(tmp_path / "half") / "valid.txt").unlink()
-    with pytest.raises(InputError, match="no valid split"):
-        load_graph(tmp_path / "half")
+def test_missing_splits(tmp_path: Path) -> None:
+    folder = write(tmp_path / "half")
+    (folder / "valid.txt").unlink()
+    assert not len(load_graph(folder).valid) and len(load_graph(folder).test) == 1
+    (folder / "train.txt").unlink()
+    with pytest.raises(InputError, match="no train split"):
+        load_graph(folder)
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
@@ -131,15 +123,3 @@ def test_queries_without_answers(tiny: Graph) -> None:
 def test_duplicate_triples_count_once(tiny: Graph) -> None:
     twice = Queries.of(torch.cat([tiny.train, tiny.train]), tiny.num_relations)
     assert torch.equal(twice.answers, tiny.training_queries.answers)
-
-
-def test_no_graph_touches_a_callers_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(dataset_resolver.lookup_dict, "splithere", SplitHere)
-    facts = load_graph("nations").to_dataframe().drop(columns="split")
-    torch.manual_seed(7)
-    np.random.seed(7)
-    before, numbers = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    Graph.from_dataframe(facts, holdout=0.05)
-    load_graph("splithere")
-    assert torch.equal(torch.get_rng_state(), before)
-    assert np.random.get_state()[1].tolist() == numbers  # type: ignore[index]

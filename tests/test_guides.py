@@ -284,7 +284,8 @@ def test_entities_never_seen_are_predicted_by_their_features(
 
 def test_features_by_row_cover_entities_never_seen(blocks: tuple[Graph, pd.DataFrame], tmp_path: Path) -> None:
     graph, features = blocks
-    np.save(tmp_path / "f.npy", features.loc[list(graph.entities)].to_numpy())
+    np.save(tmp_path / "f.npy", features.to_numpy())
+    (tmp_path / "f.txt").write_text("\n".join(features.index))
     options = {"model": "lim", "guide": "features", "dim": 4, "epochs": 1, "progress": False}
     posterior = kgpyro.fit(graph, features=tmp_path / "f.npy", **options)
     assert len(posterior.guide.get_buffer("features")) == graph.num_entities
@@ -314,7 +315,8 @@ def test_files_of_features(tiny: Graph, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"f.{suffix}"
     shuffled = frame.iloc[::-1]
     if suffix == "npy":
-        np.save(path, frame.to_numpy())
+        np.save(path, shuffled.to_numpy())
+        path.with_suffix(".txt").write_text("\n".join(shuffled.index) + "\n")
     elif suffix == "parquet":
         pytest.importorskip("pyarrow")
         shuffled.reset_index().to_parquet(path)
@@ -322,6 +324,18 @@ def test_files_of_features(tiny: Graph, tmp_path: Path, suffix: str) -> None:
         shuffled.to_csv(path, sep="\t" if suffix == "tsv" else ",")
     torch.testing.assert_close(load_features(path, tiny), torch.arange(10.0).reshape(5, 2))
     torch.testing.assert_close(load_features(shuffled, tiny), torch.arange(10.0).reshape(5, 2))
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_names_of_features_are_strings(tmp_path: Path, separator: str) -> None:
+    """Neither types nor, between tabs, quotes are guessed."""
+    names = ["00001740", "1e3", "NA", "null", "~", '"x', "1.0"]
+    graph = Graph.from_triples("odd", [[name, "r", names[0]] for name in names], [], [])
+    quoted = {name: name if separator == "\t" or '"' not in name else '"""x"' for name in names}
+    text = "".join(f"{quoted[name]}{separator}{i}\n" for i, name in enumerate(names))
+    path = tmp_path / ("f.tsv" if separator == "\t" else "f.csv")
+    path.write_text(f"name{separator}x\n{text}")
+    assert load_features(path, graph).squeeze(1).tolist() == [names.index(name) for name in graph.entities]
 
 
 @pytest.mark.parametrize(
@@ -347,6 +361,9 @@ def test_features_that_are_not_there_or_no_table(tiny: Graph, tmp_path: Path) ->
     with pytest.raises(InputError, match="no such file"):
         load_features(tmp_path / "none.csv", tiny)
     np.save(tmp_path / "f.npy", np.zeros((4, 2)))
+    with pytest.raises(InputError, match=r"does not say whose its rows are: name their entities in .*f\.txt"):
+        load_features(tmp_path / "f.npy", tiny)
+    (tmp_path / "f.txt").write_text("\n".join(tiny.entities))
     with pytest.raises(InputError, match=r"shape \(4, 2\); need \(5, number of features\)"):
         load_features(tmp_path / "f.npy", tiny)
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object))

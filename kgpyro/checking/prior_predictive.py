@@ -200,7 +200,7 @@ def prior_predictive(
     Raises:
         InputError: unknown names, or a number that is not positive.
     """
-    graph = graph if isinstance(graph, Graph) else load_graph(graph)
+    graph = load_graph(graph)
     for name, value in {"draws": draws, "dim": dim, "facts": facts, "queries": queries}.items():
         if value < 1:
             raise InputError(f"`{name}` must be a positive number; got {value}.")

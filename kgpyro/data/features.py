@@ -10,7 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kgpyro.data.encoding import name_of
 from kgpyro.data.graph import Graph
+from kgpyro.data.tables import parted, read_frame, text_frame
 from kgpyro.errors import InputError
 
 FeaturesLike: TypeAlias = str | Path | pd.DataFrame
@@ -21,15 +23,16 @@ def load_features(given: FeaturesLike, graph: Graph) -> Tensor:
 
     Args:
         given: a frame whose index is the entities' names; or a file: ``.csv``, ``.tsv`` or ``.parquet`` with the names
-            in its first column and numbers in the others, or ``.npy``, whose i-th row is that of the i-th entity.
+            in its first column and numbers in the others, or ``.npy`` with a ``.txt`` beside it that names the entities
+            of its rows, one a line.
         graph: whose entities, in whose order.
 
     Raises:
         InputError: no such file, an entity without features or with two rows, or a value that is no finite number.
     """
     what = "the features" if isinstance(given, pd.DataFrame) else str(given)
-    frame = given if isinstance(given, pd.DataFrame) else _read(Path(given), graph)
-    frame = frame.set_axis(frame.index.astype(str), axis=0)
+    frame = given if isinstance(given, pd.DataFrame) else _read(Path(given))
+    frame = frame.set_axis(frame.index.map(name_of), axis=0)
     if twice := frame.index[frame.index.duplicated()].tolist():
         raise InputError(f"{what}: entity {twice[0]!r} has two rows; give each one.")
     if missing := sorted(set(graph.entities) - set(frame.index)):
@@ -44,26 +47,33 @@ def load_features(given: FeaturesLike, graph: Graph) -> Tensor:
     return values
 
 
-def _read(path: Path, graph: Graph) -> pd.DataFrame:
+def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"`features` {path}: no such file.")
+    if path.suffix == ".npy":
+        return _of_array(path, path.with_suffix(".txt"))
+    if parted(path)[1] == ".parquet":
+        frame = read_frame(path)
+        return frame.set_index(frame.columns[0]) if isinstance(frame.index, pd.RangeIndex) else frame
+    if (frame := text_frame(path, "\t" if parted(path)[1] == ".tsv" else ",")).empty:
+        raise InputError(f"`features` {path} cannot be read: it is empty.")
+    cells = frame.iloc[1:, 1:].set_axis(frame.iloc[0, 1:], axis=1).set_axis(frame.iloc[1:, 0], axis=0)
+    values = cells.apply(pd.to_numeric, errors="coerce")
+    return values.where(values.notna(), cells)
+
+
+def _of_array(path: Path, names: Path) -> pd.DataFrame:
     try:
-        if path.suffix == ".npy":
-            return _of_array(np.load(path, allow_pickle=False), path, graph)
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False)
-    except ImportError as error:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"`features` {path} cannot be read: {error}.") from error
+    if not names.is_file():
         raise InputError(
-            f"`features` {path}: reading parquet needs pyarrow; pip install pyarrow, or give a CSV."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"`features` {path} cannot be read: {' '.join(str(error).split())}.") from error
-    return frame.set_index(frame.columns[0]) if isinstance(frame.index, pd.RangeIndex) else frame
-
-
-def _of_array(array: np.ndarray, path: Path, graph: Graph) -> pd.DataFrame:
-    if array.ndim != 2 or len(array) != graph.num_entities:
-        raise InputError(f"`features` {path}: shape {array.shape}; need ({graph.num_entities}, number of features).")
-    return pd.DataFrame(array, index=list(graph.entities))
+            f"`features` {path} does not say whose its rows are: name their entities in {names}, one a line."
+        )
+    index = text_frame(names, "\t").iloc[:, 0].tolist()
+    if array.ndim != 2 or len(array) != len(index):
+        raise InputError(
+            f"`features` {path}: shape {array.shape}; need ({len(index)}, number of features), as {names} says."
+        )
+    return pd.DataFrame(array, index=index)

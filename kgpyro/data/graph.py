@@ -10,31 +10,36 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.encoding import SHORT, encode, place_of, rows_of
+from kgpyro.data.encoding import SHORT, Rows, encode, name_of, place_of
 from kgpyro.data.queries import Queries
+from kgpyro.data.splitting import held_out, is_misordered, read_backwards
+from kgpyro.data.tables import CALLED, COLUMNS, SPLITS, frame_rows, parted, text_of
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.files import write_text
 
-SPLITS = ("train", "valid", "test")
-COLUMNS = ("head", "relation", "tail")
 MOST_QUERIES = 10_000_000  # in a full closed world
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A knowledge graph with a training, a validation and a test split, each a set of facts.
+
+    Graphs are equal that have the same names and facts, in whatever order, with the same confidences and negatives.
 
     Attributes:
         name: what messages and results call it.
@@ -45,6 +50,7 @@ class Graph:
         negatives: by split, triples that people found false, shape ``(m, 3)``, where the graph comes with such.
         confidences: by split, how sure the source is of each triple, from 0 to 1, shape ``(n,)``, where it says so:
             an uncertain graph, whose confidences are the data (Chen et al. 2019).
+        notes: what reading it left out or took for something else, a sentence each.
     """
 
     name: str
@@ -56,6 +62,13 @@ class Graph:
     source: str = ""
     negatives: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     confidences: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return self._content == other._content if isinstance(other, Graph) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._content)
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)
@@ -89,21 +102,60 @@ class Graph:
         return found.hexdigest()
 
     @cached_property
+    def _content(self) -> tuple[str, ...]:
+        """What equal graphs have in common."""
+        ordered = self._taking({split: self._keys(getattr(self, split)).argsort() for split in SPLITS})
+        false = {split: self._keys(rows).sort().values.tolist() for split, rows in self.negatives.items() if len(rows)}
+        return ordered.checksum, str(sorted(false.items()))
+
+    def _taking(self, index: Mapping[str, Tensor], one: str = "") -> Graph:
+        """This graph with these facts of each split, or all from ``one``, and their confidences."""
+        facts: dict[str, Any] = {split: getattr(self, one or split)[i] for split, i in index.items()}
+        given = {split: self.confidences.get(one or split) for split in index}
+        sure = {split: values[index[split]] for split, values in given.items() if values is not None}
+        return replace(self, **facts, confidences={**self.confidences, **sure})
+
+    @cached_property
     def leakage(self) -> dict[str, int]:
         """How many facts of ``valid`` and ``test`` the splits before them hold too, which should be none."""
         keys = {split: self._keys(getattr(self, split)) for split in SPLITS}
         before = {"valid": keys["train"], "test": torch.cat([keys["train"], keys["valid"]])}
         return {split: int(torch.isin(keys[split], other).sum()) for split, other in before.items()}
 
+    @cached_property
+    def inverse_leakage(self) -> dict[tuple[str, str], int]:
+        """How many test facts are training facts read backwards, by relation of the one and of the other.
+
+        Only relations count that are inverse to each other, or symmetric; see :func:`.read_backwards`.
+        """
+        return {(self.relations[r], self.relations[back]): number for (r, back), number in self._backwards[0].items()}
+
+    @cached_property
+    def _backwards(self) -> tuple[dict[tuple[int, int], int], int]:
+        return read_backwards(self.train, self.test, self.num_entities)
+
     @property
     def problems(self) -> list[str]:
-        """What makes its metrics doubtful, a sentence each."""
-        return [
-            f"{found} of the {len(getattr(self, split))} {split} triples stand in an earlier split too (leakage), "
+        """What makes its metrics doubtful, and what reading it left out, a sentence each."""
+        found = [
+            f"{number} of the {len(getattr(self, split))} {split} triples stand in an earlier split too (leakage), "
             f"which makes the {split} metrics too good, or meaningless; remove them."
-            for split, found in self.leakage.items()
-            if found
+            for split, number in self.leakage.items()
+            if number
         ]
+        pairs = sorted(self.inverse_leakage.items(), key=lambda pair: -pair[1])
+        if (total := self._backwards[1]) > len(self.test) / 10:
+            most = ", ".join(f"{number} of {SHORT.repr(r)} as {SHORT.repr(back)}" for (r, back), number in pairs[:3])
+            found.append(
+                f"{total} of the {len(self.test)} test triples are training triples read backwards (inverse leakage: "
+                f"{most}{', …' * (len(pairs) > 3)}), which test metrics then measure before all."
+            )
+        if is_misordered(self.train, len(self._entity_ids.keys() & self._relation_ids.keys())):
+            found.append(
+                f"there are nearly as many relations ({self.num_relations}) as heads; if the columns are head, tail, "
+                "relation, say so: `columns` 0,2,1."
+            )
+        return [*found, *self.notes]
 
     def _keys(self, triples: Tensor) -> Tensor:
         """A number for every triple, by which equal ones are found, shape ``(n,)``."""
@@ -196,68 +248,53 @@ class Graph:
         Raises InputError where the training split is empty, a name is empty, valid or test holds a relation that
         training does not, or negatives name what the graph has not.
         """
-        tables = ((rows_of(rows) for rows in (train, valid, test)), (f"graph {name!r}, {split}" for split in SPLITS))
-        graph = cls._encoded(
-            name, [(rows, partial(place_of, where, "row")) for rows, where in zip(*tables, strict=True)]
-        )
-        if not len(graph.train):
-            raise InputError(f"graph {name!r} has no training triples.")
+        named = ((list(map(name_of, row)) for row in rows) for rows in (train, valid, test))
+        where = (partial(place_of, f"graph {name!r}, {split}", "row") for split in SPLITS)
+        graph = cls._encoded(name, dict(zip(SPLITS, map(Rows, named, where), strict=True)))
         return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
 
     @classmethod
     def from_dataframe(cls, frame: pd.DataFrame, *, name: str = "graph", holdout: float = 0.1, seed: int = 0) -> Graph:
-        """A graph from a table of triples.
+        """A graph from a table of triples; see :func:`.load_graph` for its columns.
 
         Args:
-            frame: columns ``head``, ``relation`` and ``tail``; where the facts are uncertain ``confidence``, from 0 to
-                1; and where the splits are given, ``split``: train, valid or test. Other columns do not count.
+            frame: the table; a column ``split`` says train, valid or test.
             name: what messages and results call the graph.
-            holdout: without a ``split`` column, the share of all facts that goes into valid, and as many into test, at
-                random, but so that every entity and relation stays in train; at 0 there are no such splits.
-            seed: of that choice.
-
-        Raises:
-            InputError: a missing column, a missing or empty name (with its row), an unknown split, a relation that
-                train lacks, or too few facts to hold any out.
+            holdout: without such a column, the share of all facts that goes into valid, and as many into test.
+            seed: of that choice; see :meth:`hold_out`.
         """
-        needed = [column for column in COLUMNS if column not in frame.columns]
-        if needed:
-            raise InputError(
-                f"the table has no column {needed[0]!r}; its columns must be head, relation and tail (and split, where "
-                f"it has one), but are {', '.join(map(str, frame.columns)) or 'none'}: rename them."
-            )
-        if not 0 <= holdout < 0.5:
-            raise InputError(
-                f"holdout is a share from 0 to below 0.5, once for valid and once for test; got {holdout}."
-            )
-        columns = [*COLUMNS, *(["confidence"] if "confidence" in frame.columns else [])]
-        missing = frame[columns].isna().any(axis=1).to_numpy()
-        if missing.any():
-            what = " or confidence" if len(columns) > 3 else ""
-            where = frame.index[int(missing.argmax())]
-            raise InputError(f"row {where!r} of the table has no head, relation or tail{what}.")
-        rows = frame[columns].astype(str)
-        if "split" in frame.columns:
-            if wrong := set(frame["split"]) - set(SPLITS):
-                raise InputError(f"column 'split' has {min(map(repr, wrong))}; it says {', '.join(SPLITS)}.")
-            return cls.from_triples(name, *(rows[frame["split"] == split].to_numpy().tolist() for split in SPLITS))
-        whole = cls.from_triples(name, rows.to_numpy().tolist(), [], [])
-        if holdout == 0:
-            return whole
-        held = _held_out(whole.train, round(holdout * len(whole.train)), seed)
-        if not len(held):
-            raise InputError(
-                f"graph {name!r}: holding any of its {len(whole.train)} facts out leaves an entity or relation without "
-                f"one; give a column 'split', or holdout=0."
-            )
-        valid, test = whole.train[held[0::2]], whole.train[held[1::2]]
-        left = torch.ones(len(whole.train), dtype=torch.bool).index_fill(0, held, False)
-        sure = {
-            split: whole.confidences["train"][part]
-            for split, part in (("train", left), ("valid", held[0::2]), ("test", held[1::2]))
-            if whole.confidences
-        }
-        return replace(whole, train=whole.train[left], valid=valid, test=test, confidences=sure)
+        notes: list[str] = []
+        graph = cls._encoded(name, frame_rows(frame, None, notes), notes)
+        given = "split" in {str(column).strip().lower() for column in frame.columns}
+        return graph if given else graph.hold_out(holdout, seed)
+
+    def hold_out(self, share: float, seed: int = 0) -> Graph:
+        """This graph with some of its training facts, chosen at random, in each of valid and test that is empty.
+
+        Every entity and relation keeps a fact in train; where that leaves less to hold out, :attr:`problems` says so.
+
+        Args:
+            share: of the training facts, for each split, from 0 to below 0.5.
+            seed: of the choice.
+        """
+        if not isinstance(share, Real) or not 0 <= float(share) < 0.5:
+            raise InputError(f"`holdout` is a share from 0 to below 0.5, for each of valid and test; got {share}.")
+        if not isinstance(seed, Integral) or seed < 0:
+            raise InputError(f"`seed` is a whole number from 0; got {seed!r}.")
+        if not share:
+            return self
+        empty = [split for split in SPLITS[1:] if not len(getattr(self, split))]
+        number = max(1, round(share * len(self.train))) * len(empty)
+        held = held_out(self.train, number, seed)
+        left = torch.ones(len(self.train), dtype=torch.bool).index_fill(0, held, False)
+        notes = list(self.notes)
+        if not empty:
+            notes.append("`holdout` holds nothing out: valid and test are given.")
+        elif len(held) < number:
+            why = "every entity and relation keeps a fact in training"
+            notes.append(f"{number} of the {len(left)} facts were to be held out, but only {len(held)} are: {why}.")
+        index = {"train": left.nonzero().squeeze(1)} | {s: held[i :: len(empty)] for i, s in enumerate(empty)}
+        return replace(self._taking(index, "train"), notes=tuple(notes))
 
     def to_dataframe(self) -> pd.DataFrame:
         """All facts by name: columns ``head``, ``relation``, ``tail`` and ``split`` (train, valid or test)."""
@@ -275,25 +312,27 @@ class Graph:
         return torch.ones(len(getattr(self, split)), dtype=torch.float64)
 
     def to_folder(self, folder: str | Path) -> None:
-        """Write the triples as files that :func:`load_graph` reads: ``train.txt``, ``valid.txt`` and ``test.txt``.
+        """Write the triples as files that :func:`load_graph` reads: ``train.txt``, ``valid.txt``, ``test.txt``.
 
-        Raises InputError for a name that such files cannot hold, an empty split, or where they cannot be written.
+        And ``valid_negatives.txt`` and ``test_negatives.txt``, where it has such. An empty split has no file.
+
+        Raises InputError for a name that such files cannot hold, a folder that holds other splits already, or where
+        they cannot be written.
         """
         if bad := next((name for name in (*self.entities, *self.relations) if re.search(r"[\t\n\r\0]", name)), None):
-            raise InputError(
-                f"the name {SHORT.repr(bad)} has a tab or line break in it; files of triples cannot hold it."
-            )
-        if empty := next((split for split in SPLITS if not len(getattr(self, split))), None):
-            raise InputError(f"graph {self.name!r} has no {empty} triples; a folder needs all three splits.")
-        texts = {
-            f"{split}.txt": "".join("\t".join(row) + "\n" for row in self.names(getattr(self, split)))
-            for split in SPLITS
-        }
-        for split, values in self.confidences.items():
-            rows = zip(self.names(getattr(self, split)), values.tolist(), strict=True)
-            texts[f"{split}.txt"] = "".join("\t".join((*row, repr(value))) + "\n" for row, value in rows)
+            raise InputError(f"the name {SHORT.repr(bad)} has a tab or line break; files of triples cannot hold it.")
+        rows: dict[str, list[Any]] = {f"{s}_negatives.txt": self.names(false) for s, false in self.negatives.items()}
+        for split in SPLITS:
+            rows[f"{split}.txt"] = self.names(getattr(self, split))
+            if split in self.confidences:
+                pairs = zip(rows[f"{split}.txt"], self.confidences[split].tolist(), strict=True)
+                rows[f"{split}.txt"] = [(*row, repr(value)) for row, value in pairs]
+        texts = {file: text_of(each) for file, each in rows.items() if each}
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+            for there in Path(folder).iterdir():
+                if parted(there)[0].removesuffix("_negatives") in CALLED and there.name not in texts:
+                    raise InputError(f"{folder} holds {there.name}, which is not this graph's; name another folder.")
             for file, text in texts.items():
                 write_text(Path(folder) / file, text)
         except (OSError, UnicodeEncodeError) as error:
@@ -309,46 +348,49 @@ class Graph:
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
 
     @classmethod
-    def _encoded(cls, name: str, splits: Sequence[tuple[Iterable[list[str]], Callable[[int], str]]]) -> Graph:
-        """The graph of three splits, each its rows and what messages call the i-th of them (from 1)."""
+    def _encoded(cls, name: str, splits: Mapping[str, Rows], notes: Sequence[str] = (), lenient: bool = False) -> Graph:
+        """The graph of the rows of its splits.
+
+        Args:
+            lenient: facts of valid and test whose relation training lacks are left out, and counted in the notes.
+        """
         entities: dict[str, int] = {}
         relations: dict[str, int] = {}
-        found = [encode(*split, entities, relations, complete=i > 0) for i, split in enumerate(splits)]
-        (train, _), (valid, _), (test, _) = found
-        graph = cls(name, tuple(sorted(entities)), tuple(sorted(relations)), train, valid, test)
-        rank = [torch.empty(len(names), dtype=torch.long) for names in (entities, relations)]
-        for ids, table, names in zip(rank, (entities, relations), (graph.entities, graph.relations), strict=True):
-            ids[torch.tensor([table[name] for name in names], dtype=torch.long)] = torch.arange(len(names))
-        parts = [
-            torch.stack([rank[0][t[:, 0]], rank[1][t[:, 1]], rank[0][t[:, 2]]], dim=1) for t in (train, valid, test)
-        ]
-        firsts = [np.sort(np.unique(graph._keys(part).numpy(), return_index=True)[1]) for part in parts]
-        train, valid, test = (part[torch.from_numpy(first)] for part, first in zip(parts, firsts, strict=True))
-        sure = {
-            split: confidence[torch.from_numpy(first)]
-            for split, (_, confidence), first in zip(SPLITS, found, firsts, strict=True)
-            if confidence is not None
-        }
-        return replace(graph, train=train, valid=valid, test=test, confidences=sure)
+        lost: list[str] | None = [] if lenient else None
+        found = [encode(splits.get(split, Rows()), entities, relations, split != "train", lost) for split in SPLITS]
+        if not len(found[0][0]):
+            raise InputError(f"graph {name!r} has no training triples.")
+        if lost:
+            lack = "whose relation training lacks are left out"
+            notes = [*notes, f"{len(lost)} facts of valid and test {lack}, such as of {SHORT.repr(lost[0])}."]
+        ids: dict[str, Any] = dict(zip(SPLITS, (triples for triples, _ in found), strict=True))
+        sure = {split: values for split, (_, values) in zip(SPLITS, found, strict=True) if values is not None}
+        graph = cls(name, tuple(entities), tuple(relations), **ids, confidences=sure, notes=tuple(notes))
+        firsts = {s: np.sort(np.unique(graph._keys(t).numpy(), return_index=True)[1]) for s, t in ids.items()}
+        graph = graph._taking({split: torch.from_numpy(first) for split, first in firsts.items()})
+        return graph.renamed(graph.entities, graph.relations)
 
+    def renamed(self, entities: Sequence[str], relations: Sequence[str]) -> Graph:
+        """The same facts with these names for its entities and relations, numbered in sorted order."""
+        orders = [sorted(range(len(names)), key=names.__getitem__) for names in (entities, relations)]
+        rank = [torch.tensor(order, dtype=torch.long).argsort() for order in orders]
 
-def _held_out(triples: Tensor, each: int, seed: int) -> Tensor:
-    """Twice ``each`` random triples, or as many as leave every entity and relation a triple, shape ``(m,)``."""
-    ends, relations = torch.bincount(triples[:, [0, 2]].flatten()).tolist(), torch.bincount(triples[:, 1]).tolist()
-    found: list[int] = []
-    for i in np.random.default_rng(seed).permutation(len(triples)).tolist():
-        head, relation, tail = triples[i].tolist()
-        ends[head], ends[tail], relations[relation] = ends[head] - 1, ends[tail] - 1, relations[relation] - 1
-        if len(found) < 2 * each and ends[head] and ends[tail] and relations[relation]:
-            found.append(i)
-        else:
-            ends[head], ends[tail], relations[relation] = ends[head] + 1, ends[tail] + 1, relations[relation] + 1
-    return torch.tensor(found, dtype=torch.long)
+        def moved(triples: Tensor) -> Tensor:
+            return torch.stack([rank[0][triples[:, 0]], rank[1][triples[:, 1]], rank[0][triples[:, 2]]], dim=1)
+
+        names = [tuple(given[i] for i in order) for given, order in zip((entities, relations), orders, strict=True)]
+        facts: dict[str, Any] = {split: moved(getattr(self, split)) for split in SPLITS}
+        negatives = {split: moved(rows) for split, rows in self.negatives.items()}
+        return replace(self, entities=names[0], relations=names[1], **facts, negatives=negatives)
 
 
 def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:
-    if name not in ids:
-        near = get_close_matches(str(name)[: SHORT.maxstring], ids, n=3, cutoff=0.5)
+    given = name if isinstance(name, str) else name_of(name)
+    if given not in ids:
+        near = get_close_matches(given[: SHORT.maxstring], ids, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(ids)} of them."
+        for form in ("NFKC", "NFD", "NFC"):
+            if unicodedata.normalize(form, given) in ids:
+                hint = f"it has the same name in another Unicode form ({form}): unicodedata.normalize({form!r}, name)."
         raise InputError(f"graph {graph!r} has no {kind} {SHORT.repr(name)}; {hint}")
-    return ids[name]
+    return ids[given]

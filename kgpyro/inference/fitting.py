@@ -67,7 +67,7 @@ class Watched:
 
 
 def fit(
-    graph: Graph | str | Path | None = None,
+    graph: Any = None,
     options: Options | None = None,
     *,
     out: str | Path | None = None,
@@ -83,7 +83,8 @@ def fit(
     complete. A second one stops at once. Fits in several threads do not disturb each other.
 
     Args:
-        graph: a Graph, the name of a data set, or a folder of triples files; with ``resume`` it is the run's.
+        graph: whatever :func:`kgpyro.load_graph` takes, such as the name of a data set, a folder, a file or a table;
+            with ``resume`` it is the run's.
         options: :class:`kgpyro.Options`, each of which can be given by its name as well: ``fit(graph, model="lim")``.
             Where none is given but for dimension, length, seed, device and the like, a recipe for the size of the graph
             decides (:mod:`kgpyro.inference.recipes`), and ``metrics["recipe"]`` says which and why.
@@ -110,8 +111,8 @@ def fit(
         folder = Path(resume) if folder is None else folder
         graph, chosen, saved = _resumed(Path(resume), folder, graph, chosen)
     elif graph is None:
-        raise InputError("name a data set or a folder of triples files, or a run to `resume`.")
-    graph = graph if isinstance(graph, Graph) else load_graph(graph)
+        raise InputError("name a data set, or give triples, or a run to `resume`.")
+    graph = load_graph(graph)
     recipe = recipe_for(graph) if saved is None and given.keys() <= FREE else None
     if recipe is not None:
         chosen = Options.of({**recipe.options, **given})
@@ -163,9 +164,7 @@ def _clear(folder: Path, failure: type[BaseException] | None, *_: Any) -> None:
             (folder / file).unlink(missing_ok=True)
 
 
-def _resumed(
-    resume: Path, folder: Path, given: Graph | str | Path | None, options: Options
-) -> tuple[Graph, Options, dict[str, Any]]:
+def _resumed(resume: Path, folder: Path, given: Any, options: Options) -> tuple[Graph, Options, dict[str, Any]]:
     """The graph of an unfinished run, its options, with those given anew, and its configuration."""
     if folder.resolve() != resume.resolve():
         raise InputError(f"`resume` {resume} goes on in that folder; leave out `out` {folder}.")
@@ -175,7 +174,7 @@ def _resumed(
         raise InputError(f"the fit in {resume} has finished; there is nothing to resume.")
     with refusing(resume):
         saved, graph = read_config(resume), read_graph(resume)
-    if given is not None and (given if isinstance(given, Graph) else load_graph(given)).checksum != graph.checksum:
+    if given is not None and load_graph(given).checksum != graph.checksum:
         raise InputError(f"the run in {resume} is of another graph than the one given; leave that out.")
     merged = {}
     for field in fields(Options):

@@ -59,9 +59,9 @@ class Options:
             moved by Hamiltonian Monte Carlo, many chains at once).
         warmup_draws: draws by which nuts or hmc adapts, and which it throws away.
         posterior_draws: draws that nuts or hmc keeps.
-        features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with a
-            row per entity; in Python also a DataFrame indexed by name. Entities that training lacks then take no part
-            in it, and are predicted all the same.
+        features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with
+            the names of its rows in a txt beside it; in Python also a DataFrame indexed by name. Entities that training
+            lacks then take no part in it, and are predicted all the same.
         dim: real numbers per entity latent; ComplEx, CP and RotatE split them in two halves.
         epochs: passes over the training queries.
         batch_size: queries per step.

@@ -111,7 +111,7 @@ class PriorExplorer(widgets.VBox):
     """
 
     def __init__(self, graph: Graph | str | Path, out: str | Path | None = None):
-        self.graph = graph if isinstance(graph, Graph) else load_graph(graph)
+        self.graph = load_graph(graph)
         self._out = Path(tempfile.mkdtemp(prefix="kgpyro-") if out is None else out)
         if out is None:
             weakref.finalize(self, shutil.rmtree, self._out, ignore_errors=True)
