@@ -21,6 +21,7 @@ from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration
 from kgpyro.evaluation.ranking import all_metrics, metrics_table, per_relation_table, rank_triples
 from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
+from kgpyro.posterior.asked import fact_ids
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
 from kgpyro.posterior.predictions import Predictions
@@ -128,7 +129,7 @@ class Posterior(Predictions):
         if candidates is None:
             ids = shortlist(self, 4 * n, by, draws, row, queries, seed, progress)
         else:
-            ids = unknown(self._ids(candidates), self.graph)
+            ids = unknown(fact_ids(self.graph, candidates), self.graph)
             ids = ids if row is None else ids[ids[:, 1] == row]
         if not len(ids):
             raise InputError("training holds all of these facts; there is nothing to acquire.")

@@ -2,117 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.graph import SPLITS, Graph
+from kgpyro.data.graph import Graph
 from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
-from kgpyro.evaluation.calibration import Calibration, Recalibration, moved_logits
+from kgpyro.evaluation.calibration import Calibration, Recalibration
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
 from kgpyro.evaluation.ranking import mean_ndcg
+from kgpyro.posterior.answers import Answers
+from kgpyro.posterior.asked import Facts, fact_ids, query_ids, refuse_numbers
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.scores import PosteriorScores
-from kgpyro.posterior.uncertainty import covered, summary
 from kgpyro.program.variational import Guide
 
 
-class Predictions(PosteriorScores):
-    """Predictions of a graph's facts under a guide.
-
-    Attributes:
-        recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
-        config: the resolved options of the fit, as in ``config.yaml``.
-    """
+class Predictions(Answers):
+    """Predictions of a graph's facts under a guide."""
 
     def __init__(
         self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
     ):
         super().__init__(graph, program, guide, samples)
-        self.recalibration: Recalibration | None = None
-        self.config: dict[str, Any] = {}
         self._thresholds: dict[int, Thresholds] = {}
 
     def forget(self) -> None:
         super().forget()
         self._thresholds.clear()
-
-    @torch.no_grad()
-    def facts(
-        self,
-        triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor,
-        draws: int = 500,
-        interval: float = 0.9,
-        seed: int = 0,
-        recalibrated: bool = True,
-    ) -> pd.DataFrame:
-        """The posterior predictive of any facts.
-
-        Args:
-            triples: names ``(head, relation, tail)``, a frame with these columns, or ids of shape ``(n, 3)``.
-            draws: posterior draws.
-            interval: mass of the central interval.
-            seed: of the draws.
-            recalibrated: whether probabilities go through the map of :meth:`recalibrate`, where there is one.
-
-        Returns:
-            A row per fact, as given: ``head``, ``relation``, ``tail``, ``probability``, ``std``, ``low``, ``high``,
-            ``aleatoric`` and ``epistemic`` (:func:`.summary`), ``score``, the mean of its log-odds
-            over the draws, ``frequency``, in how many places of training triples its rarer entity is, and ``error``,
-            the Monte-Carlo standard error of ``probability``. A fact has one probability, the one that :meth:`predict`
-            has too, whichever end is asked for, and whatever other facts are asked with it. ``attrs["intervals"]`` says
-            what intervals of this guide were seen to cover.
-
-        Raises:
-            InputError: an unknown name.
-        """
-        given = self._ids(triples).to(self.device)
-        ids, place = torch.unique(given, dim=0, return_inverse=True)  # so that no result hangs on the others' order
-        found = []
-        for part in ids.split(max(1, (1 << 24) // max(1, draws))):
-            logits = self.fact_logits(part, draws, seed)
-            found.append(self._summary(logits, interval, (part[:, 0], part[:, 2]), recalibrated))
-        names = {
-            key: torch.cat([part[key].to(place.device) for part in found])[place].cpu().numpy() for key in found[0]
-        }
-        g = self.graph
-        h, r, t = (
-            [table[i] for i in column]
-            for table, column in zip((g.entities, g.relations, g.entities), given.T.tolist(), strict=True)
-        )
-        return self._noted(pd.DataFrame({"head": h, "relation": r, "tail": t} | names), interval)
-
-    def _noted(self, table: pd.DataFrame, interval: float) -> pd.DataFrame:
-        guide = None if self.guide is None else str(self.config.get("guide", "lookup"))
-        table.attrs["intervals"] = covered(guide, interval)
-        return table
-
-    def _summary(
-        self, logits: Tensor, interval: float, entities: Sequence[Tensor], recalibrated: bool = True
-    ) -> dict[str, Tensor]:
-        """:func:`.summary` of facts that have these entities, recalibrated where this posterior is."""
-        frequency = torch.stack([self.graph.frequency[e.cpu()] for e in torch.broadcast_tensors(*entities)]).amin(0)
-        found = summary(logits, interval) | {"score": logits.double().mean(0), "frequency": frequency}
-        if recalibrated and self.recalibration is not None:
-            found = self._moved(logits, found, interval) | {"frequency": frequency}
-        found["error"] = found["std"] / math.sqrt(len(logits))
-        return found
-
-    def _moved(self, logits: Tensor, found: Mapping[str, Tensor], interval: float) -> dict[str, Tensor]:
-        """The summary of draws that are shifted to the recalibrated probability, so that all columns are of one map."""
-        assert self.recalibration is not None
-        target = torch.from_numpy(self.recalibration({key: value.cpu().numpy() for key, value in found.items()}))
-        logits = moved_logits(logits, target)
-        return summary(logits, interval) | {"score": logits.mean(0)}
 
     def calibration(self, split: str = "test", negatives: str = "open", draws: int = 500, seed: int = 0) -> Calibration:
         """How well predicted probabilities agree with labels: reliability, ECE, Brier score, log score, AUROC.
@@ -162,7 +85,7 @@ class Predictions(PosteriorScores):
 
     def decide(
         self,
-        triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor,
+        triples: Facts,
         risk: float = 0.1,
         confidence: float = 0.95,
         negatives: str | None = None,
@@ -239,7 +162,7 @@ class Predictions(PosteriorScores):
         elif "confidence" not in facts.columns:
             raise InputError("the table has no column 'confidence', from 0 to 1, to hold predictions to.")
         else:
-            ids, given = self._ids(facts), torch.from_numpy(facts["confidence"].to_numpy(dtype=float))
+            ids, given = fact_ids(self.graph, facts), torch.from_numpy(facts["confidence"].to_numpy(dtype=float))
         found = self.facts(ids, draws, interval, seed).assign(confidence=given.numpy())
         off = found["probability"] - found["confidence"]
         inside = found["confidence"].between(found["low"], found["high"])
@@ -248,70 +171,6 @@ class Predictions(PosteriorScores):
             metrics["ndcg"] = mean_ndcg(partial(self.probabilities, draws=draws), ids, given, self.graph)
         found.attrs["metrics"] = metrics
         return found
-
-    def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
-        if isinstance(triples, Tensor):
-            return triples
-        rows = (
-            triples[["head", "relation", "tail"]].itertuples(index=False)
-            if isinstance(triples, pd.DataFrame)
-            else triples
-        )
-        return self.graph.ids(rows)
-
-    @torch.no_grad()
-    def predict(
-        self,
-        head: str | None = None,
-        relation: str | None = None,
-        tail: str | None = None,
-        top: int | None = 10,
-        draws: int = 500,
-        interval: float = 0.9,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """The most probable tails of ``(head, relation, ?)``, or heads of ``(?, relation, tail)``.
-
-        Args:
-            head, relation, tail: names; the relation and exactly one of the entities.
-            top: how many answers; None for all entities.
-            draws: posterior draws.
-            interval: mass of the central interval.
-            seed: of the draws.
-
-        Returns:
-            One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive, of
-            the fact; under a categorical likelihood, that it is the answer), ``std`` and ``low``, ``high`` (standard
-            deviation and interval of that probability over the posterior), ``aleatoric`` and ``epistemic`` (the two
-            parts of the doubt, in nats; :func:`.summary`), ``score``, ``frequency`` and
-            ``error`` as in :meth:`facts`, ``known`` (the split that holds the fact, or an empty string).
-
-        Raises:
-            InputError: unknown names, or not exactly one given entity.
-        """
-        side, given, relation_id, row = self._query(head, relation, tail)
-        logits = self.answer_logits(given, row, draws, seed)
-        everyone = torch.arange(self.graph.num_entities, device=self.device)
-        parts = everyone.split(max(1, (1 << 22) // draws))
-        anchor = torch.tensor([given])
-        found = [self._summary(logits[:, part], interval, (anchor, part), False) for part in parts]
-        columns = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
-        chosen = columns["probability"].argsort(descending=True, stable=True)
-        recalibration = self.recalibration if self.one_probability else None  # under a categorical one it is of facts
-        if recalibration is not None:  # what ties then keeps the order it had
-            moved = recalibration({key: value.numpy() for key, value in columns.items()})
-            chosen = chosen[torch.from_numpy(moved)[chosen].argsort(descending=True, stable=True)]
-        chosen = chosen[:top]
-        if recalibration is not None:
-            columns = self._summary(logits[:, chosen], interval, (anchor, chosen))
-            shown = {key: value.cpu().numpy() for key, value in columns.items()}
-        else:
-            shown = {key: value[chosen].numpy() for key, value in columns.items()}
-        known = self._known(given, relation_id, side)
-        ids = chosen.tolist()
-        names = [self.graph.entities[i] for i in ids]
-        table = pd.DataFrame({side: names, **shown, "known": [known.get(i, "") for i in ids]})
-        return self._noted(table, interval)
 
     @torch.no_grad()
     def predict_set(
@@ -340,18 +199,20 @@ class Predictions(PosteriorScores):
         Raises:
             InputError: unknown names, not exactly one given entity, a coverage outside (0, 1), or no validation facts.
         """
-        side, given, relation_id, row = self._query(head, relation, tail)
-        threshold = self.thresholds(draws).at(row, coverage, per_relation)
-        anchor, rows = torch.tensor([given]), torch.tensor([row])
+        if relation is None or (head is None) == (tail is None):
+            raise InputError("a set of answers needs a relation and either a head or a tail.")
+        refuse_numbers(draws=draws)
+        asked = query_ids(self.graph, [(head, relation, tail)])
+        anchor, rows = self._as_rows(asked)
+        threshold = self.thresholds(draws).at(int(rows), coverage, per_relation)
         p = self.probabilities(anchor, rows, draws=draws).cpu()
         is_open = open_candidates(anchor, rows, self.graph.training_queries, self.graph.num_entities)
         members = ((misfit(p, is_open) <= threshold) & is_open)[0].nonzero().squeeze(-1)
         members = members[p[0, members].argsort(descending=True, stable=True)]
-        known = self._known(given, relation_id, side)
-        ids = members.tolist()
-        names = [self.graph.entities[i] for i in ids]
+        known = self._known(torch.where(asked < 0, members.unsqueeze(1), asked))
+        names = [self.graph.entities[i] for i in members.tolist()]
         return pd.DataFrame(
-            {side: names, "probability": p[0, members].numpy(), "known": [known.get(i, "") for i in ids]}
+            {"head" if head is None else "tail": names, "probability": p[0, members].numpy(), "known": known}
         )
 
     def thresholds(self, draws: int = 100) -> Thresholds:
@@ -370,20 +231,3 @@ class Predictions(PosteriorScores):
                 "others: sets of answers and decisions may keep their promises less well.",
                 stacklevel=3,
             )
-
-    def _query(self, head: str | None, relation: str | None, tail: str | None) -> tuple[str, int, int, int]:
-        """Which side a query asks for, its given entity, its relation and its row. Raises InputError for no query."""
-        if relation is None or (head is None) == (tail is None):
-            raise InputError("a prediction needs a relation and either a head or a tail.")
-        side = "tail" if tail is None else "head"
-        given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
-        relation_id = self.graph.relation_id(relation)
-        return side, given, relation_id, relation_id if side == "tail" else relation_id + self.graph.num_relations
-
-    def _known(self, given: int, relation: int, side: str) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for split in reversed(SPLITS):
-            triples = getattr(self.graph, split)
-            here = (triples[:, 1] == relation) & (triples[:, 0 if side == "tail" else 2] == given)
-            found |= dict.fromkeys(triples[here][:, 2 if side == "tail" else 0].tolist(), split)
-        return found

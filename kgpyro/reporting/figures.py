@@ -173,8 +173,9 @@ def fact_figure(
 
 def _unknown_tail(posterior: Posterior, head: int, relation: int, seed: int) -> int:
     """A random tail, not the head, that makes a fact of no split. Raises InputError where there is none."""
-    known = posterior._known(head, relation, "tail")
-    left = [e for e in range(posterior.graph.num_entities) if e not in known and e != head]
-    if not left:
+    tails = torch.arange(posterior.graph.num_entities)
+    facts = torch.stack([torch.full_like(tails, head), torch.full_like(tails, relation), tails], 1)
+    left = np.flatnonzero((posterior._known(facts) == "") & (tails.numpy() != head))
+    if not len(left):
         raise InputError("every other entity is a known tail of this head and relation; name a corrupted one.")
     return int(np.random.default_rng(seed).choice(left))
