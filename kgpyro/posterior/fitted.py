@@ -24,6 +24,7 @@ from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
 from kgpyro.posterior.asked import fact_ids
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
+from kgpyro.posterior.plots import embeddings, plot_answers, plot_embeddings, plot_history
 from kgpyro.posterior.predictions import Predictions
 from kgpyro.posterior.replay import Program
 from kgpyro.posterior.runs import OWN, Bounded, Run, is_own_code, refusing, store_recalibration
@@ -279,6 +280,13 @@ class Posterior(Predictions):
         return extended
 
     to_arviz = to_arviz
+    embeddings = embeddings
+    plot_embeddings, plot_answers, plot_history = plot_embeddings, plot_answers, plot_history
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch: loss, log-likelihood and KL in nats per training fact, KL weight, and seconds so far."""
+        return self.log
 
     def to(self, device: str | torch.device) -> Posterior:
         """Move everything to a device, in place; returns the posterior itself."""

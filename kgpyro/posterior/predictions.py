@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,10 @@ from kgpyro.evaluation.calibration import Calibration, Recalibration
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
 from kgpyro.evaluation.ranking import mean_ndcg
+from kgpyro.files import table_file
 from kgpyro.posterior.answers import Answers
 from kgpyro.posterior.asked import Facts, fact_ids, query_ids, refuse_numbers
+from kgpyro.posterior.discovery import discovered
 from kgpyro.posterior.replay import Program
 from kgpyro.program.variational import Guide
 
@@ -36,6 +39,52 @@ class Predictions(Answers):
     def forget(self) -> None:
         super().forget()
         self._thresholds.clear()
+
+    def discover(
+        self,
+        above: float = 0.5,
+        out: str | Path | None = None,
+        relation: str | None = None,
+        draws: int = 100,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> pd.DataFrame | int:
+        """All facts that no split holds whose probability is at least ``above``, over the whole graph.
+
+        The time is that of ``draws`` matrix products of all cells (half of them, where few are probable); memory is
+        that of the result, and with ``out`` of one block.
+
+        Args:
+            above: least probability, recalibrated where :meth:`facts` is.
+            out: a new .csv, .tsv or .parquet file for the facts, by relation and head, written as they are found: what
+                an interrupted search has found stays, in whole rows.
+            relation: only facts of this relation.
+            draws: posterior draws.
+            seed: of the draws.
+            progress: show a progress bar.
+
+        Returns:
+            The columns of :meth:`facts` but ``known``, the most probable facts first; or with ``out`` their number.
+
+        Raises:
+            InputError: an unknown relation, a number that cannot be, or a file that is there or cannot be written.
+        """
+        refuse_numbers(above=above, draws=draws, seed=seed)
+        row = None if relation is None else self.graph.relation_id(relation)
+        found = discovered(self, above, row, draws, seed, progress)
+        none = self.facts([], draws=draws, seed=seed).drop(columns="known")
+        if out is None:
+            table = pd.concat([none, *found])
+            order = ["probability", "score"]
+            return table.sort_values(order, ascending=False, kind="stable", ignore_index=True)
+        number = 0
+        with table_file(Path(out)) as write:
+            write(none)
+            for part in found:
+                if len(part):
+                    write(part)
+                    number += len(part)
+        return number
 
     def calibration(self, split: str = "test", negatives: str = "open", draws: int = 500, seed: int = 0) -> Calibration:
         """How well predicted probabilities agree with labels: reliability, ECE, Brier score, log score, AUROC.
