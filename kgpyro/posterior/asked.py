@@ -41,15 +41,21 @@ def fact_ids(graph: Graph, triples: Facts) -> Tensor:
 
     Raises InputError for an unknown name or id, with the number of its fact, and for what are no facts.
     """
-    if isinstance(triples, (Tensor, np.ndarray)) and not _is_text(triples):
+    if is_ids(triples):
         return _checked(graph, torch.as_tensor(triples))
+    return _looked_up(graph, named_facts(triples))
+
+
+def named_facts(triples: Facts) -> list[tuple[str, tuple[str, ...]]]:
+    """Each fact's place in words and its names, known to a graph or not."""
     if isinstance(triples, (list, tuple)) and len(triples) == 3 and not any(map(_is_row, triples)):
         triples = [triples]  # one fact
-    rows = list(_rows(triples, "fact"))
-    for where, row in rows:
+    found = []
+    for where, row in _rows(triples, "fact"):
         if None in row:
             raise InputError(f"{where} lacks a {COLUMNS[row.index(None)]}; for queries there is `answers`.")
-    return _looked_up(graph, rows)
+        found.append((where, tuple(map(str, row))))
+    return found
 
 
 def query_ids(graph: Graph, queries: Queries) -> Tensor:
@@ -68,8 +74,9 @@ def _is_row(part: Any) -> bool:
     return isinstance(part, (list, tuple, np.ndarray, Tensor))
 
 
-def _is_text(values: Tensor | np.ndarray) -> bool:
-    return isinstance(values, np.ndarray) and values.dtype.kind not in "iuf"
+def is_ids(triples: Facts) -> bool:
+    """Whether facts are given by their ids."""
+    return isinstance(triples, Tensor) or (isinstance(triples, np.ndarray) and triples.dtype.kind in "iuf")
 
 
 def _checked(graph: Graph, ids: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ def _checked(graph: Graph, ids: Tensor) -> Tensor:
     return ids
 
 
-def _looked_up(graph: Graph, rows: Iterable[tuple[str, tuple[str | None, ...]]]) -> Tensor:
+def _looked_up(graph: Graph, rows: Iterable[tuple[str, Sequence[str | None]]]) -> Tensor:
     find, found = (graph.entity_id, graph.relation_id, graph.entity_id), []
     for where, row in rows:
         try:

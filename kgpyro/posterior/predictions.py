@@ -20,6 +20,7 @@ from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
 from kgpyro.evaluation.ranking import mean_ndcg
 from kgpyro.files import table_file
+from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
 from kgpyro.posterior.answers import Answers
 from kgpyro.posterior.asked import Facts, fact_ids, query_ids, refuse_numbers
 from kgpyro.posterior.discovery import discovered
@@ -220,6 +221,64 @@ class Predictions(Answers):
             metrics["ndcg"] = mean_ndcg(partial(self.probabilities, draws=draws), ids, given, self.graph)
         found.attrs["metrics"] = metrics
         return found
+
+    def acquire(
+        self,
+        n: int = 10,
+        by: str = "epistemic",
+        draws: int = 100,
+        relation: str | None = None,
+        candidates: Facts | None = None,
+        queries: int | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """The unknown facts to have labelled next: those whose label would say most about the latents.
+
+        Unknown is every fact that the training split lacks: validation and test facts may be among them, as the model
+        has not seen them. ``draws`` posterior draws choose ``4 n`` facts, and ten times as many, drawn anew, decide
+        among these: the best of very many noisy estimates look better than they are.
+
+        Args:
+            n: how many facts.
+            by: ``"epistemic"``, the mutual information of a fact's label and the latents; ``"entropy"``, of its
+                predictive distribution; or ``"probability"``, the posterior predictive.
+            draws: posterior draws per fact in the first look.
+            relation: only facts of this relation.
+            candidates: the facts to choose from, as :meth:`facts` takes them. Default: all.
+            queries: without ``candidates``, look at the facts of at most so many pairs of head and relation, at random.
+                Default: as many as have ten million facts, which is all of a small graph. Memory does not grow.
+            seed: of the draws, and of the choice of queries.
+            progress: show a progress bar.
+
+        Returns:
+            A row per fact, best first: ``head``, ``relation``, ``tail``, ``probability``, ``entropy`` and ``epistemic``
+            (both in nats).
+
+        Raises:
+            InputError: an unknown name or measure, a number that is not positive, no unknown facts, or a categorical
+                likelihood.
+        """
+        self.refuse_categorical("acquisitions")
+        if by not in MEASURES:
+            raise InputError(f"facts are acquired by {', '.join(MEASURES)}; not by {by!r}.")
+        refuse_numbers(n=n, draws=draws, seed=seed, **({} if queries is None else {"queries": queries}))
+        row = None if relation is None else self.graph.relation_id(relation)
+        if candidates is None:
+            ids = shortlist(self, 4 * n, by, draws, row, queries, seed, progress)
+        else:
+            ids = unknown(fact_ids(self.graph, candidates), self.graph)
+            ids = ids if row is None else ids[ids[:, 1] == row]
+        if not len(ids):
+            raise InputError("training holds all of these facts; there is nothing to acquire.")
+        if candidates is not None:
+            ids = ids[self._measured(ids, draws, seed)[by].nlargest(4 * n).index.tolist()]
+        found = self._measured(ids, 10 * draws, seed + 1).nlargest(n, by).reset_index(drop=True)
+        return found[["head", "relation", "tail", "probability", "entropy", "epistemic"]]
+
+    def _measured(self, ids: Tensor, draws: int, seed: int) -> pd.DataFrame:
+        table = self.facts(ids, draws=draws, seed=seed)
+        return table.assign(entropy=table["aleatoric"] + table["epistemic"])
 
     @torch.no_grad()
     def predict_set(
