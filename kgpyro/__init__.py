@@ -34,6 +34,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
 def load(folder: str | Path, **own: Any) -> Posterior:
     """Read a saved run; see :meth:`kgpyro.Posterior.load`."""
     return Posterior.load(folder, **own)

@@ -111,7 +111,7 @@ def _show(figure: Any) -> None:
             return
     from matplotlib import pyplot
 
-    manager = pyplot.figure(figsize=figure.get_size_inches()).canvas.manager
+    manager: Any = pyplot.figure(figsize=figure.get_size_inches()).canvas.manager
     manager.canvas.figure = figure
     figure.set_canvas(manager.canvas)
     pyplot.show()

@@ -83,8 +83,8 @@ def table_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
 
         def write(part: pd.DataFrame) -> None:
             if path.suffix == ".parquet":
-                import pyarrow
-                from pyarrow.parquet import ParquetWriter
+                import pyarrow  # type: ignore[import-untyped]
+                from pyarrow.parquet import ParquetWriter  # type: ignore[import-untyped]
 
                 rows = pyarrow.Table.from_pandas(part, preserve_index=False)
                 if not writers:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kgpyro.checking.statistics import DEGREES, FACTS, INVERSE, SHARES, SPREAD, SYMMETRY, TRIANGLES, Cells
-from kgpyro.display import new_figure, write
+from kgpyro.display import new_figure, plain, write
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.uncertainty import spread
@@ -96,14 +96,16 @@ class PosteriorPredictive:
             _panel(panel, rows, _short(rows["statistic"]))
             panel.set(ylabel=ylabel, title=family)
         rows = self._rows(INVERSE).iloc[::-1]
-        _panel(pairs, rows, [name if len(name) < 40 else f"{name[:38]}…" for name in rows["relation"]], flat=True)
+        _panel(
+            pairs, rows, [plain(name if len(name) < 40 else f"{name[:38]}…") for name in rows["relation"]], flat=True
+        )
         pairs.set(xlim=(-0.03, 1.03), xlabel="share of facts", title="inverse pairs: (t, q, h) holds too")
         rows = self._rows(SPREAD, TRIANGLES).query("graph > 0").iloc[::-1]
         columns = ["graph", "mean", "low", "high"]
         _panel(ratios, rows.assign(**rows[columns].div(rows["graph"], axis=0)), _short(rows["statistic"]), flat=True)
         ratios.set(xlabel="relative to the graph", title="spread of answers, triangles")
         facts.legend(frameon=False)
-        figure.suptitle(f"{self.title}: {len(self.replicated)} replicates\n{self.cells}")
+        figure.suptitle(f"{plain(self.title)}: {len(self.replicated)} replicates\n{self.cells}")
         return figure
 
     def save(self, folder: str | Path) -> list[str]:

@@ -126,7 +126,8 @@ def fit(
             new_run_folder(folder)
         else:
             config["dataset"] = saved["dataset"]
-    with ExitStack() as held, seeded(config["seed"]) as randomness:
+    training = torch.inference_mode(False), torch.enable_grad()
+    with training[0], training[1], ExitStack() as held, seeded(config["seed"]) as randomness:
 
         def begin() -> None:
             assert folder is not None and isinstance(graph, Graph)

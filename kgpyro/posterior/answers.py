@@ -69,6 +69,7 @@ class Answers(PosteriorScores):
             InputError: an unknown name or id, with the number of its fact, or a number that cannot be.
         """
         refuse_numbers(draws=draws, interval=interval, seed=seed)
+        draws, seed = int(draws), int(seed)
         given = fact_ids(self.graph, triples)
         ids = (given if len(given) else torch.zeros(1, 3, dtype=torch.long)).to(self.device)
         ids, place = torch.unique(ids, dim=0, return_inverse=True)  # so that no result hangs on the others' order
@@ -206,6 +207,7 @@ class Answers(PosteriorScores):
     ) -> pd.DataFrame:
         """Answers of queries ``(n, 3)``, -1 for what is asked."""
         given, found = asked, []
+        top, draws, seed = top if top is None else int(top), int(draws), int(seed)
         asked = asked if len(asked) else torch.tensor([[0, 0, -1]])
         with tqdm(total=len(given), desc="answer", unit="query", disable=not progress, leave=False) as bar:
             for number, wanted in enumerate((asked[:, 1] >= 0, asked[:, 1] < 0)):

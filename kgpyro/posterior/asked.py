@@ -27,7 +27,7 @@ def refuse_numbers(**given: Any) -> None:
     """Raise InputError for a number that cannot be: of ``top``, ``draws``, ``seed``, ``interval`` or ``above``."""
     for name, value in given.items():
         if name in ("interval", "above"):
-            if not isinstance(value, Real) or not 0 < value < 1:
+            if not isinstance(value, Real) or not 0 < float(value) < 1:
                 raise InputError(f"`{name}` must be between 0 and 1, such as 0.9; got {value!r}.")
         elif not isinstance(value, Integral) or isinstance(value, bool) or value < (name != "seed"):
             if name == "top" and value is None:
@@ -132,10 +132,12 @@ def _text(name: Any) -> str | None:
 def _read(path: Path) -> tuple[pd.DataFrame, int]:
     """The columns head, relation and tail of a file, and the line of its first row (0 for parquet)."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix != ".parquet" and suffix not in SEPARATORS:
+        raise InputError(f"{path} must be a {FILES} file, of head, relation and tail.")
     try:
         if suffix == ".parquet":
             table, first = pd.read_parquet(path), 0
-        elif suffix in SEPARATORS:
+        else:
             quoting = csv.QUOTE_NONE if suffix != ".csv" else csv.QUOTE_MINIMAL
             options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
             options |= {"sep": SEPARATORS[suffix], "quoting": quoting, "skip_blank_lines": False, "header": None}
@@ -144,8 +146,6 @@ def _read(path: Path) -> tuple[pd.DataFrame, int]:
                 table, first = table[1:].set_axis(table.iloc[0], axis=1), 2
             elif table.shape[1] == 3:
                 table = table.set_axis(list(COLUMNS), axis=1)
-        else:
-            raise InputError(f"{path} is no {FILES} file of head, relation and tail.")
     except pd.errors.EmptyDataError:
         table, first = pd.DataFrame(columns=list(COLUMNS)), 1
     except (OSError, ValueError, ImportError) as error:

@@ -119,6 +119,7 @@ class Posterior(Predictions):
         if by not in functions:
             raise InputError(f"facts are ranked by 'score' or 'probability', not by {by!r}.")
         options = {} if draws is None else {"draws": draws}
+        refuse_numbers(**options)
 
         def score_all(anchor: Tensor, row: Tensor) -> Tensor:
             return functions[by](anchor, row, **options)
@@ -283,16 +284,21 @@ class Posterior(Predictions):
         own = {key: self.config[key] for key in OWN if is_own_code(self.config.get(key))}
         return _revived, (files, own, str(self.device))
 
-    def save(self, folder: str | Path, unfinished: bool = False) -> None:
+    def save(self, folder: str | Path, overwrite: bool = False, unfinished: bool = False) -> None:
         """Write the run's files (:mod:`kgpyro.posterior.runs`).
 
-        Raises InputError where the folder holds another run, unless it is the ``unfinished`` one of this fit.
+        Args:
+            folder: a new one; with ``overwrite`` also that of another run, which this one replaces.
+            overwrite: whether it may replace another run.
+            unfinished: the folder is that of this very fit, from before it ended.
+
+        Raises InputError where the folder holds another run, or cannot be written.
         """
         state = {f"draws.{site}": value for site, value in (self.samples or {}).items()}
         for part, module in self.modules().items():
             state |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
         run = Run(self.graph, self.config, self.metrics, self.log, state, self.provenance)
-        run.write(folder, unfinished)
+        run.write(folder, unfinished or overwrite)
         self.store_recalibration(folder)
 
     def modules(self) -> dict[str, nn.Module]:

@@ -98,7 +98,7 @@ def plot_embeddings(
         if unknown := [name for name in labels if name not in find]:
             raise InputError(f"`labels` names {unknown[0]!r}, which is no {kind} of graph {graph.name!r}.")
         order = np.array([find[name] for name in labels], dtype=int)
-    sure = table["scale"].mean(axis=1).rank(pct=True, ascending=False)
+    sure = pd.Series(table["scale"].to_numpy().mean(1)).rank(pct=True, ascending=False)
     figure, axes = axes_of(ax, 6, 5)
     axes.scatter(*places.T, s=8 + 40 * sure, color=COLOURS[0], alpha=0.5, linewidths=0)
     axes.set(xlabel=titles[0], ylabel=titles[1])
@@ -112,6 +112,7 @@ def plot_embeddings(
         if box.x1 > frame.x1:  # to the left of its point
             text.set(ha="right", position=(-3, 3))
             box = text.get_window_extent()
+        box = box.padded(1)
         if any(box.overlaps(other) for other in taken) or box.x0 < frame.x0 or box.y1 > frame.y1:
             text.remove()
         else:
@@ -132,7 +133,7 @@ def _plane(means: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple
     if method != "umap":
         raise InputError(f"`method` must be pca or umap; got {method!r}.")
     try:
-        from umap import UMAP
+        from umap import UMAP  # type: ignore[import-not-found]
     except ImportError as error:
         raise InputError("`method` umap needs umap-learn; pip install umap-learn.") from error
     return UMAP(random_state=seed).fit_transform(means), ("UMAP, first coordinate", "UMAP, second coordinate")
@@ -177,7 +178,7 @@ def plot_answers(
     axes.set_title(
         ", ".join("?" if name is None else plain(_short(name)) for name in (head, relation, tail)), fontsize=9
     )
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -1.3 / (1 + len(table))), ncols=4)
     return figure
 
 

@@ -100,6 +100,7 @@ class Predictions(Answers):
         Raises:
             InputError: an unknown split or kind of negatives, or the split that a recalibration was fitted to.
         """
+        refuse_numbers(draws=draws, seed=seed)
         if split == "valid" and self.recalibration is not None:
             raise InputError("the recalibration was fitted to the valid split, which cannot judge it; choose test.")
         facts = labelled_facts(self.graph, split, negatives, seed)
@@ -125,6 +126,7 @@ class Predictions(Answers):
         Raises:
             InputError: an unknown method or kind of negatives, or no validation facts.
         """
+        refuse_numbers(draws=draws, seed=seed)
         if method == "none":
             self.recalibration = None
         else:
@@ -161,6 +163,7 @@ class Predictions(Answers):
         Raises:
             InputError: a risk or confidence outside (0, 1), open negatives, or too few validation facts.
         """
+        refuse_numbers(draws=draws, seed=seed)
         refuse_no_risk(risk, confidence)
         if negatives == "open":
             raise InputError("decisions are calibrated on labels as they are; choose random, hard or verified ones.")

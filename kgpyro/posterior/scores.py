@@ -209,7 +209,7 @@ class PosteriorScores(Draws):
         row = torch.searchsorted(rows, facts[:, 1].contiguous())
         both = torch.cat([rows, rows + R]) if self.inverse else rows
         found = []
-        for entities, relations, intercepts, tails in self._tables_of(draws, seed, ends, both):
+        for entities, relations, intercepts, tails in self.tables_of(draws, seed, ends, both):
             at_once = max(1, AT_ONCE // (len(entities) * max(self.kg.entity_size, self.kg.relation_size)))
             scores = []
             for part in torch.arange(len(facts), device=self.device).split(at_once):
@@ -223,7 +223,7 @@ class PosteriorScores(Draws):
             found.append(torch.cat(scores, 1))
         return torch.cat(found)[:, place]
 
-    def _tables_of(
+    def tables_of(
         self, draws: int, seed: int, entities: Tensor, relations: Tensor, first: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """The first draws of so many, in parts, and other ends of self-loops where facts have latents of their own."""
@@ -277,7 +277,7 @@ class PosteriorScores(Draws):
         everyone = torch.arange(self.graph.num_entities, device=self.device)
         rows = torch.arange(self.kg.num_relations, device=self.device)
         relation = row % self.graph.num_relations
-        for entities, relations, intercepts, tails in self._tables_of(draws, seed, everyone, rows, first):
+        for entities, relations, intercepts, tails in self.tables_of(draws, seed, everyone, rows, first):
             for i in range(len(entities)):
                 scores = self._read(entities[i, anchor], row, entities[i], relations[i], True)
                 if tails is not None:

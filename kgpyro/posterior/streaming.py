@@ -118,8 +118,7 @@ def with_facts(graph: Graph, facts: Any) -> tuple[Graph, Tensor]:
     entities, relations = dict(graph._entity_ids), dict(graph._relation_ids)
     rows = graph.names(fact_ids(graph, facts)) if is_ids(facts) else [row for _, row in named_facts(facts)]
     ids, _ = encode(map(list, rows), lambda number: f"fact {number - 1}", entities, relations)
-    names = {"entities": tuple(entities), "relations": tuple(relations)}
-    larger = replace(graph, **names, source="")
+    larger = replace(graph, entities=tuple(entities), relations=tuple(relations), source="")
     ids = ids.unique(dim=0)
     new = ids[~torch.isin(larger._keys(ids), larger._keys(graph.train))]
     if not len(new):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kgpyro.display import new_figure
+from kgpyro.display import COLOURS, axes_of, new_figure, plain
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.program.families import posterior_mean, posterior_variance
@@ -66,11 +66,11 @@ def variance_figure(posterior: Posterior) -> Any:
         rows = table[table["kind"] == kind]
         seen, unseen = rows[rows["frequency"] > 0], rows[rows["frequency"] == 0]
         x = np.log(seen["frequency"].to_numpy(dtype=float))
-        axis.plot(x, seen["variance"], ".", color="tab:blue", alpha=0.6, label=f"{len(seen)} {plural}")
+        axis.plot(x, seen["variance"], ".", color=COLOURS[0], alpha=0.6, label=f"{len(seen)} {plural}")
         axis.set(xlabel="log frequency in training", ylabel="mean posterior variance", title=plural)
         if len(unseen):
             left = np.full(len(unseen), x.min() - 0.1 * max(1.0, np.ptp(x)))
-            style = {"color": "tab:orange", "fillstyle": "none", "label": f"{len(unseen)} that training lacks"}
+            style = {"color": COLOURS[4], "fillstyle": "none", "label": f"{len(unseen)} that training lacks"}
             axis.plot(left, unseen["variance"], "o", **style)
         if len(seen) > 2 and np.ptp(x) > 0:
             fit, grid, mean, half = regression(seen)
@@ -80,7 +80,7 @@ def variance_figure(posterior: Posterior) -> Any:
             axis.fill_between(grid, mean - half, mean + half, color="black", alpha=0.15, linewidth=0)
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(repr(posterior), fontsize=8, color="grey")
+    figure.suptitle(plain(repr(posterior)), fontsize=8, color="grey")
     return figure
 
 
@@ -103,7 +103,13 @@ def regression(rows: pd.DataFrame, level: float = 0.95) -> tuple[Any, np.ndarray
 
 @torch.no_grad()
 def fact_figure(
-    posterior: Posterior, head: str, relation: str, tail: str, corrupted: str | None = None, seed: int = 0
+    posterior: Posterior,
+    head: str,
+    relation: str,
+    tail: str,
+    corrupted: str | None = None,
+    seed: int = 0,
+    ax: Any = None,
 ) -> Any:
     """The latents of a fact and of a corrupted tail as densities in a plane (their figure 4).
 
@@ -117,6 +123,7 @@ def fact_figure(
         head, relation, tail: names of the fact.
         corrupted: entity to put in the tail's place. Default: a random one, not the head, whose fact is in no split.
         seed: of that choice, and of the draws behind the probabilities in the title.
+        ax: matplotlib's Axes to draw into. Default: a new figure's.
 
     Returns:
         A matplotlib Figure of one panel.
@@ -136,7 +143,7 @@ def fact_figure(
             f"{kg.score.name} they have {kg.entity_size} and {kg.relation_size}."
         )
     corrupted_id = _unknown_tail(posterior, ids[0], ids[1], seed) if corrupted is None else graph.entity_id(corrupted)
-    figure = new_figure(6, 5)
+    figure, axis = axes_of(ax, 6, 5)
     posteriors = [posterior.its_guide("these figures").posterior(kind, ...) for kind in ("entity", "relation")]
     means = [posterior_mean(q).double().cpu().numpy() for q in posteriors]
     spreads = np.concatenate([posterior_variance(q).double().cpu().numpy() for q in posteriors])
@@ -145,15 +152,14 @@ def fact_figure(
     widths = factors.fit_transform(spreads) * factors.components_.mean(1)
     widths = np.sqrt(widths.clip(1e-3 * widths.max()))
     shown = {
-        f"head {head}": (ids[0], "tab:blue"),
-        f"relation {relation}": (len(means[0]) + ids[1], "tab:orange"),
-        f"tail {tail}": (ids[2], "tab:green"),
-        f"corrupted tail {graph.entities[corrupted_id]}": (corrupted_id, "tab:red"),
+        f"head {head}": (ids[0], COLOURS[0]),
+        f"relation {relation}": (len(means[0]) + ids[1], COLOURS[4]),
+        f"tail {tail}": (ids[2], COLOURS[2]),
+        f"corrupted tail {graph.entities[corrupted_id]}": (corrupted_id, COLOURS[1]),
     }
     rows = [row for row, _ in shown.values()]
     low, high = ((places[rows] + side * 3 * widths[rows]).T for side in (-1, 1))
     grid = [np.linspace(a.min(), b.max(), 300) for a, b in zip(low, high, strict=True)]
-    axis = figure.subplots()
     for label, (row, colour) in shown.items():
         across, up = (norm.pdf(x, m, s) for x, m, s in zip(grid, places[row], widths[row], strict=True))
         density = up[:, None] * across
@@ -161,13 +167,12 @@ def fact_figure(
         levels = [peak * (1 - mass) for mass in MASSES]
         axis.contourf(*grid, density, levels=[*levels, peak * 1.01], colors=[(colour, 0.15), (colour, 0.35)])
         axis.contour(*grid, density, levels=levels, colors=[colour], linewidths=1)
-        axis.plot(*places[row], "+", color=colour, label=label)
+        axis.plot(*places[row], "+", color=colour, label=plain(label))
     names = [(head, relation, tail), (head, relation, graph.entities[corrupted_id])]
     true, false = posterior.facts(names, seed=seed)["probability"]
     axis.set(xlabel="first principal component", ylabel="second principal component")
     axis.set_title(f"P(fact) = {true:.3g}, P(corrupted) = {false:.3g}", fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
     return figure
 
 
