@@ -266,8 +266,10 @@ class Answers(PosteriorScores):
         query = torch.arange(len(asked)).repeat_interleave(ids.shape[1])
         facts = asked[query].to(self.device)
         facts = torch.where(facts < 0, ids.reshape(-1, 1), facts)
-        of_facts = self.one_probability or bool((asked[:, 1] < 0).any())
-        if of_facts and not (self._too_many(draws) and ids.shape[1] == self.graph.num_entities):
+        relations = bool((asked[:, 1] < 0).any())
+        of_facts = relations or self.one_probability
+        all_of_many = not relations and self._too_many(draws) and ids.shape[1] == self.graph.num_entities
+        if of_facts and not all_of_many:
             logits = self.fact_logits(facts, draws, seed)
         else:
             drawn = self.answer_logits(*self._as_rows(asked), draws, seed)

@@ -145,7 +145,9 @@ class Draws:
                 q = self.guide.posterior(kind, ids)
                 if is_gaussian(q):
                     pieces = torch.arange(-(-size // len(pool[0])), device=self.device)
-                    place = _scattered(part[mine].unsqueeze(1), ids, kind == "entity") % (len(pool) - len(pieces))
+                    place = _scattered(part[mine].unsqueeze(1), 2 * ids + (kind == "entity")) % (
+                        len(pool) - len(pieces)
+                    )
                     rows = pool.index_select(0, (place.unsqueeze(-1) + pieces).flatten())
                     rows = rows.view(len(mine), len(ids), -1)[..., :size].mul_(q.base_dist.scale).add_(q.base_dist.loc)
                     if self.guide.members == 1:
@@ -157,8 +159,7 @@ class Draws:
                     end = min(self.kg.count(kind), (block + 1) * TOGETHER)
                     rows = self.guide.posterior(kind, torch.arange(block * TOGETHER, end, device=self.device))
                     for i in mine.tolist():
-                        number = part[i].cpu() + (seed % (1 << 40) << 20)
-                        with seeded(int(_scattered(number, torch.tensor(block), kind == "entity"))):
+                        with seeded(_seed_of(int(part[i]), seed, 2 * block + (kind == "entity"))):
                             drawn[i, here] = rows.rsample()[ids[here] - block * TOGETHER]
         return drawn
 
@@ -168,7 +169,7 @@ class Draws:
             return torch.zeros(len(part), self.graph.num_relations, dtype=self.dtype, device=self.device)
         found = []
         for number in part.tolist():
-            with seeded(seed + (number << 32)), self.guide.using(number):
+            with seeded(_seed_of(number, seed, -1)), self.guide.using(number):
                 found.append(self.guide.field("intercept")().rsample())
         return torch.stack(found)
 
@@ -189,8 +190,13 @@ class Draws:
         return e, r, self.guide.field("intercept")().rsample(shape)
 
 
-def _scattered(number: Tensor, ids: Tensor, odd: bool) -> Tensor:
-    """A number from 0 to 2⁶² for each draw and symbol, as good as random (splitmix64; Steele et al. 2014)."""
-    x = (2 * ids + odd + 1) * 0x1E3779B97F4A7C15 + number * 0x3F58476D1CE4E5B9
+def _seed_of(number: int, seed: int, of: int) -> int:
+    """A seed for a numbered draw of something; PyTorch's generators look at the lower 32 bits of one."""
+    return int(_scattered(torch.tensor(number + (seed % (1 << 40) << 20)), torch.tensor(of)))
+
+
+def _scattered(number: Tensor, of: Tensor) -> Tensor:
+    """A number from 0 to 2⁶² for each draw of something, as good as random (splitmix64; Steele et al. 2014)."""
+    x = (of + 1) * 0x1E3779B97F4A7C15 + (number + 1) * 0x3F58476D1CE4E5B9
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * 0x14D049BB133111EB
     return (x ^ (x >> 31 & (1 << 33) - 1)) & (1 << 62) - 1
