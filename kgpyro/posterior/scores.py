@@ -214,14 +214,25 @@ class PosteriorScores(Draws):
             scores = []
             for part in torch.arange(len(facts), device=self.device).split(at_once):
                 loop = (e[part, 0] == e[part, 1]).unsqueeze(-1)
-                h, own, t = entities[:, e[part, 0]], relations[:, row[part]], entities[:, e[part, 1]]
+                t = entities[:, e[part, 1]]
                 t = t if tails is None else torch.where(loop, tails[:, e[part, 1]], t)
-                score = self.kg.score.facts(h, own, t)
-                if self.inverse:
-                    score = (score + self.kg.score.facts(t, relations[:, row[part] + len(rows)], h)) / 2
-                scores.append(score + intercepts[:, facts[part, 1]])
+                _, at, count = torch.unique_consecutive(facts[part, :2], dim=0, return_inverse=True, return_counts=True)
+                first = part[count.cumsum(0) - count]  # of the facts of each head and relation
+                h, own = entities[:, e[first, 0]], relations[:, row[first]]
+                back = relations[:, row[first] + len(rows)] if self.inverse else None
+                scores.append(self._both_ways(h, own, back, t, at) + intercepts[:, facts[part, 1]])
             found.append(torch.cat(scores, 1))
         return torch.cat(found)[:, place]
+
+    def _both_ways(self, head: Tensor, own: Tensor, back: Tensor | None, tail: Tensor, at: Tensor) -> Tensor:
+        """Scores of facts in draws, ``(S, n)``: tails ``(S, n, d)`` of the heads and relations at ``at``, ``(n,)``."""
+        score = self.kg.score
+        if score.linear:
+            query = score.tail_query(head, own)
+            query = query if back is None else (query + score.head_query(head, back)) / 2
+            return (query[:, at] * tail).sum(-1)
+        forth = score.facts(head[:, at], own[:, at], tail)
+        return forth if back is None else (forth + score.facts(tail, back[:, at], head[:, at])) / 2
 
     def tables_of(
         self, draws: int, seed: int, entities: Tensor, relations: Tensor, first: int | None = None
@@ -276,21 +287,16 @@ class PosteriorScores(Draws):
             return
         everyone = torch.arange(self.graph.num_entities, device=self.device)
         rows = torch.arange(self.kg.num_relations, device=self.device)
-        relation = row % self.graph.num_relations
+        relation, one_each = row % self.graph.num_relations, torch.arange(len(row), device=self.device)
         for entities, relations, intercepts, tails in self.tables_of(draws, seed, everyone, rows, first):
             for i in range(len(entities)):
                 scores = self._read(entities[i, anchor], row, entities[i], relations[i], True)
                 if tails is not None:
-                    loops = self._loops_of(entities[i, anchor], relations[i], tails[i, anchor], relation)
-                    scores[torch.arange(len(row), device=self.device), anchor] = loops
+                    back = relations[i : i + 1, relation + self.graph.num_relations] if self.inverse else None
+                    ends = entities[i : i + 1, anchor], relations[i : i + 1, relation]
+                    loops = self._both_ways(*ends, back, tails[i : i + 1, anchor], one_each)[0]
+                    scores[one_each, anchor] = loops
                 yield scores + intercepts[i, relation].unsqueeze(-1)
-
-    def _loops_of(self, head: Tensor, relations: Tensor, tail: Tensor, relation: Tensor) -> Tensor:
-        """Scores of self-loops ``(b,)`` whose two ends have latents of their own."""
-        own = self.kg.score.facts(head, relations[relation], tail)
-        if not self.inverse:
-            return own
-        return (own + self.kg.score.facts(tail, relations[relation + self.graph.num_relations], head)) / 2
 
     # ---- posterior means --------------------------------------------------------------------------------------------
 
