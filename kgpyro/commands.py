@@ -131,7 +131,7 @@ def predict_command(arguments: Sequence[str] | None = None) -> int:
     def run(options: dict[str, Any]) -> None:
         posterior = _load(options)
         table = posterior.predict(**options)
-        query = [options["head"] or "?", options["relation"], options["tail"] or "?"]
+        query = [options[name] or "?" for name in ("head", "relation", "tail")]
         print(f"({', '.join(query)}): low to high is the {table.attrs['intervals']}\n")
         shown = table.drop(columns=["score", "frequency"]).assign(known=table["known"].map(lambda s: s or "-"))
         print(as_text(shown, index=False))
