@@ -174,11 +174,12 @@ def plot_answers(
             axes.plot(rows["probability"], y, mark, markeredgecolor="white", **style)
     axes.set_yticks(place, [plain(_short(name)) for name in table.iloc[:, 0]], fontsize=8)
     axes.set(xlim=(-0.02, 1.02), xlabel=f"probability, central {options.get('interval', 0.9):.0%}")
-    axes.invert_yaxis()
-    axes.set_title(
-        ", ".join("?" if name is None else plain(_short(name)) for name in (head, relation, tail)), fontsize=9
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    asked = ("?" if name is None else plain(_short(name)) for name in (head, relation, tail))
+    axes.set_title(", ".join(asked), fontsize=9, loc="left", pad=20)
+    axes.legend(
+        frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, columnspacing=1, handletextpad=0
     )
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -1.3 / (1 + len(table))), ncols=4)
     return figure
 
 
