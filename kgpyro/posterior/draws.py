@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,27 +119,29 @@ class Draws:
         if draws > self.kept and self.samples is None:
             e, r = (self._of_pool(*of, part, seed) for of in (("entity", entities), ("relation", relations)))
             return e, r, self._intercepts(part, seed)
-        if (draws, seed) not in self._tables:
-            with seeded(seed):
-                whole = self._rows(draws)
-            while len(self._tables) > 3:
-                self._tables.pop(next(iter(self._tables)), None)
-            self._tables[draws, seed] = whole
-        e, r, b = self._tables[draws, seed]
+        e, r, b = self._cached(self._tables, (draws, seed), seed, lambda: self._rows(draws))
         if len(part) < len(e):
             e, r, b = e[part], r[part], b[part]
         return e[:, entities], r[:, relations], b
+
+    @staticmethod
+    def _cached(cache: dict[Any, Any], key: Any, seed: int, make: Callable[[], Any]) -> Any:
+        """What was made for a key, or is made now, by a seed; the last four are kept."""
+        found = cache.get(key)
+        if found is None:
+            with seeded(seed):
+                found = make()
+            for old in list(cache)[:-3]:
+                cache.pop(old, None)
+            cache[key] = found
+        return found
 
     def _of_pool(self, kind: str, ids: Tensor, part: Tensor, seed: int) -> Tensor:
         """Draws of a kind's latents by their numbers, ``(n, m, d)``; members of a mixture take turns."""
         assert self.guide is not None
         size = self.kg.size(kind)
-        if seed not in self._pools:
-            while len(self._pools) > 3:
-                self._pools.pop(next(iter(self._pools)), None)
-            with seeded(seed):
-                self._pools[seed] = torch.randn(POOL // 32, 32, dtype=self.dtype, device=self.device)
-        pool = self._pools[seed]
+        normals = partial(torch.randn, POOL // 32, 32, dtype=self.dtype, device=self.device)
+        pool = self._cached(self._pools, seed, seed, normals)
         drawn = pool.new_empty(len(part), len(ids), size)
         for member in range(self.guide.members):
             mine = (part % self.guide.members == member).nonzero().squeeze(-1)

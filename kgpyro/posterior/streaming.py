@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kgpyro.posterior.predictions import Predictions
 
 SAME = ("model", "score", "dim", "guide", "inverse", "likelihood")  # of a posterior and a fit that starts there
-LIKE = (*SAME, "prior", "entity_prior", "relation_prior", "completeness", "closed_world", "kl_weight")
+LIKE = (*SAME, "prior", "entity_prior", "relation_prior", "completeness", "closed_world")
 CELLS = 200_000  # of new symbols that a step looks at
 DRAWS = 4  # of the latents per step
 
@@ -109,6 +109,8 @@ def refuse_no_update(posterior: Draws, config: Mapping[str, Any]) -> None:
         reason = f"guide {config['guide']} and its prior make no Gaussian per symbol"
     elif posterior.kg.hyper_latents:
         reason = "parameters of its priors are latents"
+    elif posterior.graph.confidences or config.get("kl_frequency"):
+        reason = "facts have confidences, or symbols weights of their own (`kl_frequency`)"
     if reason:
         raise InputError(f"this posterior cannot be updated: {reason}; fit all facts anew, with `start`.")
 
@@ -150,13 +152,14 @@ def updated(
         program = program_of(posterior.program.model, plain, batches)
         guide = build_guide(config["guide"], plain, sites_of(program)).to(posterior.dtype).to(posterior.device)
         start_at({"guide": guide, "setting": plain}, larger, {"guide": old, "setting": posterior.kg}, graph)
-        stream = replace(program, kg=_after(posterior, setting(), larger))
+        stream = replace(program, kg=_after(posterior, setting(), plain, larger))
         optimizer, losses = torch.optim.Adam(guide.parameters(), lr), []
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs)
         for _ in tqdm(range(epochs), desc="update", unit="epoch", disable=not progress, leave=False):
             cells, label, weight = _cells(graph, larger, new)
             optimizer.zero_grad()
-            loss = sum(_loss(stream, guide, cells, label, weight) for _ in range(DRAWS)) / DRAWS
+            terms = (_loss(stream, guide, cells, label, weight, config.get("kl_weight") or 1.0) for _ in range(DRAWS))
+            loss = sum(terms) / DRAWS
             loss.backward()  # type: ignore[union-attr]
             optimizer.step()
             schedule.step()
@@ -166,18 +169,18 @@ def updated(
 
 
 @torch.no_grad()
-def _after(posterior: Predictions, kg: Setting, larger: Graph) -> Setting:
-    """The setting with the posterior for a prior."""
+def _after(posterior: Predictions, kg: Setting, plain: Setting, larger: Graph) -> Setting:
+    """The setting with the posterior for a prior; new symbols keep that of the ``plain`` one."""
     graph, old = posterior.graph, posterior.guide
     assert old is not None
     for kind in ("entity", "relation"):
         q, count = old.posterior(kind, ...).base_dist, kg.count(kind)
-        prior: Any = posterior.kg.symbol_prior(kind).distribution(kg.start, torch.zeros(1, dtype=torch.long))
-        fits = isinstance(prior, dist.Independent) and isinstance(prior.base_dist, dist.Normal)
-        if count > len(q.loc) and not fits:
+        prior: Any = plain.symbol_prior(kind).distribution(kg.start, ...)
+        normal = isinstance(prior, dist.Independent) and isinstance(prior.base_dist, dist.Normal)
+        if count > len(q.loc) and not normal:
             raise InputError("new symbols need a normal prior for an update; fit all facts anew, with `start`.")
-        of = prior.base_dist if fits else q
-        loc, scale = (x.reshape(-1, q.loc.shape[1])[:1].repeat(count, 1) for x in (of.loc, of.scale))
+        of = prior.base_dist if normal else q
+        loc, scale = (x.expand(count, kg.size(kind)).clone() for x in (of.loc, of.scale))
         names = (graph.entities, larger.entities) if kind == "entity" else (graph.relations, larger.relations)
         place = _places(*names)
         if kind == "relation" and posterior.inverse:
@@ -211,7 +214,7 @@ def _cells(graph: Graph, larger: Graph, new: Tensor) -> tuple[Tensor, Tensor, Te
     return torch.cat([new, swapped, zeros]), label, weight
 
 
-def _loss(program: Program, guide: Guide, cells: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+def _loss(program: Program, guide: Guide, cells: Tensor, label: Tensor, weight: Tensor, kl_weight: float) -> Tensor:
     """Minus the bound of cells, each read both ways for one half, by one draw of the latents."""
     kg, like = program.kg, program.kg.start
     head, relation, tail = cells.to(like.device).unbind(1)
@@ -222,4 +225,4 @@ def _loss(program: Program, guide: Guide, cells: Tensor, label: Tensor, weight: 
         drawn = poutine.trace(guide).get_trace(kg, batch)
         run = poutine.trace(poutine.replay(program.model, trace=drawn)).get_trace(kg, batch)
     prices = [kl_divergence(drawn.nodes[s]["fn"], run.nodes[s]["fn"]).sum() for s in run.stochastic_nodes]
-    return torch.stack(prices).sum() - (weight * run.nodes[program.label]["fn"].log_prob(label)).sum()
+    return kl_weight * torch.stack(prices).sum() - (weight * run.nodes[program.label]["fn"].log_prob(label)).sum()
