@@ -46,6 +46,7 @@ def few_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "KEPT", 50)
     monkeypatch.setattr(answers, "LOOKED", 8)
     monkeypatch.setattr(answers, "SPARE", 2)
+    monkeypatch.setattr(answers, "FEW", 0)
     monkeypatch.setattr(answers, "LOGITS", 1 << 9)
 
 
@@ -62,10 +63,18 @@ def few_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
-def test_answers_are_facts(tiny: Graph, large: bool, options: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_answers_are_facts(
+    tiny: Graph,
+    large: bool,
+    options: dict[str, Any],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each query's answers have the numbers of the same facts asked alone, and are in the order of these."""
     if large:
         request.getfixturevalue("few_kept")
+    monkeypatch.setattr(answers, "FEW", 0)
+    monkeypatch.setattr(answers, "SPARE", 1)
     posterior = uneven(tiny, **options)
     assert posterior.guide.members == (2 if "mixture" in str(options) else 1)  # type: ignore[union-attr]
     table = posterior.answers(QUERIES, top=3, draws=60)

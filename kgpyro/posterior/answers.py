@@ -24,6 +24,7 @@ from kgpyro.program.variational import Guide
 
 LOOKED = 50  # draws by which the candidates of a large graph are looked over; all draws measure the best of them
 SPARE = 40  # candidates that are measured beyond those that are wanted
+FEW = 1 << 20  # draws of log-odds that are measured at once without a look before
 LOGITS = 1 << 24  # draws of log-odds at once
 
 
@@ -212,7 +213,8 @@ class Answers(PosteriorScores):
         with tqdm(total=len(given), desc="answer", unit="query", disable=not progress, leave=False) as bar:
             for number, wanted in enumerate((asked[:, 1] >= 0, asked[:, 1] < 0)):
                 size = self.graph.num_relations if number else self.graph.num_entities
-                kept = size if number or top is None else min(size, top + SPARE)
+                few = number or top is None or len(asked) * size * draws <= FEW
+                kept = size if few else min(size, top + SPARE)  # type: ignore[operator]
                 block = max(1, min(4 * AT_ONCE // size, LOGITS // (kept * draws)))
                 for part in wanted.nonzero().squeeze(-1).split(block) if bool(wanted.any()) else ():
                     every = torch.arange(size, device=self.device).expand(len(part), -1)
