@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 import kgpyro
 from kgpyro.evaluation.ranking import all_metrics, rank_triples
 from kgpyro.posterior.acquisition import unknown
+from kgpyro.posterior.asked import fact_ids
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 STRATEGIES = ("random", "probability", "entropy", "epistemic")
@@ -68,7 +69,7 @@ def pick(posterior: kgpyro.Posterior, pool: Tensor, strategy: str, labels: int, 
         chosen[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:labels]] = True
         return chosen
     table = posterior.acquire(labels, by=strategy, draws=draws, candidates=pool, seed=seed)
-    wanted = {tuple(fact) for fact in posterior._ids(table).tolist()}
+    wanted = {tuple(fact) for fact in fact_ids(posterior.graph, table).tolist()}
     return torch.tensor([tuple(fact) in wanted for fact in pool.tolist()])
 
 

@@ -40,6 +40,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
 def load(folder: str | Path, **own: Any) -> Posterior:
     """Read a saved run; see :meth:`kgpyro.Posterior.load`."""
     from kgpyro.posterior.fitted import Posterior
@@ -51,7 +55,3 @@ def __getattr__(name: str) -> Any:
     if name not in PUBLIC:
         raise AttributeError(f"module 'kgpyro' has no attribute {name!r}")
     return getattr(importlib.import_module(PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -85,6 +86,40 @@ class Metrics(dict[str, Any]):
         return as_html("Metrics", self.values_in_words, self.table, notes="\n".join(notes))
 
 
+# Okabe & Ito 2008: told apart by all kinds of eyes
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib shows it as it is, dollars and all."""
+    return name.replace("$", r"\$")
+
+
+def axes_of(ax: Any, width: float, height: float) -> tuple[Any, Any]:
+    """The figure and the Axes to draw into: those given, or new ones of this size. InputError without matplotlib."""
+    figure = new_figure(width, height) if ax is None else ax.figure
+    axes = figure.subplots() if ax is None else ax
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _show(figure: Any) -> None:
+    """In a notebook as its output, elsewhere in a window of pyplot."""
+    with suppress(ImportError):
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if get_ipython() is not None:
+            display(figure)
+            return
+    from matplotlib import pyplot
+
+    manager: Any = pyplot.figure(figsize=figure.get_size_inches()).canvas.manager
+    manager.canvas.figure = figure
+    figure.set_canvas(manager.canvas)
+    pyplot.show()
+
+
 def new_figure(width: float, height: float) -> Any:
     """A ``matplotlib.figure.Figure`` of a size in inches, which a notebook shows where a cell ends with it.
 
@@ -96,6 +131,7 @@ def new_figure(width: float, height: float) -> Any:
         raise InputError("figures need matplotlib; pip install matplotlib, or kgpyro[plots].") from error
     figure: Any = Figure(figsize=(width, height), layout="constrained")
     figure._repr_png_ = partial(png_of, figure)  # without pyplot, which would keep every figure in memory
+    figure.show = partial(_show, figure)
     return figure
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -87,3 +88,39 @@ def claim(folder: Path) -> Iterator[None]:
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def table_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """A new .csv, .tsv or .parquet file that is written part by part: what is in it is whole rows, whatever happens.
+
+    Raises InputError for another ending, where the file is there already, or where it cannot be written.
+    """
+    if path.suffix not in (".csv", ".tsv", ".parquet"):
+        raise InputError(f"`out` {path} must end in .csv, .tsv or .parquet.")
+    if path.exists():
+        raise InputError(f"`out` {path} is there already; name another file, or remove it first.")
+    with ExitStack() as held:
+        writers: list[Any] = []
+
+        def write(part: pd.DataFrame) -> None:
+            if path.suffix == ".parquet":
+                import pyarrow  # type: ignore[import-untyped]
+                from pyarrow.parquet import ParquetWriter  # type: ignore[import-untyped]
+
+                rows = pyarrow.Table.from_pandas(part, preserve_index=False)
+                if not writers:
+                    writers.append(held.enter_context(ParquetWriter(path, rows.schema)))
+                writers[0].write_table(rows)
+                return
+            text = part.to_csv(index=False, header=not writers, sep="," if path.suffix == ".csv" else "\t")
+            if not writers:
+                writers.append(held.enter_context(open(path, "wb")))
+            writers[0].write(text.encode())
+            writers[0].flush()
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield write
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error}.") from error

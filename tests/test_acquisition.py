@@ -122,9 +122,9 @@ def test_from_given_facts(tiny: Graph) -> None:
     ("given", "words"),
     [
         ({"by": "luck"}, "by epistemic, entropy, probability; not by 'luck'"),
-        ({"n": 0}, "n must be a positive number; got 0"),
-        ({"draws": 0}, "draws must be"),
-        ({"queries": -1}, "queries must be"),
+        ({"n": 0}, "`n` must be a positive whole number; got 0"),
+        ({"draws": 0}, "`draws` must be"),
+        ({"queries": -1}, "`queries` must be"),
         ({"relation": "hates"}, "no relation 'hates'"),
         ({"candidates": [("a", "likes", "z")]}, "no entity 'z'"),
         ({"candidates": [("a", "likes", "b")]}, "training holds all of these facts"),

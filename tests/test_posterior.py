@@ -113,9 +113,9 @@ def test_predicted_probabilities_are_the_posterior_predictive(tiny: Graph, score
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ({"head": "a"}, "needs a relation"),
-        ({"relation": "likes"}, "either a head or a tail"),
-        ({"head": "a", "tail": "b", "relation": "likes"}, "either a head or a tail"),
+        ({"head": "a"}, "needs two of"),
+        ({"relation": "likes"}, "needs two of"),
+        ({"head": "a", "tail": "b", "relation": "likes"}, "needs two of"),
         ({"head": "z", "relation": "likes"}, "no entity 'z'"),
         ({"head": "a", "relation": "hates"}, "no relation 'hates'"),
     ],

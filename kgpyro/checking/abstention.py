@@ -15,6 +15,7 @@ from kgpyro.data.labelled import labelled_facts
 from kgpyro.display import new_figure
 from kgpyro.evaluation.calibration import Recalibration, logit
 from kgpyro.evaluation.conformal import open_candidates
+from kgpyro.posterior.asked import fact_ids
 from kgpyro.posterior.predictions import Predictions
 
 CRITERIA = ("score", "margin", "std", "epistemic", "frequency", "probability", "stacked")
@@ -114,7 +115,7 @@ def abstention(
     predicted, labels = {}, {}
     for part in dict.fromkeys(("valid", split)):
         labels[part] = labelled_facts(posterior.graph, part, negatives, seed)
-        ids = posterior._ids(labels[part])
+        ids = fact_ids(posterior.graph, labels[part])
         found = posterior.facts(ids, draws, seed=seed, recalibrated=False)
         predicted[part] = found.assign(margin=_margins(posterior, ids), point=expit(found["score"]))
     scaled = {}

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kgpyro.checking.statistics import DEGREES, FACTS, INVERSE, SHARES, SPREAD, SYMMETRY, TRIANGLES, Cells
-from kgpyro.display import as_text, new_figure, write
+from kgpyro.display import as_text, new_figure, plain, write
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.uncertainty import spread
@@ -136,7 +136,7 @@ class PosteriorPredictive:
             _panel(panel, rows, _short(rows["statistic"]))
             panel.set(xlabel=xlabel, title=family)
         rows = self._rows(INVERSE).iloc[::-1]
-        _panel(pairs, rows, [name if len(name) < 30 else f"{name[:28]}…" for name in rows["relation"]])
+        _panel(pairs, rows, [plain(name if len(name) < 30 else f"{name[:28]}…") for name in rows["relation"]])
         pairs.set(xlim=(-0.03, 1.03), xlabel="share of facts", title="inverse pairs: (t, q, h) holds too")
         rows = self._rows(SPREAD, TRIANGLES).query("graph > 0").iloc[::-1]
         columns = ["graph", "mean", "low", "high"]
@@ -145,7 +145,8 @@ class PosteriorPredictive:
         for panel in figure.axes:
             panel.spines[["top", "right"]].set_visible(False)
         figure.legend(*facts.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-        figure.suptitle(f"{self.title}: {len(self.replicated)} replicates\n{self.cells}", fontsize=10, color="grey")
+        title = f"{plain(self.title)}: {len(self.replicated)} replicates\n{self.cells}"
+        figure.suptitle(title, fontsize=10, color="grey")
         return figure
 
     def save(self, folder: str | Path) -> list[str]:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
-from kgpyro.display import as_html, new_figure, write
+from kgpyro.display import as_html, new_figure, plain, write
 from kgpyro.errors import InputError
 from kgpyro.posterior.building import build_setting
 from kgpyro.posterior.uncertainty import spread
@@ -121,7 +121,7 @@ class PriorPredictive:
             values = self.degrees[name]
             share = np.histogram(values, bins)[0] / max(len(values), 1)
             right.stairs(share, bins, fill=name == "prior", color=colour)
-        figure.suptitle(self.title)
+        figure.suptitle(plain(self.title))
         return figure
 
     def save(self, folder: str | Path) -> list[str]:

@@ -46,6 +46,10 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
             f"graph {graph.name!r} has no {split}_negatives.txt, so none are verified; use hard or random ones."
         )
     true = getattr(graph, split)
+    if not len(true):
+        raise InputError(
+            f"graph {graph.name!r} holds no {split} facts out, which are the true ones among labelled facts."
+        )
     weights = 1.0, 1.0
     if kind == "verified":
         false = graph.negatives[split]

@@ -44,6 +44,7 @@ from kgpyro.posterior.runs import (
     refusing,
     start_run,
 )  # fmt: skip
+from kgpyro.posterior.streaming import LIKE, SAME, start_at
 from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
 
@@ -72,6 +73,7 @@ def fit(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    start: Posterior | None = None,
     progress: bool = True,
     logger: Any = None,
     callbacks: Sequence[Any] = (),
@@ -91,6 +93,9 @@ def fit(
         out: folder for the run's files; it must not hold another run.
         resume: folder of a fit that was interrupted, to go on to the very result it would have had. All options are
             those of the run; only your own code is to be named again.
+        start: a posterior of the same model, score, dim, guide and likelihood, of this graph or of another, whose
+            parameters the fit starts at: symbols find theirs by name, new ones begin as usual. What is not given of
+            these options, and of priors, completeness and closed world, is as that posterior has it.
         progress: show progress bars.
         logger: Lightning's, such as a TensorBoardLogger, or a list of them; each is given a row per epoch.
         callbacks: Lightning's, which see the trainer and the module of this fit.
@@ -103,6 +108,10 @@ def fit(
     Raises:
         InputError: whatever of the above cannot be, in one sentence.
     """
+    if start is not None:
+        if resume is not None or not isinstance(start, Posterior):
+            raise InputError("`start` is a posterior to begin a new fit at; it does not go with `resume`.")
+        changes = ({} if options else {key: start.config[key] for key in LIKE if key in start.config}) | changes
     given = {**({} if options is None else vars(options)), **changes}
     chosen = Options.of(given)
     folder = None if out is None else Path(out)
@@ -126,7 +135,8 @@ def fit(
             new_run_folder(folder)
         else:
             config["dataset"] = saved["dataset"]
-    with ExitStack() as held, seeded(config["seed"]) as randomness:
+    training = torch.inference_mode(False), torch.enable_grad()
+    with training[0], training[1], ExitStack() as held, seeded(config["seed"]) as randomness:
 
         def begin() -> None:
             assert folder is not None and isinstance(graph, Graph)
@@ -137,7 +147,7 @@ def fit(
                 start_run(folder, graph, config)
 
         watched = Watched(progress, False if logger is None else logger, callbacks, randomness)
-        posterior, complete = _fit(graph, config, chosen.features, watched, folder, begin)
+        posterior, complete = _fit(graph, config, chosen.features, watched, folder, begin, start)
         if recipe is not None and posterior.metrics:
             posterior.metrics["recipe"] = f"{recipe.name} graph: {recipe.why}"
         if folder is not None and posterior.metrics:
@@ -196,6 +206,7 @@ def _fit(
     watched: Watched,
     folder: Path | None,
     begin: Callable[[], None],
+    start: Posterior | None = None,
 ) -> tuple[Posterior, bool]:
     """The posterior, and whether its fit came to its end.
 
@@ -217,6 +228,8 @@ def _fit(
     sites = sites_of(program)
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
     kg.sparse = config["negatives"] != "all" and alone and config["optimizer"] in SPARSE_OPTIMIZERS
+    if start is not None and (start.guide is None or config["inference"] == "nuts"):
+        raise InputError("`start` gives a guide its parameters, and NUTS and HMC leave or take none.")
     if config["inference"] == "nuts":
         return posterior_by_nuts(whole, program, sites, config, watched.progress, begin if folder else None), True
     if config["inference"] == "hmc":
@@ -231,6 +244,13 @@ def _fit(
     posterior = Posterior(graph, program, guide, config)
     precision = precision_in_use(config["precision"], config["device"])
     posterior.provenance = provenance(whole, config | {"precision": precision})
+    if start is not None:
+        for key in SAME:
+            if config[key] != start.config.get(key):
+                raise InputError(
+                    f"`start` has {key} {start.config.get(key)}, the fit {config[key]}; let them be the same."
+                )
+        start_at(posterior.modules(), graph, start.modules(), start.graph)
 
     def validate() -> float:
         posterior.forget()

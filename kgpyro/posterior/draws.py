@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +13,14 @@ from torch import Tensor
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.posterior.replay import Program, joint_draw, standard_form
+from kgpyro.program.families import is_gaussian
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
 KEPT = 1 << 25  # numbers in the draws of all latents, up to which they are drawn whole and kept
+AT_ONCE = 1 << 22  # numbers of latents or scores at once
+POOL = 1 << 22  # standard normals that the draws of a large graph are made of, in pieces of 32
+TOGETHER = 64  # symbols of a large graph whose draws are made together, where they are no Normals
 Tables = tuple[Tensor, Tensor, Tensor]  # draws of entities (S, m, d_e), relations (S, k, d_r), intercepts (S, R)
 
 
@@ -39,11 +45,13 @@ class Draws:
         self.form = standard_form(program, guide)
         self._means: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
         self._tables: dict[tuple[int, int], Tables] = {}
+        self._pools: dict[int, Tensor] = {}
 
     def forget(self) -> None:
         """Drop what is cached of the posterior; for whoever trains it further."""
         self._means.clear()
         self._tables.clear()
+        self._pools.clear()
 
     def in_turn(self, draws: int, first: int = 0) -> Iterator[int]:
         """Each member of a mixture in turn, from that of draw ``first`` on, with its share of ``draws`` draws."""
@@ -85,33 +93,89 @@ class Draws:
             return next(name for name, its in self.guide.symbols[frame] if its == kind)
         return {"entity": "entities", "relation": "relations"}[kind]
 
-    def _rows(self, draws: int, entities: Tensor | EllipsisType, relations: Tensor | EllipsisType) -> Tables:
-        """Draws of these latents, from the present random state; members of a mixture have their shares, in turn."""
+    def _rows(self, draws: int) -> Tables:
+        """Draws of all latents, from the present random state; members of a mixture have their shares, in turn."""
         if self.samples is not None:
             of = next(iter(self.samples.values()))
             index = torch.linspace(0, len(of) - 1, min(draws, len(of)), device=self.device).round().long()
             e, r = (self.samples[self._site(kind)][index] for kind in ("entity", "relation"))
-            b = self.samples.get("intercept", e.new_zeros(len(of), self.graph.num_relations))[index]
-            return e[:, entities], r[:, relations], b
-        found = [self._member_rows(share, entities, relations) for share in self.in_turn(draws)]
+            return e, r, self.samples.get("intercept", e.new_zeros(len(of), self.graph.num_relations))[index]
+        found = [self._member_rows(share, ..., ...) for share in self.in_turn(draws)]
         e, r, b = (torch.cat(parts) for parts in zip(*found, strict=True))
         return e, r, b
 
-    def drawn(self, draws: int, seed: int, entities: Tensor, relations: Tensor) -> Tables:
-        """Draws of the latents with these ids, ``(m,)`` and ``(k,)``; all of a small graph's are drawn together."""
+    @property
+    def kept(self) -> int:
+        """How many draws of all latents are few enough to be kept."""
         kg = self.kg
-        size = draws * (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
-        if size > KEPT and self.samples is None:
-            with seeded(seed):
-                return self._rows(draws, entities, relations)
-        if (draws, seed) not in self._tables:
-            with seeded(seed):
-                whole = self._rows(draws, ..., ...)
-            while len(self._tables) > 3:
-                self._tables.pop(next(iter(self._tables)), None)
-            self._tables[draws, seed] = whole
-        e, r, b = self._tables[draws, seed]
+        return KEPT // (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
+
+    def drawn(self, draws: int, seed: int, part: Tensor, entities: Tensor, relations: Tensor) -> Tables:
+        """Part ``(n,)`` of so many draws of the latents with these ids, ``(m,)`` and ``(k,)``; the same in every call.
+
+        All of a small graph's are drawn together and kept. Of a large one's, Normals are made of slices of one pool of
+        standard normals, which begin at a place of their symbol and draw.
+        """
+        if draws > self.kept and self.samples is None:
+            e, r = (self._of_pool(*of, part, seed) for of in (("entity", entities), ("relation", relations)))
+            return e, r, self._intercepts(part, seed)
+        e, r, b = self._cached(self._tables, (draws, seed), seed, lambda: self._rows(draws))
+        if len(part) < len(e):
+            e, r, b = e[part], r[part], b[part]
         return e[:, entities], r[:, relations], b
+
+    @staticmethod
+    def _cached(cache: dict[Any, Any], key: Any, seed: int, make: Callable[[], Any]) -> Any:
+        """What was made for a key, or is made now, by a seed; the last four are kept."""
+        found = cache.get(key)
+        if found is None:
+            with seeded(seed):
+                found = make()
+            for old in list(cache)[:-3]:
+                cache.pop(old, None)
+            cache[key] = found
+        return found
+
+    def _of_pool(self, kind: str, ids: Tensor, part: Tensor, seed: int) -> Tensor:
+        """Draws of a kind's latents by their numbers, ``(n, m, d)``; members of a mixture take turns."""
+        assert self.guide is not None
+        size = self.kg.size(kind)
+        normals = partial(torch.randn, POOL // 32, 32, dtype=self.dtype, device=self.device)
+        pool = self._cached(self._pools, seed, seed, normals)
+        drawn = pool.new_empty(len(part), len(ids), size)
+        for member in range(self.guide.members):
+            mine = (part % self.guide.members == member).nonzero().squeeze(-1)
+            with self.guide.using(member):
+                q = self.guide.posterior(kind, ids)
+                if is_gaussian(q):
+                    pieces = torch.arange(-(-size // len(pool[0])), device=self.device)
+                    place = _scattered(part[mine].unsqueeze(1), 2 * ids + (kind == "entity")) % (
+                        len(pool) - len(pieces)
+                    )
+                    rows = pool.index_select(0, (place.unsqueeze(-1) + pieces).flatten())
+                    rows = rows.view(len(mine), len(ids), -1)[..., :size].mul_(q.base_dist.scale).add_(q.base_dist.loc)
+                    if self.guide.members == 1:
+                        return rows
+                    drawn[mine] = rows
+                    continue
+                for block in (ids // TOGETHER).unique().tolist():
+                    here = (ids // TOGETHER == block).nonzero().squeeze(-1)
+                    end = min(self.kg.count(kind), (block + 1) * TOGETHER)
+                    rows = self.guide.posterior(kind, torch.arange(block * TOGETHER, end, device=self.device))
+                    for i in mine.tolist():
+                        with seeded(_seed_of(int(part[i]), seed, 2 * block + (kind == "entity"))):
+                            drawn[i, here] = rows.rsample()[ids[here] - block * TOGETHER]
+        return drawn
+
+    def _intercepts(self, part: Tensor, seed: int) -> Tensor:
+        assert self.guide is not None and self.form is not None
+        if not self.form.intercept:
+            return torch.zeros(len(part), self.graph.num_relations, dtype=self.dtype, device=self.device)
+        found = []
+        for number in part.tolist():
+            with seeded(_seed_of(number, seed, -1)), self.guide.using(number):
+                found.append(self.guide.field("intercept")().rsample())
+        return torch.stack(found)
 
     def numbers(self, draws: int, seed: int) -> range:
         """The numbers of so many joint draws; of stored ones all, at most."""
@@ -128,3 +192,15 @@ class Draws:
         if not self.form.intercept:
             return e, r, e.new_zeros(draws, self.graph.num_relations)
         return e, r, self.guide.field("intercept")().rsample(shape)
+
+
+def _seed_of(number: int, seed: int, of: int) -> int:
+    """A seed for a numbered draw of something; PyTorch's generators look at the lower 32 bits of one."""
+    return int(_scattered(torch.tensor(number + (seed % (1 << 40) << 20)), torch.tensor(of)))
+
+
+def _scattered(number: Tensor, of: Tensor) -> Tensor:
+    """A number from 0 to 2⁶² for each draw of something, as good as random (splitmix64; Steele et al. 2014)."""
+    x = (of + 1) * 0x1E3779B97F4A7C15 + (number + 1) * 0x3F58476D1CE4E5B9
+    x = (x ^ (x >> 30 & (1 << 34) - 1)) * 0x14D049BB133111EB
+    return (x ^ (x >> 31 & (1 << 33) - 1)) & (1 << 62) - 1

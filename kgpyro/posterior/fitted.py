@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration
 from kgpyro.evaluation.ranking import all_metrics, metrics_table, per_relation_table, rank_relations, rank_triples
-from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
+from kgpyro.posterior.asked import Facts, refuse_numbers
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
+from kgpyro.posterior.plots import embeddings, plot_answers, plot_embeddings, plot_history
 from kgpyro.posterior.predictions import Predictions
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.runs import OWN, Bounded, Run, is_own_code, refusing, store_recalibration
+from kgpyro.posterior.runs import OWN, Bounded, Run, is_own_code, provenance, refusing, store_recalibration
+from kgpyro.posterior.streaming import refuse_no_update, updated, with_facts
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score
 from kgpyro.program.variational import Guide
@@ -81,66 +83,6 @@ class Posterior(Predictions):
             self.metrics._repr_html_()
         )
 
-    def acquire(
-        self,
-        n: int = 10,
-        by: str = "epistemic",
-        draws: int = 100,
-        relation: str | None = None,
-        candidates: Sequence[Sequence[str]] | pd.DataFrame | Tensor | None = None,
-        queries: int | None = None,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> pd.DataFrame:
-        """The unknown facts to have labelled next: those whose label would say most about the latents.
-
-        Unknown is every fact that the training split lacks: validation and test facts may be among them, as the model
-        has not seen them. ``draws`` posterior draws choose ``4 n`` facts, and ten times as many, drawn anew, decide
-        among these: the best of very many noisy estimates look better than they are.
-
-        Args:
-            n: how many facts.
-            by: ``"epistemic"``, the mutual information of a fact's label and the latents; ``"entropy"``, of its
-                predictive distribution; or ``"probability"``, the posterior predictive.
-            draws: posterior draws per fact in the first look.
-            relation: only facts of this relation.
-            candidates: the facts to choose from, as :meth:`facts` takes them. Default: all.
-            queries: without ``candidates``, look at the facts of at most so many pairs of head and relation, at random.
-                Default: as many as have ten million facts, which is all of a small graph. Memory does not grow.
-            seed: of the draws, and of the choice of queries.
-            progress: show a progress bar.
-
-        Returns:
-            A row per fact, best first: ``head``, ``relation``, ``tail``, ``probability``, ``entropy`` and ``epistemic``
-            (both in nats).
-
-        Raises:
-            InputError: an unknown name or measure, a number that is not positive, no unknown facts, or a categorical
-                likelihood.
-        """
-        self.refuse_categorical("acquisitions")
-        if by not in MEASURES:
-            raise InputError(f"facts are acquired by {', '.join(MEASURES)}; not by {by!r}.")
-        for name, value in {"n": n, "draws": draws, "queries": queries}.items():
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be a positive number; got {value}.")
-        row = None if relation is None else self.graph.relation_id(relation)
-        if candidates is None:
-            ids = shortlist(self, 4 * n, by, draws, row, queries, seed, progress)
-        else:
-            ids = unknown(self._ids(candidates), self.graph)
-            ids = ids if row is None else ids[ids[:, 1] == row]
-        if not len(ids):
-            raise InputError("training holds all of these facts; there is nothing to acquire.")
-        if candidates is not None:
-            ids = ids[self._measured(ids, draws, seed)[by].nlargest(4 * n).index.tolist()]
-        found = self._measured(ids, 10 * draws, seed + 1).nlargest(n, by).reset_index(drop=True)
-        return found[["head", "relation", "tail", "probability", "entropy", "epistemic"]]
-
-    def _measured(self, ids: Tensor, draws: int, seed: int) -> pd.DataFrame:
-        table = self.facts(ids, draws=draws, seed=seed)
-        return table.assign(entropy=table["aleatoric"] + table["epistemic"])
-
     @property
     def both_readings(self) -> bool:
         """Whether facts are ranked by the mean score of both their readings."""
@@ -177,6 +119,7 @@ class Posterior(Predictions):
         if by not in functions:
             raise InputError(f"facts are ranked by 'score' or 'probability', not by {by!r}.")
         options = {} if draws is None else {"draws": draws}
+        refuse_numbers(**options)
 
         def score_all(anchor: Tensor, row: Tensor) -> Tensor:
             return functions[by](anchor, row, **options)
@@ -284,7 +227,49 @@ class Posterior(Predictions):
         extended.recalibration = self.recalibration
         return extended
 
+    def update(
+        self,
+        new_facts: Facts,
+        epochs: int = 100,
+        lr: float = 0.05,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Posterior:
+        """The posterior given more facts, fitted to these alone: this posterior is their prior (Broderick et al. 2013).
+
+        What training did not hold was false; of a new fact between symbols of the graph that is taken back. Symbols
+        that are new have the prior that the fit gave all, and all their other facts are false.
+
+        Args:
+            new_facts: as :meth:`facts` takes them; their names may be new. Facts of valid and test become training's.
+            epochs: steps, each over all new facts.
+            lr: learning rate of Adam at the first step; it falls to a hundredth.
+            seed: of draws and of new symbols' initial values.
+            progress: show a progress bar.
+
+        Returns:
+            A posterior over the larger graph, new names last in its tables; without recalibration and metrics. Its
+            ``log`` is of the update.
+
+        Raises:
+            InputError: training holds all these facts, or the posterior is not one Gaussian per symbol.
+        """
+        refuse_no_update(self, self.config)
+        refuse_numbers(epochs=epochs, seed=seed)
+        larger, new = with_facts(self.graph, new_facts)
+        program, guide, log = updated(self, larger, new, epochs, lr, seed, progress)
+        found = Posterior(larger, program, guide, self.config, log=log)
+        found.provenance = provenance(larger, self.config | {"seed": seed})
+        return found
+
     to_arviz = to_arviz
+    embeddings = embeddings
+    plot_embeddings, plot_answers, plot_history = plot_embeddings, plot_answers, plot_history
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch: loss, log-likelihood and KL in nats per training fact, KL weight, and seconds so far."""
+        return self.log
 
     def to(self, device: str | torch.device) -> Posterior:
         """Move everything to a device, in place; returns the posterior itself. Raises InputError for an absent one."""
@@ -312,16 +297,21 @@ class Posterior(Predictions):
         own = {key: self.config[key] for key in OWN if is_own_code(self.config.get(key))}
         return _revived, (files, own, str(self.device))
 
-    def save(self, folder: str | Path, unfinished: bool = False) -> None:
+    def save(self, folder: str | Path, overwrite: bool = False, unfinished: bool = False) -> None:
         """Write the run's files (:mod:`kgpyro.posterior.runs`).
 
-        Raises InputError where the folder holds another run, unless it is the ``unfinished`` one of this fit.
+        Args:
+            folder: a new one; with ``overwrite`` also that of another run, which this one replaces.
+            overwrite: whether it may replace another run.
+            unfinished: the folder is that of this very fit, from before it ended.
+
+        Raises InputError where the folder holds another run, or cannot be written.
         """
         state = {f"draws.{site}": value for site, value in (self.samples or {}).items()}
         for part, module in self.modules().items():
             state |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
         run = Run(self.graph, self.config, self.metrics, self.log, state, self.provenance)
-        run.write(folder, unfinished)
+        run.write(folder, unfinished or overwrite)
         self.store_recalibration(folder)
 
     def modules(self) -> dict[str, nn.Module]:

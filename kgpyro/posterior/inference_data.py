@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -142,7 +143,8 @@ def _posterior_draws(
     """Draws of the chosen symbols' latents, ``(draws, n, d)``, of all other latents, and of the facts' logits."""
     logits = scores.fact_logits(facts, draws, seed)
     if scores.form is not None and not (scores.guide is not None and scores.guide.members > 1):
-        entities, relations, intercepts = scores.drawn(draws, seed, chosen["entity"], chosen["relation"])
+        parts = zip(*scores.tables_of(draws, seed, chosen["entity"], chosen["relation"]), strict=True)
+        entities, relations, intercepts = (torch.cat(each) for each in itertools.islice(parts, 3))
         found = {"entities": entities, "relations": relations}
         if scores.form.intercept:
             found["intercept"] = intercepts
@@ -150,12 +152,12 @@ def _posterior_draws(
             rest = (site for site, _ in guide.others.get("", ()) if site != "intercept")
             found |= {site: guide.field(site)().sample(torch.Size([draws])) for site in rest}
         return _of_chosen(found, chosen, scores.kg), logits
-    parts: dict[str, list[Tensor]] = defaultdict(list)
+    each_site: dict[str, list[Tensor]] = defaultdict(list)
     for number in scores.numbers(draws, seed):
         for site, value in scores.joint(number).items():
             kind = next((k for k in VARIABLES if VARIABLES[k] == site), None)
-            parts[site].append(value if kind is None else value[chosen[kind]])
-    return _of_chosen({site: torch.stack(values) for site, values in parts.items()}, chosen, scores.kg), logits
+            each_site[site].append(value if kind is None else value[chosen[kind]])
+    return _of_chosen({site: torch.stack(values) for site, values in each_site.items()}, chosen, scores.kg), logits
 
 
 def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str, Tensor]:

@@ -2,117 +2,91 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.graph import SPLITS, Graph
+from kgpyro.data.graph import Graph
 from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
-from kgpyro.evaluation.calibration import Calibration, Recalibration, moved_logits
+from kgpyro.evaluation.calibration import Calibration, Recalibration
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
 from kgpyro.evaluation.ranking import mean_ndcg
+from kgpyro.files import table_file
+from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
+from kgpyro.posterior.answers import Answers
+from kgpyro.posterior.asked import Facts, fact_ids, query_ids, refuse_numbers
+from kgpyro.posterior.discovery import discovered
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.scores import PosteriorScores
-from kgpyro.posterior.uncertainty import covered, summary
 from kgpyro.program.variational import Guide
 
 
-class Predictions(PosteriorScores):
-    """Predictions of a graph's facts under a guide.
-
-    Attributes:
-        recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
-        config: the resolved options of the fit, as in ``config.yaml``.
-    """
+class Predictions(Answers):
+    """Predictions of a graph's facts under a guide."""
 
     def __init__(
         self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
     ):
         super().__init__(graph, program, guide, samples)
-        self.recalibration: Recalibration | None = None
-        self.config: dict[str, Any] = {}
         self._thresholds: dict[int, Thresholds] = {}
 
     def forget(self) -> None:
         super().forget()
         self._thresholds.clear()
 
-    @torch.no_grad()
-    def facts(
+    def discover(
         self,
-        triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor,
-        draws: int = 500,
-        interval: float = 0.9,
+        above: float = 0.5,
+        out: str | Path | None = None,
+        relation: str | None = None,
+        draws: int = 100,
         seed: int = 0,
-        recalibrated: bool = True,
-    ) -> pd.DataFrame:
-        """The posterior predictive of any facts.
+        progress: bool = False,
+    ) -> pd.DataFrame | int:
+        """All facts that no split holds whose probability is at least ``above``, over the whole graph.
+
+        The time is that of ``draws`` matrix products of all cells (half of them, where few are probable); memory is
+        that of the result, and with ``out`` of one block.
 
         Args:
-            triples: names ``(head, relation, tail)``, a frame with these columns, or ids of shape ``(n, 3)``.
+            above: least probability, recalibrated where :meth:`facts` is.
+            out: a new .csv, .tsv or .parquet file for the facts, by relation and head, written as they are found: what
+                an interrupted search has found stays, in whole rows.
+            relation: only facts of this relation.
             draws: posterior draws.
-            interval: mass of the central interval.
             seed: of the draws.
-            recalibrated: whether probabilities go through the map of :meth:`recalibrate`, where there is one.
+            progress: show a progress bar.
 
         Returns:
-            A row per fact, as given: ``head``, ``relation``, ``tail``, ``probability``, ``std``, ``low``, ``high``,
-            ``aleatoric`` and ``epistemic`` (:func:`.summary`), ``score``, the mean of its log-odds
-            over the draws, ``frequency``, in how many places of training triples its rarer entity is, and ``error``,
-            the Monte-Carlo standard error of ``probability``. A fact has one probability, the one that :meth:`predict`
-            has too, whichever end is asked for, and whatever other facts are asked with it. ``attrs["intervals"]`` says
-            what intervals of this guide were seen to cover.
+            The columns of :meth:`facts` but ``known``, the most probable facts first; or with ``out`` their number.
 
         Raises:
-            InputError: an unknown name.
+            InputError: an unknown relation, a number that cannot be, or a file that is there or cannot be written.
         """
-        given = self._ids(triples).to(self.device)
-        ids, place = torch.unique(given, dim=0, return_inverse=True)  # so that no result hangs on the others' order
-        found = []
-        for part in ids.split(max(1, (1 << 24) // max(1, draws))):
-            logits = self.fact_logits(part, draws, seed)
-            found.append(self._summary(logits, interval, (part[:, 0], part[:, 2]), recalibrated))
-        names = {
-            key: torch.cat([part[key].to(place.device) for part in found])[place].cpu().numpy() for key in found[0]
-        }
-        g = self.graph
-        h, r, t = (
-            [table[i] for i in column]
-            for table, column in zip((g.entities, g.relations, g.entities), given.T.tolist(), strict=True)
-        )
-        return self._noted(pd.DataFrame({"head": h, "relation": r, "tail": t} | names), interval)
-
-    def _noted(self, table: pd.DataFrame, interval: float) -> pd.DataFrame:
-        guide = None if self.guide is None else str(self.config.get("guide", "lookup"))
-        table.attrs["intervals"] = covered(guide, interval)
-        return table
-
-    def _summary(
-        self, logits: Tensor, interval: float, entities: Sequence[Tensor], recalibrated: bool = True
-    ) -> dict[str, Tensor]:
-        """:func:`.summary` of facts that have these entities, recalibrated where this posterior is."""
-        frequency = torch.stack([self.graph.frequency[e.cpu()] for e in torch.broadcast_tensors(*entities)]).amin(0)
-        found = summary(logits, interval) | {"score": logits.double().mean(0), "frequency": frequency}
-        if recalibrated and self.recalibration is not None:
-            found = self._moved(logits, found, interval) | {"frequency": frequency}
-        found["error"] = found["std"] / math.sqrt(len(logits))
-        return found
-
-    def _moved(self, logits: Tensor, found: Mapping[str, Tensor], interval: float) -> dict[str, Tensor]:
-        """The summary of draws that are shifted to the recalibrated probability, so that all columns are of one map."""
-        assert self.recalibration is not None
-        target = torch.from_numpy(self.recalibration({key: value.cpu().numpy() for key, value in found.items()}))
-        logits = moved_logits(logits, target)
-        return summary(logits, interval) | {"score": logits.mean(0)}
+        refuse_numbers(above=above, draws=draws, seed=seed)
+        row = None if relation is None else self.graph.relation_id(relation)
+        found = discovered(self, above, row, draws, seed, progress)
+        none = self.facts([], draws=draws, seed=seed).drop(columns="known")
+        if out is None:
+            table = pd.concat([none, *found])
+            order = ["probability", "score"]
+            return table.sort_values(order, ascending=False, kind="stable", ignore_index=True)
+        number = 0
+        with table_file(Path(out)) as write:
+            write(none)
+            for part in found:
+                if len(part):
+                    write(part)
+                    number += len(part)
+        return number
 
     def calibration(self, split: str = "test", negatives: str = "open", draws: int = 500, seed: int = 0) -> Calibration:
         """How well predicted probabilities agree with labels: reliability, ECE, Brier score, log score, AUROC.
@@ -127,6 +101,7 @@ class Predictions(PosteriorScores):
         Raises:
             InputError: an unknown split or kind of negatives, or the split that a recalibration was fitted to.
         """
+        refuse_numbers(draws=draws, seed=seed)
         if split == "valid" and self.recalibration is not None:
             raise InputError("the recalibration was fitted to the valid split, which cannot judge it; choose test.")
         facts = labelled_facts(self.graph, split, negatives, seed)
@@ -158,6 +133,7 @@ class Predictions(PosteriorScores):
         Raises:
             InputError: an unknown method or kind of negatives, or no validation facts.
         """
+        refuse_numbers(draws=draws, seed=seed)
         if method == "none":
             self.recalibration = None
         else:
@@ -168,7 +144,7 @@ class Predictions(PosteriorScores):
 
     def decide(
         self,
-        triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor,
+        triples: Facts,
         risk: float = 0.1,
         confidence: float = 0.95,
         negatives: str | None = None,
@@ -194,6 +170,7 @@ class Predictions(PosteriorScores):
         Raises:
             InputError: a risk or confidence outside (0, 1), open negatives, or too few validation facts.
         """
+        refuse_numbers(draws=draws, seed=seed)
         refuse_no_risk(risk, confidence)
         if negatives == "open":
             raise InputError("decisions are calibrated on labels as they are; choose random, hard or verified ones.")
@@ -245,7 +222,7 @@ class Predictions(PosteriorScores):
         elif "confidence" not in facts.columns:
             raise InputError("the table has no column 'confidence', from 0 to 1, to hold predictions to.")
         else:
-            ids, given = self._ids(facts), torch.from_numpy(facts["confidence"].to_numpy(dtype=float))
+            ids, given = fact_ids(self.graph, facts), torch.from_numpy(facts["confidence"].to_numpy(dtype=float))
         found = self.facts(ids, draws, interval, seed).assign(confidence=given.numpy())
         off = found["probability"] - found["confidence"]
         inside = found["confidence"].between(found["low"], found["high"])
@@ -255,69 +232,63 @@ class Predictions(PosteriorScores):
         found.attrs["metrics"] = metrics
         return found
 
-    def _ids(self, triples: Sequence[Sequence[str]] | pd.DataFrame | Tensor) -> Tensor:
-        if isinstance(triples, Tensor):
-            return triples
-        rows = (
-            triples[["head", "relation", "tail"]].itertuples(index=False)
-            if isinstance(triples, pd.DataFrame)
-            else triples
-        )
-        return self.graph.ids(rows)
-
-    @torch.no_grad()
-    def predict(
+    def acquire(
         self,
-        head: str | None = None,
+        n: int = 10,
+        by: str = "epistemic",
+        draws: int = 100,
         relation: str | None = None,
-        tail: str | None = None,
-        top: int | None = 10,
-        draws: int = 500,
-        interval: float = 0.9,
+        candidates: Facts | None = None,
+        queries: int | None = None,
         seed: int = 0,
+        progress: bool = False,
     ) -> pd.DataFrame:
-        """The most probable tails of ``(head, relation, ?)``, or heads of ``(?, relation, tail)``.
+        """The unknown facts to have labelled next: those whose label would say most about the latents.
+
+        Unknown is every fact that the training split lacks: validation and test facts may be among them, as the model
+        has not seen them. ``draws`` posterior draws choose ``4 n`` facts, and ten times as many, drawn anew, decide
+        among these: the best of very many noisy estimates look better than they are.
 
         Args:
-            head, relation, tail: names; the relation and exactly one of the entities.
-            top: how many answers; None for all entities.
-            draws: posterior draws.
-            interval: mass of the central interval.
-            seed: of the draws.
+            n: how many facts.
+            by: ``"epistemic"``, the mutual information of a fact's label and the latents; ``"entropy"``, of its
+                predictive distribution; or ``"probability"``, the posterior predictive.
+            draws: posterior draws per fact in the first look.
+            relation: only facts of this relation.
+            candidates: the facts to choose from, as :meth:`facts` takes them. Default: all.
+            queries: without ``candidates``, look at the facts of at most so many pairs of head and relation, at random.
+                Default: as many as have ten million facts, which is all of a small graph. Memory does not grow.
+            seed: of the draws, and of the choice of queries.
+            progress: show a progress bar.
 
         Returns:
-            One row per answer, most probable first: ``tail`` (or ``head``), ``probability`` (posterior predictive, of
-            the fact; under a categorical likelihood, that it is the answer), ``std`` and ``low``, ``high`` (standard
-            deviation and interval of that probability over the posterior), ``aleatoric`` and ``epistemic`` (the two
-            parts of the doubt, in nats; :func:`.summary`), ``score``, ``frequency`` and
-            ``error`` as in :meth:`facts`, ``known`` (the split that holds the fact, or an empty string).
+            A row per fact, best first: ``head``, ``relation``, ``tail``, ``probability``, ``entropy`` and ``epistemic``
+            (both in nats).
 
         Raises:
-            InputError: unknown names, or not exactly one given entity.
+            InputError: an unknown name or measure, a number that is not positive, no unknown facts, or a categorical
+                likelihood.
         """
-        side, given, relation_id, row = self._query(head, relation, tail)
-        logits = self.answer_logits(given, row, draws, seed)
-        everyone = torch.arange(self.graph.num_entities, device=self.device)
-        parts = everyone.split(max(1, (1 << 22) // draws))
-        anchor = torch.tensor([given])
-        found = [self._summary(logits[:, part], interval, (anchor, part), False) for part in parts]
-        columns = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
-        chosen = columns["probability"].argsort(descending=True, stable=True)
-        recalibration = self.recalibration if self.one_probability else None  # under a categorical one it is of facts
-        if recalibration is not None:  # what ties then keeps the order it had
-            moved = recalibration({key: value.numpy() for key, value in columns.items()})
-            chosen = chosen[torch.from_numpy(moved)[chosen].argsort(descending=True, stable=True)]
-        chosen = chosen[:top]
-        if recalibration is not None:
-            columns = self._summary(logits[:, chosen], interval, (anchor, chosen))
-            shown = {key: value.cpu().numpy() for key, value in columns.items()}
+        self.refuse_categorical("acquisitions")
+        if by not in MEASURES:
+            raise InputError(f"facts are acquired by {', '.join(MEASURES)}; not by {by!r}.")
+        refuse_numbers(n=n, draws=draws, seed=seed, **({} if queries is None else {"queries": queries}))
+        row = None if relation is None else self.graph.relation_id(relation)
+        if candidates is None:
+            ids = shortlist(self, 4 * n, by, draws, row, queries, seed, progress)
         else:
-            shown = {key: value[chosen].numpy() for key, value in columns.items()}
-        known = self._known(given, relation_id, side)
-        ids = chosen.tolist()
-        names = [self.graph.entities[i] for i in ids]
-        table = pd.DataFrame({side: names, **shown, "known": [known.get(i, "") for i in ids]})
-        return self._noted(table, interval)
+            ids = unknown(fact_ids(self.graph, candidates), self.graph)
+            ids = ids if row is None else ids[ids[:, 1] == row]
+        if not len(ids):
+            raise InputError("training holds all of these facts; there is nothing to acquire.")
+        if candidates is not None:
+            ids = ids[self._measured(ids, draws, seed)[by].nlargest(4 * n).index.tolist()]
+        found = self._measured(ids, 10 * draws, seed + 1).nlargest(n, by).reset_index(drop=True)
+        return found[["head", "relation", "tail", "probability", "entropy", "epistemic"]]
+
+    def _measured(self, ids: Tensor, draws: int, seed: int) -> pd.DataFrame:
+        table = self.facts(ids, draws=draws, seed=seed)
+        return table.assign(entropy=table["aleatoric"] + table["epistemic"])
 
     @torch.no_grad()
     def predict_set(
@@ -346,18 +317,20 @@ class Predictions(PosteriorScores):
         Raises:
             InputError: unknown names, not exactly one given entity, a coverage outside (0, 1), or no validation facts.
         """
-        side, given, relation_id, row = self._query(head, relation, tail)
-        threshold = self.thresholds(draws).at(row, coverage, per_relation)
-        anchor, rows = torch.tensor([given]), torch.tensor([row])
+        if relation is None or (head is None) == (tail is None):
+            raise InputError("a set of answers needs a relation and either a head or a tail.")
+        refuse_numbers(draws=draws)
+        asked = query_ids(self.graph, [(head, relation, tail)])
+        anchor, rows = self._as_rows(asked)
+        threshold = self.thresholds(draws).at(int(rows), coverage, per_relation)
         p = self.probabilities(anchor, rows, draws=draws).cpu()
         is_open = open_candidates(anchor, rows, self.graph.training_queries, self.graph.num_entities)
         members = ((misfit(p, is_open) <= threshold) & is_open)[0].nonzero().squeeze(-1)
         members = members[p[0, members].argsort(descending=True, stable=True)]
-        known = self._known(given, relation_id, side)
-        ids = members.tolist()
-        names = [self.graph.entities[i] for i in ids]
+        known = self._known(torch.where(asked < 0, members.unsqueeze(1), asked))
+        names = [self.graph.entities[i] for i in members.tolist()]
         return pd.DataFrame(
-            {side: names, "probability": p[0, members].numpy(), "known": [known.get(i, "") for i in ids]}
+            {"head" if head is None else "tail": names, "probability": p[0, members].numpy(), "known": known}
         )
 
     def thresholds(self, draws: int = 100) -> Thresholds:
@@ -376,20 +349,3 @@ class Predictions(PosteriorScores):
                 "others: sets of answers and decisions may keep their promises less well.",
                 stacklevel=3,
             )
-
-    def _query(self, head: str | None, relation: str | None, tail: str | None) -> tuple[str, int, int, int]:
-        """Which side a query asks for, its given entity, its relation and its row. Raises InputError for no query."""
-        if relation is None or (head is None) == (tail is None):
-            raise InputError("a prediction needs a relation and either a head or a tail.")
-        side = "tail" if tail is None else "head"
-        given = self.graph.entity_id(head if tail is None else tail)  # type: ignore[arg-type]
-        relation_id = self.graph.relation_id(relation)
-        return side, given, relation_id, relation_id if side == "tail" else relation_id + self.graph.num_relations
-
-    def _known(self, given: int, relation: int, side: str) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for split in reversed(SPLITS):
-            triples = getattr(self.graph, split)
-            here = (triples[:, 1] == relation) & (triples[:, 0 if side == "tail" else 2] == given)
-            found |= dict.fromkeys(triples[here][:, 2 if side == "tail" else 0].tolist(), split)
-        return found

@@ -69,7 +69,7 @@ class Run:
         """Write all files; ``posterior.safetensors`` is the last, so that where it is the run is complete.
 
         Args:
-            folder: a new one, or that of the ``unfinished`` fit whose run this is.
+            folder: a new one, or that of the ``unfinished`` fit whose run this is, or of a run to replace.
 
         Raises InputError where the folder holds another run or cannot be written.
         """
@@ -80,6 +80,7 @@ class Run:
         start_run(folder, self.graph, self.config)
         write_text(folder / "run.json", json.dumps(self.provenance, indent=2) + "\n")
         write_text(folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
+        (folder / "log.csv").unlink(missing_ok=True)
         if not self.log.empty:
             write_text(folder / "log.csv", self.log.to_csv(index=False))
         write_whole(folder / POSTERIOR, lambda path: safetensors.torch.save_file(state, path, metadata))

@@ -23,12 +23,10 @@ import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.posterior.draws import KEPT, Draws
+from kgpyro.posterior.draws import AT_ONCE, Draws
 from kgpyro.posterior.replay import replayed_logits
 from kgpyro.program.families import is_gaussian, posterior_mean, posterior_variance
 from kgpyro.randomness import seeded
-
-AT_ONCE = 1 << 22  # numbers of latents or scores at once
 
 
 class PosteriorScores(Draws):
@@ -79,6 +77,9 @@ class PosteriorScores(Draws):
         R, score = self.graph.num_relations, self.kg.score
         if not self.inverse:
             return score.candidates(anchor, relations[row % R], candidates, row >= R)
+        if both and score.linear:  # both readings in one product
+            forth, back = score.tail_query(anchor, relations[row]), score.head_query(anchor, relations[self.other(row)])
+            return (forth + back) / 2 @ candidates.mT
         own = score.candidates(anchor, relations[row], candidates)
         if not both:
             return own
@@ -186,11 +187,7 @@ class PosteriorScores(Draws):
             scores = torch.where(anchor.unsqueeze(1) == ids, loops, scores)
         if self.kg.categorical:
             return _log_odds(scores)[:, candidates]
-        return (
-            scores + intercepts[row % R].unsqueeze(-1)
-            if intercepts.dim() == 1
-            else scores + intercepts.gather(1, (row % R).unsqueeze(1))
-        )
+        return scores + intercepts[row % R].unsqueeze(-1)
 
     # ---- many draws of few facts ------------------------------------------------------------------------------------
 
@@ -202,26 +199,51 @@ class PosteriorScores(Draws):
         order they stand in.
         """
         facts, place = torch.unique(facts.to(self.device), dim=0, return_inverse=True)
+        if not len(facts):
+            return torch.zeros(draws, 0, device=self.device)
         if self.form is None or self.kg.categorical:
             return self._facts_by_query(facts, draws, seed)[:, place]
-        size = draws * max(self.kg.entity_size, self.kg.relation_size)
         ends, e = torch.unique(facts[:, [0, 2]], return_inverse=True)
         R = self.graph.num_relations
         rows = facts[:, 1].unique()
         row = torch.searchsorted(rows, facts[:, 1].contiguous())
         both = torch.cat([rows, rows + R]) if self.inverse else rows
-        tables = self.drawn(draws, seed, ends, both)
-        tails = self.drawn(draws, seed + 1_000_003, ends, both)[0] if self.form.per_fact else tables[0]
         found = []
-        for part in torch.arange(len(facts), device=self.device).split(max(1, AT_ONCE // size)):
-            loop = (e[part, 0] == e[part, 1]).unsqueeze(-1)
-            h, own, t = tables[0][:, e[part, 0]], tables[1][:, row[part]], tables[0][:, e[part, 1]]
-            t = torch.where(loop, tails[:, e[part, 1]], t) if self.form.per_fact else t
-            scores = self.kg.score.facts(h, own, t)
-            if self.inverse:
-                scores = (scores + self.kg.score.facts(t, tables[1][:, row[part] + len(rows)], h)) / 2
-            found.append(scores + tables[2][:, facts[part, 1]])
-        return torch.cat(found, 1)[:, place] if found else torch.zeros(draws, 0, device=self.device)
+        for entities, relations, intercepts, tails in self.tables_of(draws, seed, ends, both):
+            at_once = max(1, AT_ONCE // (len(entities) * max(self.kg.entity_size, self.kg.relation_size)))
+            scores = []
+            for part in torch.arange(len(facts), device=self.device).split(at_once):
+                loop = (e[part, 0] == e[part, 1]).unsqueeze(-1)
+                t = entities[:, e[part, 1]]
+                t = t if tails is None else torch.where(loop, tails[:, e[part, 1]], t)
+                _, at, count = torch.unique_consecutive(facts[part, :2], dim=0, return_inverse=True, return_counts=True)
+                first = part[count.cumsum(0) - count]  # of the facts of each head and relation
+                h, own = entities[:, e[first, 0]], relations[:, row[first]]
+                back = relations[:, row[first] + len(rows)] if self.inverse else None
+                scores.append(self._both_ways(h, own, back, t, at) + intercepts[:, facts[part, 1]])
+            found.append(torch.cat(scores, 1))
+        return torch.cat(found)[:, place]
+
+    def _both_ways(self, head: Tensor, own: Tensor, back: Tensor | None, tail: Tensor, at: Tensor) -> Tensor:
+        """Scores of facts in draws, ``(S, n)``: tails ``(S, n, d)`` of the heads and relations at ``at``, ``(n,)``."""
+        score = self.kg.score
+        if score.linear:
+            query = score.tail_query(head, own)
+            query = query if back is None else (query + score.head_query(head, back)) / 2
+            return (query[:, at] * tail).sum(-1)
+        forth = score.facts(head[:, at], own[:, at], tail)
+        return forth if back is None else (forth + score.facts(tail, back[:, at], head[:, at])) / 2
+
+    def tables_of(
+        self, draws: int, seed: int, entities: Tensor, relations: Tensor, first: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """The first draws of so many, in parts, and other ends of self-loops where facts have latents of their own."""
+        assert self.form is not None
+        size = len(entities) * self.kg.entity_size + len(relations) * self.kg.relation_size
+        numbers = torch.arange(len(self.numbers(draws, seed)), device=self.device)[:first]
+        for part in [numbers] if draws <= self.kept else numbers.split(max(1, 4 * AT_ONCE // max(1, size))):
+            tails = self.drawn(draws, seed + 1_000_003, part, entities, relations)[0] if self.form.per_fact else None
+            yield (*self.drawn(draws, seed, part, entities, relations), tails)
 
     def _facts_by_query(self, facts: Tensor, draws: int, seed: int) -> Tensor:
         """The same from the log-odds of all candidates of both queries of each fact."""
@@ -251,31 +273,30 @@ class PosteriorScores(Draws):
         return ((answers + 1) / (asked + 1)).to(self.kg.start)
 
     @torch.no_grad()
-    def answer_logits(self, anchor: int, row: int, draws: int, seed: int = 0) -> Tensor:
-        """Draws of the log-odds of all candidates of one query, ``(draws, E)``."""
-        a, r = (torch.tensor([value], device=self.device) for value in (anchor, row))
-        kg, g = self.kg, self.graph
-        size = draws * (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
-        if self.form is not None and not kg.categorical and (size <= KEPT or self.samples is not None):
-            everyone = torch.arange(g.num_entities, device=self.device)
-            relation = torch.full_like(everyone, row % g.num_relations)
-            ends = (a.expand_as(everyone), everyone) if row < g.num_relations else (everyone, a.expand_as(everyone))
-            return self.fact_logits(torch.stack([ends[0], relation, ends[1]], 1), draws, seed)
-        if self._score_noise and self.guide is not None:
-            with seeded(seed):
-                rows = torch.cat([r, self.other(r)]) if self.inverse else r % g.num_relations
-                parts = []
-                at_once = max(1, AT_ONCE // g.num_entities)
-                for share in self.in_turn(draws):
-                    for start in range(0, share, at_once):
-                        n = min(at_once, share - start)
-                        e, w, b = self._member_rows(n, a, rows)
-                        back = w[:, -1]
-                        query = e[:, 0], w[:, 0], back, b, a.expand(n), r.expand(n)
-                        parts.append(self._noisy(*query, ...))
-                return torch.cat(parts)
-        found = [self._joint_logits(a, r, number, ...)[0] for number in self.numbers(draws, seed)]
-        return torch.stack(found)
+    def answer_logits(
+        self, anchor: Tensor, row: Tensor, draws: int, seed: int = 0, first: int | None = None
+    ) -> Iterator[Tensor]:
+        """Log-odds of all candidates of queries ``(b,)`` in each of so many draws, or the ``first``, ``(b, E)``.
+
+        Of the facts that candidates make, in the draws of :meth:`fact_logits`; or of being the answer, where the
+        likelihood is categorical.
+        """
+        anchor, row = anchor.to(self.device), row.to(self.device)
+        if self.form is None or self.kg.categorical:
+            yield from (self._joint_logits(anchor, row, number, ...) for number in self.numbers(draws, seed)[:first])
+            return
+        everyone = torch.arange(self.graph.num_entities, device=self.device)
+        rows = torch.arange(self.kg.num_relations, device=self.device)
+        relation, one_each = row % self.graph.num_relations, torch.arange(len(row), device=self.device)
+        for entities, relations, intercepts, tails in self.tables_of(draws, seed, everyone, rows, first):
+            for i in range(len(entities)):
+                scores = self._read(entities[i, anchor], row, entities[i], relations[i], True)
+                if tails is not None:
+                    back = relations[i : i + 1, relation + self.graph.num_relations] if self.inverse else None
+                    ends = entities[i : i + 1, anchor], relations[i : i + 1, relation]
+                    loops = self._both_ways(*ends, back, tails[i : i + 1, anchor], one_each)[0]
+                    scores[one_each, anchor] = loops
+                yield scores + intercepts[i, relation].unsqueeze(-1)
 
     # ---- posterior means --------------------------------------------------------------------------------------------
 

@@ -34,28 +34,36 @@ def label_entropy(p: Tensor) -> Tensor:
     return -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
 
 
+def moments(logits: Tensor) -> dict[str, Tensor]:
+    """:func:`summary` without its interval."""
+    logits = logits.double()
+    p, aleatoric = logits.sigmoid(), entropy(logits).mean(0)
+    mean = p.mean(0)
+    spread = p.std(0) if len(p) > 1 else torch.zeros_like(mean)
+    return {
+        "probability": mean,
+        "std": torch.where(logits.amax(0) == logits.amin(0), 0.0, spread),  # whatever rounding says
+        "aleatoric": aleatoric,
+        "epistemic": (label_entropy(mean) - aleatoric).clamp_min(0),
+        "score": logits.mean(0),
+    }
+
+
 def summary(logits: Tensor, interval: float = 0.9) -> dict[str, Tensor]:
     """What draws of a fact's logit say about it, shapes ``(draws, n) -> (n,)`` each.
 
     ``probability`` is the posterior predictive, ``std``, ``low`` and ``high`` the spread of the fact's own probability
     over the posterior. The predictive entropy splits in two (Depeweg et al. 2018): ``aleatoric``, the mean entropy of a
     draw, that no knowledge of the latents would remove, and ``epistemic``, the mutual information of label and latents.
+    ``score`` is the mean logit.
     """
-    p = logits.double().sigmoid()
-    mean = p.mean(0)
-    bounds = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], dtype=torch.double, device=p.device)
-    low, high = torch.quantile(p, bounds, dim=0)
-    aleatoric = entropy(logits.double()).mean(0)
-    spread = p.std(0) if len(p) > 1 else torch.zeros_like(mean)
-    spread = torch.where(logits.amax(0) == logits.amin(0), 0.0, spread)  # whatever rounding says
-    return {
-        "probability": mean,
-        "std": spread,
-        "low": torch.minimum(low, mean),  # a mean may lie beyond the quantiles of draws that are far from even
-        "high": torch.maximum(high, mean),
-        "aleatoric": aleatoric,
-        "epistemic": (label_entropy(mean) - aleatoric).clamp_min(0),
-    }
+    found = moments(logits)
+    mean, order = found["probability"], ["probability", "std", "low", "high", "aleatoric", "epistemic", "score"]
+    bounds = torch.tensor([(1 - interval) / 2, (1 + interval) / 2], dtype=torch.double, device=logits.device)
+    low, high = torch.quantile(logits.double().sigmoid(), bounds, dim=0)
+    # a mean may lie beyond the quantiles of draws that are far from even
+    found |= {"low": torch.minimum(low, mean), "high": torch.maximum(high, mean)}
+    return {name: found[name] for name in order}
 
 
 def spread(drawn: Tensor) -> dict[str, np.ndarray]:

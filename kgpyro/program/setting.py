@@ -149,6 +149,7 @@ class Setting(nn.Module):
         self.register_buffer("base_rate", torch.zeros(()))
         self.register_buffer("start", torch.zeros(self.relations), persistent=False)
         self.features: Tensor | None = None
+        self.intercept_scale: float | Tensor = INTERCEPT_SCALE
         self.completeness = 1.0
         self.categorical = False
         self.sparse = False
@@ -193,7 +194,7 @@ class Setting(nn.Module):
         """
         if self.categorical:
             return self.start.new_zeros(self.relations)
-        prior = dist.Normal(self.base_rate, INTERCEPT_SCALE, validate_args=False)
+        prior = dist.Normal(self.base_rate, self.intercept_scale, validate_args=False)
         return pyro.sample("intercept", prior.expand([self.relations]).to_event(1), infer={"start": self.start})
 
     def symbol_prior(self, kind: str) -> SymbolPrior:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kgpyro.display import new_figure
+from kgpyro.display import COLOURS, axes_of, new_figure, plain
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.program.families import posterior_mean, posterior_variance
@@ -66,13 +66,13 @@ def variance_figure(posterior: Posterior) -> Any:
     ):
         rows = table[table["kind"] == kind]
         seen, unseen = rows[rows["frequency"] > 0], rows[rows["frequency"] == 0]
-        axis.plot(seen["frequency"], seen["variance"], ".", color="tab:blue", alpha=0.6, label=f"{len(seen)} {plural}")
+        axis.plot(seen["frequency"], seen["variance"], ".", color=COLOURS[0], alpha=0.6, label=f"{len(seen)} {plural}")
         axis.set(
             xlabel="frequency in training (log scale)", ylabel="mean posterior variance", title=plural, xscale="log"
         )
         if len(unseen):
             left = np.full(len(unseen), 0.6 * seen["frequency"].min())
-            style = {"color": "tab:orange", "fillstyle": "none", "label": f"{len(unseen)} that training lacks"}
+            style = {"color": COLOURS[4], "fillstyle": "none", "label": f"{len(unseen)} that training lacks"}
             axis.plot(left, unseen["variance"], "o", **style)
         if len(seen) > 2 and seen["frequency"].nunique() > 1:
             fit, grid, mean, half = regression(seen)
@@ -85,7 +85,7 @@ def variance_figure(posterior: Posterior) -> Any:
         axis.legend(frameon=False, fontsize=9)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(repr(posterior), fontsize=9, color="grey")
+    figure.suptitle(plain(repr(posterior)), fontsize=9, color="grey")
     return figure
 
 
@@ -113,7 +113,13 @@ def _inverse(precision: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def fact_figure(
-    posterior: Posterior, head: str, relation: str, tail: str, corrupted: str | None = None, seed: int = 0
+    posterior: Posterior,
+    head: str,
+    relation: str,
+    tail: str,
+    corrupted: str | None = None,
+    seed: int = 0,
+    ax: Any = None,
 ) -> Any:
     """The latents of a fact and of a corrupted tail as densities in a plane (their figure 4).
 
@@ -127,6 +133,7 @@ def fact_figure(
         head, relation, tail: names of the fact.
         corrupted: entity to put in the tail's place. Default: a random one, not the head, whose fact is in no split.
         seed: of that choice, and of the draws behind the probabilities in the title.
+        ax: matplotlib's Axes to draw into. Default: a new figure's.
 
     Returns:
         A matplotlib Figure of one panel.
@@ -146,7 +153,7 @@ def fact_figure(
             f"{kg.score.name} they have {kg.entity_size} and {kg.relation_size}."
         )
     corrupted_id = _unknown_tail(posterior, ids[0], ids[1], seed) if corrupted is None else graph.entity_id(corrupted)
-    figure = new_figure(6, 5)
+    figure, axis = axes_of(ax, 6, 5)
     posteriors = [posterior.its_guide("these figures").posterior(kind, ...) for kind in ("entity", "relation")]
     means = [posterior_mean(q).double().cpu().numpy() for q in posteriors]
     spreads = np.concatenate([posterior_variance(q).double().cpu().numpy() for q in posteriors])
@@ -155,15 +162,14 @@ def fact_figure(
     widths = factors.fit_transform(spreads) * factors.components_.mean(1)
     widths = np.sqrt(widths.clip(1e-3 * widths.max()))
     shown = {
-        f"head {head}": (ids[0], "tab:blue"),
-        f"relation {relation}": (len(means[0]) + ids[1], "tab:orange"),
-        f"tail {tail}": (ids[2], "tab:green"),
-        f"corrupted tail {graph.entities[corrupted_id]}": (corrupted_id, "tab:red"),
+        f"head {head}": (ids[0], COLOURS[0]),
+        f"relation {relation}": (len(means[0]) + ids[1], COLOURS[4]),
+        f"tail {tail}": (ids[2], COLOURS[2]),
+        f"corrupted tail {graph.entities[corrupted_id]}": (corrupted_id, COLOURS[1]),
     }
     rows = [row for row, _ in shown.values()]
     low, high = ((places[rows] + side * 3 * widths[rows]).T for side in (-1, 1))
     grid = [np.linspace(a.min(), b.max(), 300) for a, b in zip(low, high, strict=True)]
-    axis = figure.subplots()
     for label, (row, colour) in shown.items():
         across, up = (norm.pdf(x, m, s) for x, m, s in zip(grid, places[row], widths[row], strict=True))
         density = up[:, None] * across
@@ -171,7 +177,7 @@ def fact_figure(
         levels = [peak * (1 - mass) for mass in MASSES]
         axis.contourf(*grid, density, levels=[*levels, peak * 1.01], colors=[(colour, 0.15), (colour, 0.35)])
         axis.contour(*grid, density, levels=levels, colors=[colour], linewidths=1)
-        axis.plot(*places[row], "+", color=colour, label=label)
+        axis.plot(*places[row], "+", color=colour, label=plain(label))
     names = [(head, relation, tail), (head, relation, graph.entities[corrupted_id])]
     true, false = posterior.facts(names, seed=seed)["probability"]
     axis.set(xlabel="first principal component", ylabel="second principal component")
@@ -183,8 +189,9 @@ def fact_figure(
 
 def _unknown_tail(posterior: Posterior, head: int, relation: int, seed: int) -> int:
     """A random tail, not the head, that makes a fact of no split. Raises InputError where there is none."""
-    known = posterior._known(head, relation, "tail")
-    left = [e for e in range(posterior.graph.num_entities) if e not in known and e != head]
-    if not left:
+    tails = torch.arange(posterior.graph.num_entities)
+    facts = torch.stack([torch.full_like(tails, head), torch.full_like(tails, relation), tails], 1)
+    left = np.flatnonzero((posterior._known(facts) == "") & (tails.numpy() != head))
+    if not len(left):
         raise InputError("every other entity is a known tail of this head and relation; name a corrupted one.")
     return int(np.random.default_rng(seed).choice(left))

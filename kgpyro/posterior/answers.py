@@ -1,0 +1,291 @@
+"""Probabilities of facts, and the facts that answer a query, many queries, or none but the graph itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kgpyro.data.graph import COLUMNS, SPLITS, Graph
+from kgpyro.errors import InputError
+from kgpyro.evaluation.calibration import Recalibration, moved_logits
+from kgpyro.posterior.asked import Facts, Queries, fact_ids, query_ids, refuse_numbers
+from kgpyro.posterior.draws import AT_ONCE
+from kgpyro.posterior.replay import Program
+from kgpyro.posterior.scores import PosteriorScores
+from kgpyro.posterior.uncertainty import covered, entropy, label_entropy, moments, summary
+from kgpyro.program.variational import Guide
+
+LOOKED = 50  # draws by which the candidates of a large graph are looked over; all draws measure the best of them
+SPARE = 40  # candidates that are measured beyond those that are wanted
+FEW = 1 << 20  # draws of log-odds that are measured at once without a look before
+LOGITS = 1 << 24  # draws of log-odds at once
+
+
+class Answers(PosteriorScores):
+    """Facts and answers under a posterior.
+
+    Attributes:
+        recalibration: what predicted probabilities go through (:meth:`recalibrate`); None for nothing.
+        config: the resolved options of the fit, as in ``config.yaml``.
+    """
+
+    def __init__(
+        self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
+    ):
+        super().__init__(graph, program, guide, samples)
+        self.recalibration: Recalibration | None = None
+        self.config: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def facts(
+        self, triples: Facts, draws: int = 500, interval: float = 0.9, seed: int = 0, recalibrated: bool = True
+    ) -> pd.DataFrame:
+        """The posterior predictive of any facts.
+
+        Args:
+            triples: one fact ``(head, relation, tail)`` by its names, a list of them, a frame with these columns, a
+                .tsv, .csv or .parquet file with them (or with three columns and no header), or ids of shape ``(n, 3)``.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+            recalibrated: whether probabilities go through the map of :meth:`recalibrate`, where there is one.
+
+        Returns:
+            A row per fact, as given: ``head``, ``relation``, ``tail``, ``probability``, ``std``, ``low``, ``high``,
+            ``aleatoric`` and ``epistemic`` (:func:`.summary`), ``score``, the mean of its log-odds
+            over the draws, ``frequency``, in how many places of training triples its rarer entity is, ``error``,
+            the Monte-Carlo standard error of ``probability``, and ``known``, the split that holds the fact, or an empty
+            string. A fact has one probability, the one that :meth:`predict` has too, whichever end is asked for, and
+            whatever other facts are asked with it. ``attrs["intervals"]`` says what intervals of this guide were seen
+            to cover.
+
+        Raises:
+            InputError: an unknown name or id, with the number of its fact, or a number that cannot be.
+        """
+        refuse_numbers(draws=draws, interval=interval, seed=seed)
+        draws, seed = int(draws), int(seed)
+        given = fact_ids(self.graph, triples)
+        ids = (given if len(given) else torch.zeros(1, 3, dtype=torch.long)).to(self.device)
+        ids, place = torch.unique(ids, dim=0, return_inverse=True)  # so that no result hangs on the others' order
+        found = []
+        for part in ids.split(max(1, LOGITS // draws)):
+            found.append(self._summary(self.fact_logits(part, draws, seed), interval, part[:, [0, 2]], recalibrated))
+        columns = {key: torch.cat([part[key].to(self.device) for part in found])[place] for key in found[0]}
+        return self._table(ids[place], columns, interval)[: len(given)]
+
+    def _table(self, facts: Tensor, columns: Mapping[str, Tensor], interval: float) -> pd.DataFrame:
+        """Facts by their names with what is known of them."""
+        names = (self.graph.entities, self.graph.relations, self.graph.entities)
+        ids = facts.T.tolist()
+        named = {c: [table[i] for i in column] for c, table, column in zip(COLUMNS, names, ids, strict=True)}
+        numbers = {key: value.cpu().numpy() for key, value in columns.items()}
+        table = pd.DataFrame(named | numbers | {"known": self._known(facts.cpu())})
+        guide = None if self.guide is None else str(self.config.get("guide", "lookup"))
+        table.attrs["intervals"] = covered(guide, interval)
+        return table
+
+    def _known(self, facts: Tensor) -> np.ndarray:
+        """The first split that holds each fact, or an empty string, shapes ``(n, 3) -> (n,)``."""
+        found, keys = np.full(len(facts), "", dtype=object), self.graph._keys(facts)
+        for split in reversed(SPLITS):
+            found[torch.isin(keys, self.graph._keys(getattr(self.graph, split))).numpy()] = split
+        return found
+
+    def _summary(
+        self, logits: Tensor, interval: float, entities: Tensor, recalibrated: bool = True
+    ) -> dict[str, Tensor]:
+        """:func:`.summary` of facts of these entities, ``(n, 2)``, recalibrated where this posterior is."""
+        frequency = {"frequency": self.graph.frequency[entities.cpu()].amin(1)}
+        if recalibrated and self.recalibration is not None:
+            found = self._recalibrated(moments(logits) | frequency)
+            moved = moved_logits(logits, found)  # so that all columns are of one map
+            columns = summary(moved, interval) | {"score": moved.mean(0), "probability": found}
+            columns |= {"low": columns["low"].minimum(found), "high": columns["high"].maximum(found)}
+        else:
+            columns = summary(logits, interval)
+        return columns | frequency | {"error": columns["std"] / math.sqrt(len(logits))}
+
+    def _recalibrated(self, found: Mapping[str, Tensor]) -> Tensor:
+        assert self.recalibration is not None
+        target = self.recalibration({key: value.cpu().numpy().ravel() for key, value in found.items()})
+        return torch.from_numpy(target).to(self.device).view(found["probability"].shape)
+
+    @property
+    def _by_evidence(self) -> bool:
+        """Whether a recalibration goes by more than the probability, so that it may change the order of answers."""
+        return self.recalibration is not None and len(self.recalibration.weights) > 1
+
+    # ---- queries ----------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        head: str | None = None,
+        relation: str | None = None,
+        tail: str | None = None,
+        top: int | None = 10,
+        draws: int = 500,
+        interval: float = 0.9,
+        seed: int = 0,
+        new: bool = False,
+    ) -> pd.DataFrame:
+        """The most probable tails of ``(head, relation, ?)``, heads of ``(?, relation, tail)``, or relations.
+
+        Args:
+            head, relation, tail: names, two of the three.
+            top: how many answers; None for all.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+            new: leave out the facts that any split holds. Otherwise answers that are known are among the ``top``.
+
+        Returns:
+            One row per answer, most probable first: ``tail`` (or ``head``, ``relation``), ``probability`` (posterior
+            predictive, of the fact; of an entity under a categorical likelihood, that it is the answer), ``std`` and
+            ``low``, ``high`` (standard deviation and interval of that probability over the posterior), ``aleatoric``
+            and ``epistemic`` (the two parts of the doubt, in nats; :func:`.summary`), ``score``, ``frequency`` and
+            ``error`` as in :meth:`facts`, ``known`` (the split that holds the fact, or an empty string). Of equal
+            probabilities the higher score is first. Where a graph has too many latents to keep ``draws`` of all, 50
+            draws choose ``top + 40`` candidates, which all draws then measure.
+
+        Raises:
+            InputError: an unknown name, not two of the three, or a number that cannot be.
+        """
+        given = (head, relation, tail)
+        if any(isinstance(part, (pd.DataFrame, list, tuple, dict)) for part in given):
+            raise InputError("`predict` takes the names of one query; for many there is `answers`, for facts `facts`.")
+        if sum(part is not None for part in given) != 2:
+            raise InputError("a prediction needs two of `head`, `relation` and `tail`: it says which third goes best.")
+        refuse_numbers(top=top, draws=draws, interval=interval, seed=seed)
+        find = (self.graph.entity_id, self.graph.relation_id, self.graph.entity_id)
+        ids = [-1 if part is None else each(str(part)) for each, part in zip(find, given, strict=True)]
+        found = self._answered(torch.tensor([ids]), top, draws, interval, seed, new)
+        return found.drop(columns=["query", *(c for c, i in zip(COLUMNS, ids, strict=True) if i >= 0)])
+
+    def answers(
+        self,
+        queries: Queries,
+        top: int | None = 10,
+        draws: int = 100,
+        interval: float = 0.9,
+        seed: int = 0,
+        new: bool = False,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """The most probable answers of many queries, each as :meth:`predict` has them.
+
+        Args:
+            queries: a frame with two of ``head``, ``relation`` and ``tail`` filled in every row, a list of
+                ``(head, relation, tail)`` with None for what is asked, or a .tsv, .csv or .parquet file with these
+                columns (or three without a header), where what is asked is empty or ``?``.
+            top: how many answers of each; None for all.
+            draws: posterior draws.
+            interval: mass of the central interval.
+            seed: of the draws.
+            new: leave out the facts that any split holds.
+            progress: show a progress bar.
+
+        Returns:
+            A row per answer: ``query``, the number of its query from 0 on, ``head``, ``relation`` and ``tail``, and
+            the other columns of :meth:`predict`.
+
+        Raises:
+            InputError: an unknown name, not two of the three (with the number of the query), an unreadable file, or a
+                number that cannot be.
+        """
+        refuse_numbers(top=top, draws=draws, interval=interval, seed=seed)
+        return self._answered(query_ids(self.graph, queries), top, draws, interval, seed, new, progress)
+
+    @torch.no_grad()
+    def _answered(
+        self, asked: Tensor, top: int | None, draws: int, interval: float, seed: int, new: bool, progress: bool = False
+    ) -> pd.DataFrame:
+        """Answers of queries ``(n, 3)``, -1 for what is asked."""
+        given, found = asked, []
+        top, draws, seed = top if top is None else int(top), int(draws), int(seed)
+        asked = asked if len(asked) else torch.tensor([[0, 0, -1]])
+        with tqdm(total=len(given), desc="answer", unit="query", disable=not progress, leave=False) as bar:
+            for number, wanted in enumerate((asked[:, 1] >= 0, asked[:, 1] < 0)):
+                size = self.graph.num_relations if number else self.graph.num_entities
+                few = number or top is None or len(asked) * size * draws <= FEW
+                kept = size if few else min(size, top + SPARE)  # type: ignore[operator]
+                block = max(1, min(4 * AT_ONCE // size, LOGITS // (kept * draws)))
+                for part in wanted.nonzero().squeeze(-1).split(block) if bool(wanted.any()) else ():
+                    every = torch.arange(size, device=self.device).expand(len(part), -1)
+                    ids = every if kept == size else self._candidates(asked[part], kept, draws, seed, new)
+                    found.append(self._measured_answers(part, asked[part], ids, top, draws, interval, seed, new))
+                    bar.update(len(part))
+        table = pd.concat(found, ignore_index=True).sort_values("query", kind="stable", ignore_index=True)
+        table.attrs = found[0].attrs
+        return table if len(given) else table[:0]
+
+    def _candidates(self, asked: Tensor, kept: int, draws: int, seed: int, new: bool) -> Tensor:
+        """The entities most likely to be among the best answers of each query, ``(b, kept)``."""
+        graph = self.graph
+        anchor, row = self._as_rows(asked)
+        total: dict[str, Tensor] = {}
+        for logits in self.answer_logits(anchor, row, draws, seed, LOOKED if self._too_many(draws) else None):
+            p = logits.sigmoid()
+            parts = {"count": p.new_ones(()), "probability": p, "score": logits}
+            if self._by_evidence:
+                parts |= {"std": p.square(), "aleatoric": entropy(logits)}
+            for name, value in parts.items():
+                total[name] = total[name].add_(value) if name in total else value.clone()
+        mean = {name: value.double() / total["count"] for name, value in total.items()}
+        key, score = mean["probability"], mean["score"]
+        if self._by_evidence and self.one_probability:
+            mean["std"] = (mean["std"] - key.square()).clamp_min(0).sqrt()
+            mean["epistemic"] = (label_entropy(key) - mean["aleatoric"]).clamp_min(0)
+            ends = graph.frequency.minimum(graph.frequency[anchor.cpu()].unsqueeze(1))
+            key = self._recalibrated(mean | {"frequency": ends})
+        key = key * (1 + 1e-10 * score)  # of equal ones the higher score
+        if new:
+            known = graph.known_queries
+            rows, ids = known.answer_pairs(known.positions(anchor, row))
+            key[rows.to(self.device), ids.to(self.device)] = -math.inf
+        return key.topk(kept).indices
+
+    def _as_rows(self, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """The given entity and the relation row of queries for entities, ``(b,)`` each."""
+        tails = asked[:, 2] < 0
+        return torch.where(tails, asked[:, 0], asked[:, 2]), asked[:, 1] + self.graph.num_relations * ~tails
+
+    def _too_many(self, draws: int) -> bool:
+        """Whether so many draws of all latents are too many to keep."""
+        return self.form is not None and self.samples is None and not self.kg.categorical and draws > self.kept
+
+    def _measured_answers(
+        self, numbers: Tensor, asked: Tensor, ids: Tensor, top: int | None, draws: int, interval: float, seed: int,
+        new: bool,
+    ) -> pd.DataFrame:  # fmt: skip
+        """The best of the candidates ``(b, k)`` of some queries, in order, with all that is said of them."""
+        query = torch.arange(len(asked)).repeat_interleave(ids.shape[1])
+        facts = asked[query].to(self.device)
+        facts = torch.where(facts < 0, ids.reshape(-1, 1), facts)
+        relations = bool((asked[:, 1] < 0).any())
+        of_facts = relations or self.one_probability
+        all_of_many = not relations and self._too_many(draws) and ids.shape[1] == self.graph.num_entities
+        if of_facts and not all_of_many:
+            logits = self.fact_logits(facts, draws, seed)
+        else:
+            drawn = self.answer_logits(*self._as_rows(asked), draws, seed)
+            logits = torch.stack([each.gather(1, ids).flatten() for each in drawn])
+        keys = [logits.double().mean(0), logits.double().sigmoid().mean(0)]
+        if of_facts and self._by_evidence:
+            frequency = self.graph.frequency[facts[:, [0, 2]].cpu()].amin(1)
+            keys.append(self._recalibrated(moments(logits) | {"frequency": frequency}))
+        order = np.lexsort([*(-key.cpu().numpy() for key in keys), query.numpy()])
+        order = order[self._known(facts.cpu()[order]) == ""] if new else order
+        place = pd.Series(order).groupby(query.numpy()[order]).cumcount().to_numpy()
+        chosen = torch.from_numpy(order if top is None else order[place < top])
+        shown = facts[chosen.to(self.device)]
+        columns = self._summary(logits[:, chosen.to(self.device)], interval, shown[:, [0, 2]], of_facts)
+        table = self._table(shown, columns, interval)
+        table.insert(0, "query", numbers[query[chosen]].numpy())
+        return table

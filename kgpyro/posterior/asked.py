@@ -1,0 +1,157 @@
+"""What a posterior is asked: facts and queries as people give them, as ids; and the numbers that go with them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kgpyro.data.encoding import SHORT
+from kgpyro.data.graph import COLUMNS, Graph
+from kgpyro.errors import InputError
+
+Facts: TypeAlias = Sequence[Sequence[Any]] | Sequence[str] | pd.DataFrame | Tensor | np.ndarray | str | Path
+Queries: TypeAlias = Sequence[Sequence[Any]] | pd.DataFrame | str | Path
+SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
+FILES = ".tsv, .csv or .parquet"
+
+
+def refuse_numbers(**given: Any) -> None:
+    """Raise InputError for a number that cannot be: of ``top``, ``draws``, ``seed``, ``interval`` or ``above``."""
+    for name, value in given.items():
+        if name in ("interval", "above"):
+            if not isinstance(value, Real) or not 0 < float(value) < 1:
+                raise InputError(f"`{name}` must be between 0 and 1, such as 0.9; got {value!r}.")
+        elif not isinstance(value, Integral) or isinstance(value, bool) or value < (name != "seed"):
+            if name == "top" and value is None:
+                continue
+            what = "a whole number from 0 on" if name == "seed" else "a positive whole number"
+            raise InputError(f"`{name}` must be {what}{', or None for all' * (name == 'top')}; got {value!r}.")
+
+
+def fact_ids(graph: Graph, triples: Facts) -> Tensor:
+    """Ids ``(n, 3)`` of facts: one triple of names, a list of them, a frame, a file, or ids as they are.
+
+    Raises InputError for an unknown name or id, with the number of its fact, and for what are no facts.
+    """
+    if is_ids(triples):
+        return _checked(graph, torch.as_tensor(triples))
+    return _looked_up(graph, named_facts(triples))
+
+
+def named_facts(triples: Facts) -> list[tuple[str, tuple[str, ...]]]:
+    """Each fact's place in words and its names, known to a graph or not."""
+    if isinstance(triples, (list, tuple)) and len(triples) == 3 and not any(map(_is_row, triples)):
+        triples = [triples]  # one fact
+    found = []
+    for where, row in _rows(triples, "fact"):
+        if None in row:
+            raise InputError(f"{where} lacks a {COLUMNS[row.index(None)]}; for queries there is `answers`.")
+        found.append((where, tuple(map(str, row))))
+    return found
+
+
+def query_ids(graph: Graph, queries: Queries) -> Tensor:
+    """Ids ``(n, 3)`` of queries, -1 for what is asked.
+
+    Raises InputError, with the number of the query, for an unknown name, or where not two of the three are given.
+    """
+    rows = list(_rows(queries, "query"))
+    for where, row in rows:
+        if row.count(None) != 1:
+            raise InputError(f"{where} gives {3 - row.count(None)} of head, relation and tail; give two of them.")
+    return _looked_up(graph, rows)
+
+
+def _is_row(part: Any) -> bool:
+    return isinstance(part, (list, tuple, np.ndarray, Tensor))
+
+
+def is_ids(triples: Facts) -> bool:
+    """Whether facts are given by their ids."""
+    return isinstance(triples, Tensor) or (isinstance(triples, np.ndarray) and triples.dtype.kind in "iuf")
+
+
+def _checked(graph: Graph, ids: Tensor) -> Tensor:
+    if ids.dim() != 2 or ids.shape[1] != 3 or (ids.is_floating_point() and ids.numel()):
+        raise InputError(f"facts by id are whole numbers of shape (n, 3); got {ids.dtype}, {tuple(ids.shape)}.")
+    ids, ends = ids.long(), torch.tensor([graph.num_entities, graph.num_relations, graph.num_entities])
+    wrong = ((ids.cpu() < 0) | (ids.cpu() >= ends)).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise InputError(
+            f"fact {row} has {COLUMNS[column]} {int(ids[row, column])}; graph {graph.name!r} has ids from 0 to "
+            f"{int(ends[column]) - 1} there."
+        )
+    return ids
+
+
+def _looked_up(graph: Graph, rows: Iterable[tuple[str, Sequence[str | None]]]) -> Tensor:
+    find, found = (graph.entity_id, graph.relation_id, graph.entity_id), []
+    for where, row in rows:
+        try:
+            found.append([-1 if name is None else each(name) for each, name in zip(find, row, strict=True)])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    return torch.tensor(found, dtype=torch.long).reshape(-1, 3)
+
+
+def _rows(given: Any, what: str) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+    """Each row's place in words, and its names; None for what is left out."""
+    first, place = 0, ""
+    if isinstance(given, (str, Path)):
+        given, first = _read(Path(given))
+        place = f" (line {{}} of {given.attrs['file']})" if first else ""
+    if isinstance(given, pd.DataFrame):
+        if not {*COLUMNS} & {*given.columns}:
+            raise InputError(
+                f"a table needs columns head, relation and tail; it has {', '.join(map(str, given.columns)) or 'none'}."
+            )
+        given = zip(*(given[c] if c in given.columns else [None] * len(given) for c in COLUMNS), strict=True)
+    for number, row in enumerate(given):
+        where = f"{what} {number}{place.format(number + first)}"
+        if isinstance(row, str) or not hasattr(row, "__len__") or len(row) != 3:
+            raise InputError(f"{where} is {SHORT.repr(row)}; it must be (head, relation, tail).")
+        yield where, tuple(map(_text, row))
+
+
+def _text(name: Any) -> str | None:
+    """A name as the graph has it; None for one that is left out."""
+    if name is None or name is pd.NA or (isinstance(name, float) and name != name) or name == "":
+        return None
+    return str(name)
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, int]:
+    """The columns head, relation and tail of a file, and the line of its first row (0 for parquet)."""
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix != ".parquet" and suffix not in SEPARATORS:
+        raise InputError(f"{path} must be a {FILES} file, of head, relation and tail.")
+    try:
+        if suffix == ".parquet":
+            table, first = pd.read_parquet(path), 0
+        else:
+            quoting = csv.QUOTE_NONE if suffix != ".csv" else csv.QUOTE_MINIMAL
+            options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+            options |= {"sep": SEPARATORS[suffix], "quoting": quoting, "skip_blank_lines": False, "header": None}
+            table, first = pd.read_csv(path, **options), 1
+            if {*COLUMNS} & {*table.iloc[0]}:
+                table, first = table[1:].set_axis(table.iloc[0], axis=1), 2
+            elif table.shape[1] == 3:
+                table = table.set_axis(list(COLUMNS), axis=1)
+    except pd.errors.EmptyDataError:
+        table, first = pd.DataFrame(columns=list(COLUMNS)), 1
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+    table = table[[column for column in COLUMNS if column in table.columns]].replace("?", None)
+    if table.empty and not table.columns.size:
+        raise InputError(f"{path} has no columns head, relation and tail.")
+    table.attrs["file"] = str(path)
+    return table, first
