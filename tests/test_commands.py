@@ -347,7 +347,7 @@ def test_no_run(command: Callable[[list[str]], int], tmp_path: Path, capsys: pyt
 def test_a_report_says_what_to_type_next(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *QUICK, "--out", str(tmp_path / "a run")]) == 0
     printed = capsys.readouterr().out
-    assert "lim, ComplEx, dim 4, prior normal(scale=learn), guide lookup" in printed
+    assert "lim, ComplEx, dim 4, prior normal, guide lookup" in printed
     assert "nations: 14 entities, 55 relations, 1,592 training triples" in printed
     shown = dict(re.findall(r"^(saved|next) +(.*)$", printed, flags=re.MULTILINE))
     assert shown["saved"] == str(tmp_path / "a run")

@@ -34,14 +34,14 @@ class Recipe:
     why: str
 
 
-LIM = {"model": "lim", "prior": "normal(scale=learn)", "dim": 200}
+LIM = {"model": "lim", "prior": "normal", "dim": 200}
 FAST = {"estimator": "shared", "precision": "bf16", "optimizer": "adam", "lr_schedule": "linear", "batch_size": 512}
 RECIPES = (
     Recipe(
         "small",
         1_000,
-        LIM | {"epochs": 60, "batch_size": 128, "completeness": 0.9},
-        "every cell is data, a tenth of the true facts may be missing, and the prior learns its scale",
+        LIM | {"epochs": 60, "batch_size": 128, "completeness": 0.9, "relation_weight": 1.0},
+        "every cell is data, a tenth of the true facts may be missing, and each fact is asked for its relation too",
     ),
     Recipe(
         "middle-sized",
