@@ -205,7 +205,7 @@ def test_nothing_asked(tiny: Graph) -> None:
         (lambda p, f: p.answers([QUERIES[0], ("a", "lykes", None)]), "query 1: graph 'tiny' has no relation 'lykes'"),
         (lambda p, f: p.answers([("a", None, None)]), "query 0 gives 1 of head, relation and tail; give two"),
         (lambda p, f: p.answers(f), "query 1 \\(line 3 of .*queries.tsv\\): graph 'tiny' has no entity 'z'"),
-        (lambda p, f: p.answers(f.with_suffix(".json")), "must be a .tsv, .csv or .parquet file"),
+        (lambda p, f: p.answers(f.with_suffix(".xlsx")), "must be a .txt, .tsv, .csv, .parquet, .json, .jsonl file"),
         (lambda p, f: p.answers(f.with_name("none.csv")), "none.csv cannot be read"),
         (lambda p, f: p.discover(out=f), "is there already"),
     ],

@@ -133,7 +133,7 @@ def test_the_objective_of_an_update() -> None:
         ({"model": "lfm"}, "model lfm is not one of latents per symbol"),
         ({"guide": "mixture(members=2)"}, "no table of one Gaussian per symbol"),
         ({"closed_world": "local"}, "its data are not all facts"),
-        ({"kl_frequency": 0.75}, "weights of their own"),
+        ({"kl_frequency": 0.75}, "no posterior of them"),
         ({"prior": "gamma"}, "make no Gaussian per symbol"),
         ({"prior": "normal(scale=half_cauchy(1))"}, "parameters of its priors are latents"),
     ],

@@ -19,11 +19,11 @@ from torch import Tensor
 from kgpyro.data import tables
 from kgpyro.data.encoding import SHORT, Rows, encode, name_of
 from kgpyro.data.graph import Graph
-from kgpyro.data.tables import CALLED, COLUMNS, NAMES, SPLITS
+from kgpyro.data.tables import CALLED, COLUMNS, FRAMES, NAMES, SPLITS, TEXT
 from kgpyro.errors import InputError
 
 Columns: TypeAlias = str | Sequence[str | int] | None
-TEXT, FRAMES, RDF = (".txt", ".tsv", ".csv"), (".parquet", ".json", ".jsonl"), (".nt", ".ttl", ".n3", ".rdf", ".owl")
+RDF = (".nt", ".ttl", ".n3", ".rdf", ".owl")
 KINDS = (*TEXT, *FRAMES, *RDF)
 NO_COLUMNS = "`columns` is for tables and text files; this source knows its own, so leave it out."
 PYKEEN = {"train": "training", "valid": "validation", "test": "testing"}  # what it calls splits

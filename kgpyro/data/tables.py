@@ -26,6 +26,7 @@ SPLITS = ("train", "valid", "test")
 NAMES = {"train": ("train", "training"), "valid": ("valid", "validation", "dev", "val"), "test": ("test", "testing")}
 CALLED = {name: split for split, names in NAMES.items() for name in names}  # what people call splits
 COLUMNS = ("head", "relation", "tail")
+TEXT, FRAMES = (".txt", ".tsv", ".csv"), (".parquet", ".json", ".jsonl")  # kinds of files
 USUAL = {
     "head": ("head", "subject", "subj", "source", "src", "from", "h", "s"),
     "relation": ("relation", "predicate", "rel", "edge", "type", "label", "property", "r", "p"),

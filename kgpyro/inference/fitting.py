@@ -122,8 +122,10 @@ def fit(
     elif graph is None:
         raise InputError("name a data set, or give triples, or a run to `resume`.")
     graph = load_graph(graph)
-    recipe = recipe_for(graph) if saved is None and given.keys() <= FREE else None
-    if recipe is not None:
+    recipe = recipe_for(graph)
+    if saved is not None:
+        followed = all(saved.get(key) == value for key, value in recipe.options.items() if key not in FREE)
+    elif followed := given.keys() <= FREE:
         chosen = Options.of({**recipe.options, **given})
     config = chosen.resolved(graph, saving=folder is not None)
     for key, value in (saved or {}).items():
@@ -148,7 +150,7 @@ def fit(
 
         watched = Watched(progress, False if logger is None else logger, callbacks, randomness)
         posterior, complete = _fit(graph, config, chosen.features, watched, folder, begin, start)
-        if recipe is not None and posterior.metrics:
+        if followed and posterior.metrics:
             posterior.metrics["recipe"] = f"{recipe.name} graph: {recipe.why}"
         if folder is not None and posterior.metrics:
             posterior.save(folder, unfinished=True)
@@ -330,8 +332,8 @@ def _fit(
         "objective": objective_name(config, guide.point) + (HOW_MOVED.format(**moved) if moved else ""),
         **({"hmc": moved} if moved else {}),
         "warnings": whole.problems
-        + ([TOO_FEW.format(len(graph.train))] if len(graph.train) < ENOUGH else [])
         + _warnings(config, module, bar, terms, per_fact, measured.get("valid"))
+        + ([TOO_FEW.format(len(graph.train))] if len(graph.train) < ENOUGH else [])
         + ([NOT_MIXED.format(**moved)] if moved and moved["r_hat"] > 1.05 else []),
     }
     return posterior, bar.finished

@@ -51,7 +51,7 @@ class Answers(PosteriorScores):
 
         Args:
             triples: one fact ``(head, relation, tail)`` by its names, a list of them, a frame with these columns, a
-                .tsv, .csv or .parquet file with them (or with three columns and no header), or ids of shape ``(n, 3)``.
+                text, parquet or JSON file with them (or with three columns and no header), or ids of shape ``(n, 3)``.
             draws: posterior draws.
             interval: mass of the central interval.
             seed: of the draws.
@@ -182,7 +182,7 @@ class Answers(PosteriorScores):
 
         Args:
             queries: a frame with two of ``head``, ``relation`` and ``tail`` filled in every row, a list of
-                ``(head, relation, tail)`` with None for what is asked, or a .tsv, .csv or .parquet file with these
+                ``(head, relation, tail)`` with None for what is asked, or a text, parquet or JSON file with these
                 columns (or three without a header), where what is asked is empty or ``?``.
             top: how many answers of each; None for all.
             draws: posterior draws.

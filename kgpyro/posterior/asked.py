@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,12 +14,11 @@ from torch import Tensor
 
 from kgpyro.data.encoding import SHORT
 from kgpyro.data.graph import COLUMNS, Graph
+from kgpyro.data.tables import FRAMES, TEXT, parted, read_frame, text_frame
 from kgpyro.errors import InputError
 
 Facts: TypeAlias = Sequence[Sequence[Any]] | Sequence[str] | pd.DataFrame | Tensor | np.ndarray | str | Path
 Queries: TypeAlias = Sequence[Sequence[Any]] | pd.DataFrame | str | Path
-SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
-FILES = ".tsv, .csv or .parquet"
 
 
 def refuse_numbers(**given: Any) -> None:
@@ -105,10 +103,11 @@ def _looked_up(graph: Graph, rows: Iterable[tuple[str, Sequence[str | None]]]) -
 
 def _rows(given: Any, what: str) -> Iterator[tuple[str, tuple[str | None, ...]]]:
     """Each row's place in words, and its names; None for what is left out."""
-    first, place = 0, ""
+    lines: Sequence[Any] = ()
+    place = ""
     if isinstance(given, (str, Path)):
-        given, first = _read(Path(given))
-        place = f" (line {{}} of {given.attrs['file']})" if first else ""
+        given = _read(Path(given))
+        place, lines = given.attrs.get("place", ""), given.index
     if isinstance(given, pd.DataFrame):
         if not {*COLUMNS} & {*given.columns}:
             raise InputError(
@@ -116,7 +115,7 @@ def _rows(given: Any, what: str) -> Iterator[tuple[str, tuple[str | None, ...]]]
             )
         given = zip(*(given[c] if c in given.columns else [None] * len(given) for c in COLUMNS), strict=True)
     for number, row in enumerate(given):
-        where = f"{what} {number}{place.format(number + first)}"
+        where = f"{what} {number}{place.format(lines[number])}" if place else f"{what} {number}"
         if isinstance(row, str) or not hasattr(row, "__len__") or len(row) != 3:
             raise InputError(f"{where} is {SHORT.repr(row)}; it must be (head, relation, tail).")
         yield where, tuple(map(_text, row))
@@ -129,29 +128,19 @@ def _text(name: Any) -> str | None:
     return str(name)
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, int]:
-    """The columns head, relation and tail of a file, and the line of its first row (0 for parquet)."""
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix != ".parquet" and suffix not in SEPARATORS:
-        raise InputError(f"{path} must be a {FILES} file, of head, relation and tail.")
-    try:
-        if suffix == ".parquet":
-            table, first = pd.read_parquet(path), 0
-        else:
-            quoting = csv.QUOTE_NONE if suffix != ".csv" else csv.QUOTE_MINIMAL
-            options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-            options |= {"sep": SEPARATORS[suffix], "quoting": quoting, "skip_blank_lines": False, "header": None}
-            table, first = pd.read_csv(path, **options), 1
-            if {*COLUMNS} & {*table.iloc[0]}:
-                table, first = table[1:].set_axis(table.iloc[0], axis=1), 2
-            elif table.shape[1] == 3:
-                table = table.set_axis(list(COLUMNS), axis=1)
-    except pd.errors.EmptyDataError:
-        table, first = pd.DataFrame(columns=list(COLUMNS)), 1
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+def _read(path: Path) -> pd.DataFrame:
+    """The columns head, relation and tail of a file, its rows by their lines where it is text."""
+    kind = parted(path)[1]
+    if kind not in (*TEXT, *FRAMES):
+        raise InputError(f"{path} must be a {', '.join((*TEXT, *FRAMES))} file, of head, relation and tail.")
+    table = text_frame(path, "\t" if kind == ".tsv" else None, 2) if kind in TEXT else read_frame(path)
+    if kind in TEXT and len(table):
+        if {*COLUMNS} & {*table.iloc[0]}:
+            table = table.iloc[1:].set_axis(table.iloc[0].tolist(), axis=1)
+        elif table.shape[1] == 3:
+            table = table.set_axis(list(COLUMNS), axis=1)
     table = table[[column for column in COLUMNS if column in table.columns]].replace("?", None)
-    if table.empty and not table.columns.size:
+    if len(table) and not table.columns.size:
         raise InputError(f"{path} has no columns head, relation and tail.")
-    table.attrs["file"] = str(path)
-    return table, first
+    table.attrs["place"] = f" (line {{}} of {path})" if kind in TEXT else ""
+    return table if table.columns.size else pd.DataFrame(columns=list(COLUMNS))

@@ -286,11 +286,15 @@ class Setting(nn.Module):
             ends = torch.where(swap, candidate, anchor), torch.where(swap, anchor, candidate)
             scores = self.score.relations(*ends, relations[...])
         else:
-            both = relations[..., :R, :], relations[..., R:, :]
-            scores = anchor.new_empty(*anchor.shape[:-1], R)
-            for which, rows in ((~back, both[0]), (back, both[1])):
-                scores[..., which, :] = self.score.relations(anchor[..., which, :], candidate[..., which, :], rows)
-        return dist.Categorical(logits=scores + intercepts.unsqueeze(-2), validate_args=False)
+            (ahead,), (behind,) = (~back).nonzero(as_tuple=True), back.nonzero(as_tuple=True)
+            scores = torch.cat(
+                [
+                    self.score.relations(anchor[..., ids, :], candidate[..., ids, :], rows)
+                    for ids, rows in ((ahead, relations[..., :R, :]), (behind, relations[..., R:, :]))
+                ],
+                dim=-2,
+            )[..., torch.cat([ahead, behind]).argsort(), :]
+        return dist.Categorical(logits=scores.to(anchor.dtype) + intercepts.unsqueeze(-2), validate_args=False)
 
     def _of(self, anchor: Rows, relation: Rows, candidate: Rows, intercepts: Tensor, batch: Batch) -> TorchDistribution:
         if intercepts.dim() > 1:  # of vectorised particles, with a dimension for the plate of facts
