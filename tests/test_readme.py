@@ -15,6 +15,7 @@ import pytest
 import kgpyro
 from kgpyro import Graph, Posterior
 from kgpyro.commands import COMMANDS
+from kgpyro.posterior.answers import Answers
 from kgpyro.posterior.predictions import Predictions
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +77,7 @@ def test_the_api_page_is_whole() -> None:
     """Every public name, and every public method of graphs and posteriors, is used in an example."""
     said = "".join(block for _, block in blocks(ROOT / "docs" / "api.md") if block.startswith(">>>"))
     names = {f"kgpyro.{name}" for name in kgpyro.__all__ if name not in ("Guide", "InputError", "Posterior")}
-    for cls in (Graph, Posterior, Predictions):
+    for cls in (Graph, Posterior, Predictions, Answers):
         names |= {f".{name}" for name in vars(cls) if not name.startswith("_") and name != "source"}
     assert not [name for name in sorted(names) if not re.search(rf"{re.escape(name)}\b", said)]
 

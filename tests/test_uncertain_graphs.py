@@ -110,7 +110,7 @@ def test_a_fit_predicts_confidences(tmp_path: Path, capsys: pytest.CaptureFixtur
         for t in range(20)
     ]
     frame = pd.DataFrame(rows, columns=["head", "relation", "tail", "confidence"])
-    graph = Graph.from_dataframe(frame, holdout=0.1)
+    graph = Graph.from_dataframe(frame, holdout=0.1, seed=1)
     options: dict[str, Any] = {"model": "lim", "score": "DistMult", "dim": 4, "epochs": 150}
     options |= {"negatives": 1, "negative_weight": 0.01}  # what is not listed is not known
     posterior = kgpyro.fit(graph, **options, progress=False, device="cpu", out=tmp_path / "run")
