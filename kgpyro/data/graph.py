@@ -126,7 +126,7 @@ class Graph:
     def inverse_leakage(self) -> dict[tuple[str, str], int]:
         """How many test facts are training facts read backwards, by relation of the one and of the other.
 
-        Only relations count that are inverse to each other, or symmetric; see :func:`.read_backwards`.
+        Only relations count that are inverse to each other, or symmetric; see ``data.splitting.read_backwards``.
         """
         return {(self.relations[r], self.relations[back]): number for (r, back), number in self._backwards[0].items()}
 

@@ -89,7 +89,7 @@ def fit(
             with ``resume`` it is the run's.
         options: :class:`kgpyro.Options`, each of which can be given by its name as well: ``fit(graph, model="lim")``.
             Where none is given but for dimension, length, seed, device and the like, a recipe for the size of the graph
-            decides (:mod:`kgpyro.inference.recipes`), and ``metrics["recipe"]`` says which and why.
+            decides (``kgpyro.inference.recipes``), and ``metrics["recipe"]`` says which and why.
         out: folder for the run's files; it must not hold another run.
         resume: folder of a fit that was interrupted, to go on to the very result it would have had. All options are
             those of the run; only your own code is to be named again.

@@ -148,7 +148,7 @@ def plot_answers(
     ax: Any = None,
     **options: Any,
 ) -> Any:
-    """The answers of :meth:`.Predictions.predict` as a forest plot: a point and an interval each, known ones marked.
+    """The answers of :meth:`kgpyro.Posterior.predict` as a forest plot: points and intervals, known ones marked.
 
     Args:
         head, relation, tail: names, two of the three.
