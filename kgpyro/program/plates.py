@@ -37,18 +37,18 @@ def _plate(name: str, size: int) -> pyro.plate:
 
 @dataclass(frozen=True)
 class Held:
-    """The facts of a batch that the graph holds, each as its query reads it.
+    """The facts of a batch that the graph holds, each as its query reads it; those that ask for tails are first.
 
     Attributes:
         anchor, candidate: their ends, as rows of the batch's ``entities``, shape ``(n,)``.
-        backward: which queries ask for heads, so that the anchor is the fact's tail, shape ``(n,)``, bool.
+        ahead: how many ask for tails. The others are read backwards: the anchor is the fact's tail.
         relation: of the facts, shape ``(n,)``.
         weight: what each counts for, shape ``(n,)``.
     """
 
     anchor: Tensor
     candidate: Tensor
-    backward: Tensor
+    ahead: int
     relation: Tensor
     weight: Tensor
 
@@ -182,14 +182,12 @@ class Batch:
             (place,) = self.y.nonzero().unbind(1)
             assert isinstance(self.candidate, Tensor)
             query, candidate, sure = self.query[place], self.candidate[place], self.y[place]
-        weight = self.relation_weight * self.query_weight[query]
-        row, relations = (
-            self.relation[query],
-            self.num_relations if self.reverse is not None else self.num_relations // 2,
-        )
-        backward = row >= relations if self.reverse is None else self.reverse[query]
-        weight = weight if sure is None else weight * sure
-        return Held(self.anchor[query], candidate, backward, row % relations, weight)
+        weight = self.relation_weight * self.query_weight[query] * (1 if sure is None else sure)
+        row, R = self.relation[query], self.num_relations if self.reverse is not None else self.num_relations // 2
+        backward = row >= R if self.reverse is None else self.reverse[query]
+        order = backward.byte().argsort(stable=True)
+        ahead = len(order) - int(backward.sum())
+        return Held(self.anchor[query][order], candidate[order], ahead, row[order] % R, weight[order])
 
     def symbols(self, frame: str) -> Symbols:
         """The ids of the symbols that a plate of this batch yields, by the plate's name."""

@@ -278,22 +278,13 @@ class Setting(nn.Module):
         The arguments are those of :meth:`likelihood`, and what :meth:`Batch.held_plate` yields. A query that asks for
         heads reads its fact backwards, by the relations' inverses where there are such. Batch shape ``(n,)``.
         """
-        anchor, candidate = Rows(entities, held.anchor).own_draw, Rows(entities, held.candidate).own_draw
-        candidate = torch.where((held.anchor == held.candidate).unsqueeze(-1), anchor, candidate)  # self-loops
-        back, R = held.backward, self.relations
+        anchor, candidate = (Rows(entities, ids).sparse_values for ids in (held.anchor, held.candidate))
+        R, n = self.relations, held.ahead
+        behind = (anchor[..., n:, :], candidate[..., n:, :], relations[..., R:, :])
         if len(relations) == R:
-            swap = back.unsqueeze(-1)
-            ends = torch.where(swap, candidate, anchor), torch.where(swap, anchor, candidate)
-            scores = self.score.relations(*ends, relations[...])
-        else:
-            (ahead,), (behind,) = (~back).nonzero(as_tuple=True), back.nonzero(as_tuple=True)
-            scores = torch.cat(
-                [
-                    self.score.relations(anchor[..., ids, :], candidate[..., ids, :], rows)
-                    for ids, rows in ((ahead, relations[..., :R, :]), (behind, relations[..., R:, :]))
-                ],
-                dim=-2,
-            )[..., torch.cat([ahead, behind]).argsort(), :]
+            behind = (candidate[..., n:, :], anchor[..., n:, :], relations)
+        ahead = self.score.relations(anchor[..., :n, :], candidate[..., :n, :], relations[..., :R, :])
+        scores = torch.cat([ahead, self.score.relations(*behind)], dim=-2)
         return dist.Categorical(logits=scores.to(anchor.dtype) + intercepts.unsqueeze(-2), validate_args=False)
 
     def _of(self, anchor: Rows, relation: Rows, candidate: Rows, intercepts: Tensor, batch: Batch) -> TorchDistribution:
