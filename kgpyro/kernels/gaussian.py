@@ -79,6 +79,7 @@ class _Gaussian(torch.autograd.Function):
         if d_h is None and d_kl is None:
             return (None,) * 5
         loc, log_scale, prior_loc, prior_scale, h = ctx.saved_tensors
+        d_h = d_h.to_dense() if d_h is not None and d_h.is_sparse else d_h  # of a draw of which only rows were used
         # In one piece with room to spare: once freed, it takes the next step's draw and its gradient. glibc cannot put
         # an aligned table where one of the same size was.
         d_loc, d_log_scale = loc.new_empty(2, len(loc) + BLOCK, *loc.shape[1:])[:, : len(loc)]
