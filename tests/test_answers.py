@@ -317,3 +317,9 @@ def test_a_run_is_overwritten_where_asked(tiny: Graph, tmp_path: Path) -> None:
         second.save(tmp_path / "run")
     second.save(tmp_path / "run", overwrite=True)
     assert len(Posterior.load(tmp_path / "run").history) == 2
+
+
+def test_usual_names_of_columns_in_files(tiny: Graph, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("Subject;predicate;object\na;likes;b\n")
+    posterior = posterior_of(tiny)
+    pd.testing.assert_frame_equal(posterior.facts(tmp_path / "f.csv"), posterior.facts(("a", "likes", "b")))

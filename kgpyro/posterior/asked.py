@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kgpyro.data.encoding import SHORT
 from kgpyro.data.graph import COLUMNS, Graph
-from kgpyro.data.tables import FRAMES, TEXT, parted, read_frame, text_frame
+from kgpyro.data.tables import FRAMES, TEXT, parted, places_of, read_frame, text_frame
 from kgpyro.errors import InputError
 
 Facts: TypeAlias = Sequence[Sequence[Any]] | Sequence[str] | pd.DataFrame | Tensor | np.ndarray | str | Path
@@ -128,6 +128,12 @@ def _text(name: Any) -> str | None:
     return str(name)
 
 
+def _roles(header: Iterable[Any]) -> dict[str, int]:
+    """Where head, relation and tail stand in a header, by their usual names."""
+    found = places_of([str(name) for name in header], None, "")
+    return {role: found[role] for role in COLUMNS if role in found}
+
+
 def _read(path: Path) -> pd.DataFrame:
     """The columns head, relation and tail of a file, its rows by their lines where it is text."""
     kind = parted(path)[1]
@@ -135,11 +141,12 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} must be a {', '.join((*TEXT, *FRAMES))} file, of head, relation and tail.")
     table = text_frame(path, "\t" if kind == ".tsv" else None, 2) if kind in TEXT else read_frame(path)
     if kind in TEXT and len(table):
-        if {*COLUMNS} & {*table.iloc[0]}:
+        if len(_roles(table.iloc[0])) > 1:
             table = table.iloc[1:].set_axis(table.iloc[0].tolist(), axis=1)
         elif table.shape[1] == 3:
             table = table.set_axis(list(COLUMNS), axis=1)
-    table = table[[column for column in COLUMNS if column in table.columns]].replace("?", None)
+    places = _roles(table.columns)
+    table = table.iloc[:, list(places.values())].set_axis(list(places), axis=1).replace("?", None)
     if len(table) and not table.columns.size:
         raise InputError(f"{path} has no columns head, relation and tail.")
     table.attrs["place"] = f" (line {{}} of {path})" if kind in TEXT else ""
