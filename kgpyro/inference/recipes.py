@@ -34,8 +34,15 @@ class Recipe:
     why: str
 
 
-LIM = {"model": "lim", "prior": "normal", "dim": 200}
-FAST = {"estimator": "shared", "precision": "bf16", "optimizer": "adam", "lr_schedule": "linear", "batch_size": 512}
+LIM: dict[str, Any] = {"model": "lim", "prior": "normal", "dim": 200}
+FAST: dict[str, Any] = {
+    "model": "lim",
+    "likelihood": "categorical",
+    "prior": "normal(scale=0.3)",
+    "estimator": "shared",
+}
+FAST |= {"precision": "bf16", "optimizer": "adam", "lr_schedule": "linear", "batch_size": 512}
+SPARSE = 5  # facts per entity, below which a large graph is sparse
 RECIPES = (
     Recipe(
         "small",
@@ -59,10 +66,14 @@ RECIPES = (
     Recipe(
         "large",
         EXACT_UP_TO,
-        {"model": "lim", "prior": "normal(scale=0.3)", "dim": 256, "epochs": 12, "likelihood": "categorical"}
-        | FAST
-        | {"lr": 0.008, "kl_weight": 0.3, "kl_frequency": 0.75},
-        "answers are drawn from all entities, which is what ranks large graphs best, at a lower KL weight",
+        FAST | {"dim": 256, "epochs": 12, "lr": 0.008, "kl_weight": 0.3, "kl_frequency": 0.75},
+        "answers are drawn from all entities, which ranks large graphs best, and frequent entities pay more KL",
+    ),
+    Recipe(
+        "large and sparse",
+        EXACT_UP_TO,
+        FAST | {"dim": 64, "epochs": 10, "lr": 0.024, "kl_weight": 0.2, "warmup": 0.5},
+        "answers are drawn from all entities, in few dimensions, since there are few facts for each",
     ),
     Recipe(
         "huge",
@@ -75,7 +86,9 @@ RECIPES = (
 
 def recipe_for(graph: Graph) -> Recipe:
     """The recipe for a graph's size; of an uncertain graph without what goes with sure facts alone."""
-    found = next(recipe for recipe in RECIPES if graph.num_entities <= recipe.entities)
+    fits = [recipe for recipe in RECIPES if graph.num_entities <= recipe.entities]
+    sparse = fits[0].name == "large" and len(graph.train) < SPARSE * graph.num_entities
+    found = fits[1] if sparse else fits[0]
     if graph.confidences:
         uncertain = {"model": "lim", "dim": 128, "epochs": 30}
         return Recipe("uncertain", found.entities, uncertain, "confidences are soft labels of each fact")
