@@ -34,5 +34,7 @@ class LowRank(Guide):
         loc, log_scale = self.tables[kind](symbols)
         factor = self.factors[kind]
         rows = factor if isinstance(symbols, EllipsisType) else embedding(symbols, factor, sparse=self.sparse)
-        base = dist.LowRankMultivariateNormal(loc, rows.unflatten(-1, (loc.shape[-1], -1)), (2 * log_scale).exp())
+        factors = rows.unflatten(-1, (loc.shape[-1], -1))
+        with torch.autocast(loc.device.type, enabled=False):  # in half precision I + WᵀW is hardly positive definite
+            base = dist.LowRankMultivariateNormal(loc, factors, (2 * log_scale).exp())
         return self.families[kind].push(base)

@@ -369,3 +369,13 @@ def test_features_that_are_not_there_or_no_table(tiny: Graph, tmp_path: Path) ->
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object))
     with pytest.raises(InputError, match="cannot be read"):
         load_features(tmp_path / "o.npy", tiny)
+
+
+def test_lowrank_in_half_precision(tiny: Graph) -> None:
+    """What it factorises stays in single precision, so that it is positive definite."""
+    parts = Parts(tiny, dim=64, guide="lowrank(rank=8)")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for name in ("entity", "relation"):
+            parts.guide.factors[name].mul_(100.0)  # type: ignore[operator, index]
+            assert parts.guide.posterior(name, ...)._capacitance_tril.dtype == torch.float32
+            assert bool(parts.guide.posterior(name, ...).rsample().isfinite().all())
