@@ -68,7 +68,7 @@ class PosteriorPredictive:
             return (
                 f"The model reproduces the graph: none of {len(self.summary)} statistics misfits.\n"
                 f"Looked at: {', '.join(share.index)}.\n"
-                "To do: nothing here; held-out facts say what its probabilities are worth (`calibrate`)."
+                "To do: nothing here; held-out facts say what its probabilities are worth (kgpyro calibrate)."
             )
         worst = misfits.iloc[0]
         what = worst["statistic"] + ("" if worst["relation"] == "all" else f" of {worst['relation']}")
