@@ -40,6 +40,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "KL by frequency, 1": {"kl_frequency": 0.75},
     "lowrank guide, 1": {"guide": "lowrank(rank=4)"},
     "mixture of 4, 1": {"guide": "mixture(members=4)"},
+    "completeness 0.9, 1": {"completeness": 0.9},
+    "asked for relations too, 1": {"relation_weight": 1.0},
     "full closed world, 1/2": {"closed_world": "full", "kl_weight": 0.5},
     "full closed world, 1": {"closed_world": "full"},
 }
