@@ -93,7 +93,7 @@ def test_what_cannot_be_searched(found: tuple[pd.DataFrame, Path], monkeypatch: 
     folder = found[1]
     for graph, options, words in (
         ("nations", {"out": folder, "epochs": 2}, "holds another search"),
-        ("kinship", {"out": folder, **QUICK}, "holds another search"),
+        ("kinships", {"out": folder, **QUICK}, "holds another search"),
         ("nations", {"trials": 0}, "`trials` must be a positive number"),
         ("nations", {"modle": "lim"}, "a fit has no option 'modle'"),
         ("nations", {"trials": 2, "epochs": 1, "space": lambda _: {"dim": 7}}, "all 2 fits failed; .*must be even"),
