@@ -111,6 +111,8 @@ def simulation_check(
     """
     given = {"model": "lim", **({} if options is None else vars(options)), **changes}
     chosen = Options.of(given)
+    if chosen.likelihood == "categorical":
+        raise InputError("simulation is of facts that are true or not; leave `likelihood` at bernoulli.")
     if graphs < 1 or draws < 2 or facts < 1:
         raise InputError("`graphs` and `facts` must be at least 1, and `draws` at least 2.")
     size = load_graph(size) if isinstance(size, str) else size
@@ -185,7 +187,7 @@ class _Truth:
         while True:
             posterior = Posterior(self.some, self.program, None, self.config, samples=self._latents())
             p = posterior.fact_logits(self.cells, 1)[0].double().sigmoid()
-            true = torch.bernoulli(p).bool()
+            true = torch.bernoulli(p * posterior.share_observed(self.cells[:, 0], self.cells[:, 2])).bool()
             if true.any():
                 return self._graph(self.cells[true]), self.cells, p
 
