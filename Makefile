@@ -22,7 +22,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=15 --nbmake --nbmake-timeout=180 \
-		tests notebooks
+		notebooks tests
 
 # branches and lines that the tests go through, at least 92 %
 coverage: $(VENV)/installed
