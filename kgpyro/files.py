@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,17 @@ TABLES: dict[str, Callable[[pd.DataFrame, Path], object]] = {
 
 def table_writer(path: Path) -> Callable[[pd.DataFrame], None]:
     """What writes a table to a file whole, as its suffix says. Raises InputError for another suffix, or an old file."""
-    if path.suffix not in TABLES:
-        raise InputError(f"`out` {path} must end in {', '.join(TABLES)}.")
+    _refuse_table(path, list(TABLES))
+    return lambda table: write_whole(path, partial(TABLES[path.suffix], table))
+
+
+def _refuse_table(path: Path, suffixes: Sequence[str]) -> None:
+    if path.suffix not in suffixes:
+        raise InputError(f"`out` {path} must end in {', '.join(suffixes)}.")
     if path.suffix == ".parquet" and not importlib.util.find_spec("pyarrow"):
         raise InputError("parquet files need pyarrow; pip install 'kgpyro[parquet]'.")
     if path.exists():
         raise InputError(f"`out` {path} is there already; name another file, or remove it first.")
-    return lambda table: write_whole(path, partial(TABLES[path.suffix], table))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -96,10 +100,7 @@ def table_file(path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
 
     Raises InputError for another ending, where the file is there already, or where it cannot be written.
     """
-    if path.suffix not in (".csv", ".tsv", ".parquet"):
-        raise InputError(f"`out` {path} must end in .csv, .tsv or .parquet.")
-    if path.exists():
-        raise InputError(f"`out` {path} is there already; name another file, or remove it first.")
+    _refuse_table(path, (".csv", ".tsv", ".parquet"))
     with ExitStack() as held:
         writers: list[Any] = []
 

@@ -26,12 +26,14 @@ class Recipe:
         entities: of a graph, at most.
         options: of :class:`kgpyro.Options`, by name.
         why: these, in a clause.
+        facts: per entity, at least.
     """
 
     name: str
     entities: float
     options: Mapping[str, Any]
     why: str
+    facts: float = 0.0
 
 
 LIM: dict[str, Any] = {"model": "lim", "prior": "normal", "dim": 200}
@@ -42,8 +44,7 @@ FAST: dict[str, Any] = {
     "estimator": "shared",
 }
 FAST |= {"precision": "bf16", "optimizer": "adam", "lr_schedule": "linear", "batch_size": 512}
-SPARSE = 5  # facts per entity, below which a large graph is sparse
-RECIPES = (
+RECIPES = (  # the first that fits
     Recipe(
         "small",
         1_000,
@@ -68,6 +69,7 @@ RECIPES = (
         EXACT_UP_TO,
         FAST | {"dim": 256, "epochs": 12, "lr": 0.008, "kl_weight": 0.3, "kl_frequency": 0.75},
         "answers are drawn from all entities, which ranks large graphs best, and frequent entities pay more KL",
+        facts=5,
     ),
     Recipe(
         "large and sparse",
@@ -86,9 +88,8 @@ RECIPES = (
 
 def recipe_for(graph: Graph) -> Recipe:
     """The recipe for a graph's size; of an uncertain graph without what goes with sure facts alone."""
-    fits = [recipe for recipe in RECIPES if graph.num_entities <= recipe.entities]
-    sparse = fits[0].name == "large" and len(graph.train) < SPARSE * graph.num_entities
-    found = fits[1] if sparse else fits[0]
+    entities, facts = graph.num_entities, len(graph.train)
+    found = next(one for one in RECIPES if entities <= one.entities and facts >= one.facts * entities)
     if graph.confidences:
         uncertain = {"model": "lim", "dim": 128, "epochs": 30}
         return Recipe("uncertain", found.entities, uncertain, "confidences are soft labels of each fact")

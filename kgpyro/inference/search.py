@@ -75,7 +75,7 @@ def search(
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise InputError("a search needs Optuna; pip install 'kgpyro[search]'.") from error
-    graph = graph if isinstance(graph, Graph) else load_graph(graph)
+    graph = load_graph(graph)
     if not len(graph.valid):
         raise InputError(f"a search chooses by validation triples, and graph {graph.name!r} has none.")
     if trials < 1:
