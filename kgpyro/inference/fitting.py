@@ -368,14 +368,11 @@ def _warnings(
     valid: Mapping[str, Any] | None,
 ) -> list[str]:
     found = []
-    if (
-        0 < bar.look < len(bar.rows)
-        and valid
-        and valid["realistic"]["mrr"] < bar.rows[bar.look - 1]["valid_mrr"] - WORSE
-    ):
+    halfway = bar.rows[bar.look - 1].get("valid_mrr", math.nan) if 0 < bar.look < len(bar.rows) else math.nan
+    if valid and (last := valid["realistic"]["mrr"]) < halfway - WORSE:  # never less than NaN, of older checkpoints
         found.append(
-            f"Validation MRR fell from {bar.rows[bar.look - 1]['valid_mrr']:.3f} after {bar.look} epochs to "
-            f"{valid['realistic']['mrr']:.3f} after {len(bar.rows)}: fit for fewer `epochs`, or add `early_stopping`."
+            f"Validation MRR fell from {halfway:.3f} after {bar.look} epochs to {last:.3f} after {len(bar.rows)}: fit "
+            f"for fewer `epochs`, or add `early_stopping`."
         )
     if not bar.finished:
         found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; `resume` goes on with it.")
