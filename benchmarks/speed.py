@@ -44,6 +44,7 @@ CONFIG = {
     "guide": "lookup", "dim": DIM, "inverse": True, "closed_world": "local", "unanswered": None, "negatives": "all",
     "negative_weight": None, "likelihood": "bernoulli", "completeness": 1.0,
 }  # fmt: skip
+SCORES = ["TransE-L1", "TransE-L2", "RotatE", "RESCAL"]  # besides ComplEx, at the same dim
 Step = Callable[[], Any]
 
 
@@ -118,9 +119,9 @@ class PlainLIM:
 
 
 def resolve_complex() -> Any:
-    from kgpyro.program.interactions import SCORES
+    from kgpyro.program.interactions import SCORES as EVERY
 
-    return SCORES["complex"]
+    return EVERY["complex"]
 
 
 def plain(draw: str) -> Callable[[Graph], Step]:
@@ -164,9 +165,9 @@ def chunked(graph: Graph) -> Step:
     return step
 
 
-def ours(estimator: str, half: bool) -> Callable[[Graph], Step]:
+def ours(estimator: str, half: bool, score: str = "ComplEx") -> Callable[[Graph], Step]:
     def make(graph: Graph) -> Step:
-        module = training_module(graph, estimator)
+        module = training_module(graph, estimator, score=score)
         optimizer = module.configure_optimizers()
         index = random_batches(len(module.batches))
 
@@ -182,8 +183,8 @@ def ours(estimator: str, half: bool) -> Callable[[Graph], Step]:
     return make
 
 
-def training_module(graph: Graph, estimator: str, dim: int = DIM) -> Training:
-    config = CONFIG | {"dim": dim}
+def training_module(graph: Graph, estimator: str, dim: int = DIM, score: str = "ComplEx") -> Training:
+    config = CONFIG | {"dim": dim, "score": score}
     batches, kg = batches_of(graph, config, torch.float32), build_setting(graph, config)
     kg.start_at_base_rates(batches)
     program = program_of("lim", kg, batches)
@@ -324,6 +325,7 @@ ROWS: dict[str, Callable[[Graph], Step]] = {
     "kgpyro_lim_shared_bf16": ours("shared", True),
     "kgpyro_lim_local_fp32": ours("local", False),
     "kgpyro_lim_local_bf16": ours("local", True),
+    **{f"kgpyro_{score.lower()}_fp32": ours("shared", False, score) for score in SCORES},
     "pykeen_evaluation": pykeen_evaluation,
     "kgpyro_evaluation": evaluation,
     "nations_plain_torch": nations_plain,
@@ -333,6 +335,11 @@ RATIOS = {
     "lim_shared_fp32_vs_pykeen": ("kgpyro_lim_shared_fp32", "pykeen_lcwa", "seconds"),
     "lim_shared_bf16_vs_pykeen": ("kgpyro_lim_shared_bf16", "pykeen_lcwa", "seconds"),
     "lim_local_bf16_vs_pykeen": ("kgpyro_lim_local_bf16", "pykeen_lcwa", "seconds"),
+    "lim_shared_bf16_vs_bf16_products": ("kgpyro_lim_shared_bf16", "products_bf16", "seconds"),
+    "transe_l1_vs_complex": ("kgpyro_transe-l1_fp32", "kgpyro_lim_shared_fp32", "seconds"),
+    "transe_vs_complex": ("kgpyro_transe-l2_fp32", "kgpyro_lim_shared_fp32", "seconds"),
+    "rotate_vs_complex": ("kgpyro_rotate_fp32", "kgpyro_lim_shared_fp32", "seconds"),
+    "rescal_vs_complex": ("kgpyro_rescal_fp32", "kgpyro_lim_shared_fp32", "seconds"),
     "lim_shared_fp32_vs_products": ("kgpyro_lim_shared_fp32", "products_fp32", "seconds"),
     "peak_memory_vs_pykeen": ("kgpyro_lim_shared_fp32", "pykeen_lcwa", "peak_mb"),
     "evaluation_vs_pykeen": ("kgpyro_evaluation", "pykeen_evaluation", "seconds"),
@@ -404,6 +411,10 @@ SHOWN = {
     "kgpyro_kernel_fp32": "kgpyro's kernel alone, point estimate, gradients included",
     "kgpyro_lim_shared_fp32": "kgpyro LIM, `--estimator shared`",
     "kgpyro_lim_shared_bf16": "kgpyro LIM, `--estimator shared --precision bf16`",
+    "kgpyro_transe-l2_fp32": "the same with TransE (L2)",
+    "kgpyro_transe-l1_fp32": "the same with TransE-L1",
+    "kgpyro_rotate_fp32": "the same with RotatE",
+    "kgpyro_rescal_fp32": "the same with RESCAL, of 200 × 200 numbers a relation",
     "kgpyro_lim_local_fp32": "kgpyro LIM, `--estimator local`",
     "kgpyro_lim_local_bf16": "kgpyro LIM, `--estimator local --precision bf16`",
     "pykeen_evaluation": "filtered test evaluation, PyKEEN",

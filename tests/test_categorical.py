@@ -29,8 +29,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kgpyro.kernels.gaussian.BLOCK", 3)
 
 
-def naive(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None, seed: int) -> Tensor:
-    scores = query @ loc.mT
+def naive(
+    query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None, seed: int, distance: bool
+) -> Tensor:
+    scores = -(query[:, None] - loc).norm(dim=-1) if distance else query @ loc.mT
     if log_scale is not None:
         noise = [
             torch.randn(3, w, generator=torch.Generator().manual_seed(seed + i)) for i, w in ((0, 3), (3, 3), (6, 1))
@@ -42,18 +44,20 @@ def naive(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("kind", ["product", "drawn", "distance"])
 @pytest.mark.parametrize("excluded", [None, torch.tensor([2, 0, 6])])
-def test_value_and_gradients_of_the_normaliser(local: bool, excluded: Tensor | None) -> None:
+def test_value_and_gradients_of_the_normaliser(kind: str, excluded: Tensor | None) -> None:
+    local, distance = kind == "drawn", kind == "distance"
     inputs = [torch.randn(3, 4), 3 * torch.randn(7, 4), *([torch.rand(7, 4).log()] if local else [])]
     inputs = [x.requires_grad_() for x in inputs]
 
     def fused(query: Tensor, loc: Tensor, log_scale: Tensor | None = None) -> Tensor:
         torch.manual_seed(3)
-        return kernels.log_normaliser(query, loc, log_scale, excluded)
+        return kernels.log_normaliser(query, loc, log_scale, excluded, distance)
 
     torch.manual_seed(3)
-    expected = naive(inputs[0], inputs[1], inputs[2] if local else None, excluded, int(torch.randint(1 << 62, ())))
+    seed = int(torch.randint(1 << 62, ()))
+    expected = naive(inputs[0], inputs[1], inputs[2] if local else None, excluded, seed, distance)
     with torch.no_grad():
         torch.testing.assert_close(fused(*inputs), expected)
     torch.testing.assert_close(fused(*inputs), expected)
@@ -103,7 +107,7 @@ def test_batches_sum_to_the_likelihood(tiny: Graph, model: str, inverse: bool, s
 
 @pytest.mark.usefixtures("double")
 @EVERY
-@pytest.mark.parametrize("score", ["DistMult", "ComplEx", "TransE-L2", "pykeen:HolE"])
+@pytest.mark.parametrize("score", ["DistMult", "ComplEx", "TransE-L2", "RotatE", "TransE-L1", "pykeen:HolE"])
 def test_shared_estimator_is_plain_pyro(tiny: Graph, model: str, inverse: bool, score: str) -> None:
     """The same draw, hence the same loss and gradients."""
     parts = Parts(tiny, model, score=score, inverse=inverse, categorical=True)

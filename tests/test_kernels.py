@@ -42,10 +42,18 @@ def arguments(local: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
 
 
 def naive(
-    query: Tensor, loc: Tensor, log_scale: Tensor | None, intercept: Tensor, excluded: Tensor | None, kappa: float
+    query: Tensor,
+    loc: Tensor,
+    log_scale: Tensor | None,
+    intercept: Tensor,
+    excluded: Tensor | None,
+    kappa: float,
+    distance: bool = False,
 ) -> Tensor:
     """The formula, with the kernel's noise laid out in full."""
     scores = query @ loc.mT + intercept[:, None]
+    if distance:
+        scores = intercept[:, None] - (query[:, None] - loc).norm(dim=-1)
     drawn = scores
     if log_scale is not None:
         normal, signs = kernels._noise(query, E)
@@ -62,23 +70,24 @@ def naive(
     return observed - summed.sum(1)
 
 
-@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("kind", ["product", "drawn", "distance"])
 @pytest.mark.parametrize("excluded", [None, torch.tensor([2, 0, 6])])
 @pytest.mark.parametrize("weight", [torch.full((B,), 2.5), torch.tensor([1.0, -0.5, 3.0])])
 @pytest.mark.parametrize("kappa", [1.0, 0.7])
-def test_value_and_gradients(local: bool, excluded: Tensor | None, weight: Tensor, kappa: float) -> None:
-    inputs = arguments(local)
+def test_value_and_gradients(kind: str, excluded: Tensor | None, weight: Tensor, kappa: float) -> None:
+    local, distance = kind == "drawn", kind == "distance"
+    inputs, more = arguments(local), {"distance": distance}
 
     def fused(*given: Tensor | None) -> Tensor:
         torch.manual_seed(3)
-        return all_candidates_log_prob(*given, OBSERVED, excluded, kappa, SURE) * weight  # type: ignore[arg-type]
+        return all_candidates_log_prob(*given, OBSERVED, excluded, kappa, SURE, **more) * weight  # type: ignore
 
     def summed(*given: Tensor | None) -> Tensor:
         torch.manual_seed(3)
-        return all_candidates_log_prob(*given, OBSERVED, excluded, kappa, SURE, weight)  # type: ignore[arg-type]
+        return all_candidates_log_prob(*given, OBSERVED, excluded, kappa, SURE, weight, **more)  # type: ignore
 
     torch.manual_seed(3)
-    expected = naive(*inputs, excluded, kappa) * weight
+    expected = naive(*inputs, excluded, kappa, distance) * weight
     torch.testing.assert_close(summed(*inputs), expected.sum())
     torch.testing.assert_close(fused(*inputs), expected)
     with torch.no_grad():
@@ -92,6 +101,18 @@ def test_value_and_gradients(local: bool, excluded: Tensor | None, weight: Tenso
         torch.testing.assert_close(ours, theirs)
     rounding = 1e-12  # a repeated backward pass is computed afresh
     assert gradcheck(lambda *x: fused(x[0], x[1], x[2] if local else None, x[-1]).sum(), wanted, nondet_tol=rounding)
+
+
+def test_distances_of_points_that_coincide() -> None:
+    """Where a query is a candidate, rounding leaves its distance near 0, and gradients are those of the others."""
+    query, loc, _, intercept = arguments(False)
+    loc = loc.detach().index_copy(0, torch.tensor([2, 4, 5]), query.detach()).requires_grad_()
+    summed = all_candidates_log_prob(query, loc, None, intercept, OBSERVED, weight=torch.ones(B), distance=True)
+    expected = naive(query, loc, None, intercept, None, 1.0, distance=True).sum()
+    torch.testing.assert_close(summed, expected, atol=1e-5, rtol=0)
+    inputs = [query, loc, intercept]
+    found, wanted = (torch.autograd.grad(each, inputs) for each in (summed, expected))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("local", [False, True])
@@ -179,7 +200,9 @@ def test_half_precision_products(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("model", ["lim", "lfm"])
 @pytest.mark.parametrize("inverse", [True, False])
-@pytest.mark.parametrize("score", ["DistMult", "ComplEx", "RESCAL", "CP", "TransE-L2", "pykeen:HolE"])
+@pytest.mark.parametrize(
+    "score", ["DistMult", "ComplEx", "RESCAL", "CP", "TransE-L2", "RotatE", "TransE-L1", "pykeen:HolE"]
+)
 @pytest.mark.parametrize("completeness", [1.0, 0.8])
 def test_shared_estimator_is_plain_pyro(
     tiny: Graph, model: str, inverse: bool, score: str, completeness: float

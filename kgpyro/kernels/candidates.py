@@ -8,6 +8,8 @@ Its derivative with respect to a score is ``1[observed] - sigmoid(s_bc)``: known
 over blocks of candidates computes value and gradients together, and a ``(b, E)`` matrix never exists: memory is that
 of the tables. With Gaussian candidates ``N(μ_c, σ_c²)`` the score itself is drawn, from ``N(⟨u, μ_c⟩, ⟨u², σ_c²⟩)``.
 
+A score may be a negative Euclidean distance instead, by products too: ``‖u - h‖² = ‖u‖² - 2⟨u, h⟩ + ‖h‖²``.
+
 A fact whose label ``y`` is between 0 and 1 has ``y s`` in the first sum.
 
 Where a query's ``n_b`` answers are drawn from all candidates, ``ℓ_b = Σ_{c observed} s_bc - n_b log Σ_c exp s_bc``. The
@@ -47,6 +49,7 @@ def all_candidates_log_prob(
     completeness: float = 1.0,
     never_missing: Tensor | None = None,
     weight: Tensor | None = None,
+    distance: bool = False,
 ) -> Tensor:
     """The log-likelihood of all facts of each query, shape ``(b,)``, or its weighted sum over queries.
 
@@ -65,27 +68,34 @@ def all_candidates_log_prob(
         completeness: ``κ``, the probability with which a true fact is observed.
         never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
         weight: shape ``(b,)``.
+        distance: whether scores are ``-‖u_b - h_c‖ + intercept_b``; these are not drawn, and take no autocast.
     """
     device = query.device.type
-    half = autocast_dtype(device)
+    half = None if distance else autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
         seen = observed if len(observed) == 3 else (*observed, None)
         facts = query, loc, log_scale, intercept, *seen, excluded, completeness, never_missing
-        return _AllCandidates.apply(*facts, normal, signs, half, weight)
+        return _AllCandidates.apply(*facts, normal, signs, half, distance, weight)
 
 
-def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None = None) -> Tensor:
+def log_normaliser(
+    query: Tensor,
+    loc: Tensor,
+    log_scale: Tensor | None,
+    excluded: Tensor | None = None,
+    distance: bool = False,
+) -> Tensor:
     """``log Σ_c exp s_bc`` over all candidates, shape ``(b,)``.
 
     Arguments are as of :func:`all_candidates_log_prob`. It is no sum of terms that hang on one score each, so that all
     scores drawn here are independent: each walk draws the noise of a block anew, by its seed.
     """
     device = query.device.type
-    half = autocast_dtype(device)
+    half = None if distance else autocast_dtype(device)
     seed = 0 if log_scale is None else int(torch.randint(1 << 62, ()))
     with torch.autocast(device, enabled=False):
-        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half)
+        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half, distance)
 
 
 def _block_size(like: Tensor) -> int:
@@ -123,6 +133,7 @@ class _Facts:
     normal: Tensor | None
     signs: Tensor | None
     half: torch.dtype | None
+    distance: bool
 
     def value(self) -> Tensor:
         """``ℓ``, shape ``(b,)``."""
@@ -138,7 +149,7 @@ class _Facts:
         """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, log_scale and intercept."""
         answers = self.loc.index_select(0, self.columns)
         total = self._observed(answers)
-        gradients = _ScoreGradients(self.query, self.loc, self.log_scale, weight, self.half)
+        gradients = _ScoreGradients(self.query, self.loc, self.log_scale, weight, self.half, self.distance)
         labels = torch.ones_like(answers[:, 0]) if self.labels is None else self.labels
         d_intercept = torch.zeros_like(self.intercept).index_add_(0, self.rows, labels)
         for block in self._blocks():
@@ -154,19 +165,25 @@ class _Facts:
             d_intercept -= p.sum(-1)
             gradients.subtract(p, block)
         d_query, d_loc, d_log_scale = gradients.total()
-        queries, counted = self.query.index_select(0, self.rows), self.labels
+        to_loc, counted = self.query.index_select(0, self.rows), self.labels
+        to_query = answers
+        if self.distance:
+            to_loc = F.normalize(to_loc - answers)
+            to_query = -to_loc
         if weight is not None:
             d_intercept *= weight
             counted = weight[self.rows] if counted is None else weight[self.rows] * counted
         if counted is not None:
-            queries, answers = (x * counted.unsqueeze(-1) for x in (queries, answers))
-        d_query.index_add_(0, self.rows, answers)
-        d_loc.index_add_(0, self.columns, queries)
+            to_query, to_loc = (x * counted.unsqueeze(-1) for x in (to_query, to_loc))
+        d_query.index_add_(0, self.rows, to_query)
+        d_loc.index_add_(0, self.columns, to_loc)
         return total, [d_query, d_loc, d_log_scale, d_intercept]
 
     def _observed(self, answers: Tensor) -> Tensor:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``, given the observed candidates ``(p, d)``."""
-        scores = (self.query[self.rows] * answers).sum(-1) + self.intercept[self.rows]
+        queries = self.query[self.rows]
+        scores = -(queries - answers).norm(dim=-1) if self.distance else (queries * answers).sum(-1)
+        scores = scores + self.intercept[self.rows]
         if self.completeness < 1:
             scores += math.log(self.completeness)
             if self.never_missing is not None:
@@ -179,7 +196,7 @@ class _Facts:
             assert self.normal is not None and self.signs is not None
             return self.normal[:, : len(part)] * self.signs[:, start // _block_size(self.query), None]
 
-        return _score_blocks(self.query, self.loc, self.log_scale, noise, self.half, self.intercept)
+        return _score_blocks(self.query, self.loc, self.log_scale, noise, self.half, self.distance, self.intercept)
 
     def _missing(self, scores: Tensor, start: int) -> Tensor:
         """``s + log(1 - κ)`` of a block's facts, minus infinity where a fact is not missing."""
@@ -195,19 +212,29 @@ def _score_blocks(
     log_scale: Tensor | None,
     noise_of: Callable[[int, Tensor], Tensor],
     half: torch.dtype | None,
+    distance: bool,
     intercept: Tensor | None = None,
+    per_nat: float = 1.0,
 ) -> Iterator[Block]:
-    """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
+    """First candidate, scores ``(b, c)`` in a unit of which a nat has ``per_nat``, candidates; where scores are drawn,
+    variances, deviation, noise; of distances the distances for a deviation."""
+    squares = query.square().sum(-1, keepdim=True) if distance else None
+    floor = None if squares is None else 4 * torch.finfo(loc.dtype).eps * squares  # what rounding leaves of 0
+    query = query if distance or per_nat == 1 else query * per_nat
     left, table = _cast(query, half), _cast(loc, half)
     squared = None if log_scale is None else _cast(query.square(), half)
     size = _block_size(query)
     for start in range(0, len(table), size):
-        part = table[start : start + size]
-        scores = (left @ part.mT).to(query.dtype)
+        part, distances = table[start : start + size], None
+        if squares is None:
+            scores = (left @ part.mT).to(query.dtype)
+        else:
+            distances = torch.addmm(squares + part.square().sum(-1), left, part.mT, alpha=-2)
+            scores = distances.clamp_min_(floor).sqrt_() * -per_nat
         if intercept is not None:
             scores.add_(intercept.unsqueeze(-1))
         if log_scale is None or squared is None:
-            yield start, scores, part, None, None, None
+            yield start, scores, part, None, distances, None
             continue
         variance = _cast(fast_exp(log_scale[start : start + size], 2), half)
         deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
@@ -228,9 +255,10 @@ class _ScoreGradients:
         log_scale: Tensor | None,
         weight: Tensor | None,
         half: torch.dtype | None,
+        distance: bool,
         per_nat: float = 1.0,
     ):
-        self.query, self.weight, self.half, self.per_nat = query, weight, half, per_nat
+        self.query, self.weight, self.half, self.distance, self.per_nat = query, weight, half, distance, per_nat
         weighted = -query if weight is None else query * -weight.unsqueeze(-1)
         self.right = _cast(weighted, half)
         self.d_query, self.d_loc = torch.zeros_like(query), torch.empty_like(loc)
@@ -248,9 +276,15 @@ class _ScoreGradients:
             slope = _cast(noise.mul_(p).div_(deviation), self.half)  # 2 p ds/d variance, in nats
             self.d_squared += slope @ variance
             _product(slope.mT, self.right_squared, self.d_log_scale[rows]).mul_(variance)
+        if self.distance:  # of which the gradient for u_b is Σ_c p_bc (u_b - h_c) / ‖u_b - h_c‖
+            p = p / deviation
+            self.d_query.addcmul_(self.query, p.sum(-1, keepdim=True))
         p = _cast(p, self.half)
         self.d_query -= p @ part
         _product(p.mT, self.right, self.d_loc[rows])
+        if self.distance:
+            summed = p.sum(0) if self.weight is None else self.weight.to(p) @ p
+            self.d_loc[rows].addcmul_(part, summed.unsqueeze(-1))
 
     def total(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """For ``query``, ``loc`` and ``log_scale``."""
@@ -317,7 +351,7 @@ class _AllCandidates(torch.autograd.Function):
             _, gradients = ctx.facts.value_and_gradients(upstream)
         else:
             gradients = [None if g is None else g.mul_(upstream) for g in gradients]
-        return (*gradients, *[None] * 10)
+        return (*gradients, *[None] * 11)
 
 
 class _LogNormaliser(torch.autograd.Function):
@@ -332,13 +366,14 @@ class _LogNormaliser(torch.autograd.Function):
         excluded: Tensor | None,
         seed: int,
         half: torch.dtype | None,
+        distance: bool,
     ) -> Tensor:
         def noise(start: int, part: Tensor) -> Tensor:
             generator = torch.Generator(query.device).manual_seed(seed + start)
             return torch.randn(len(query), len(part), generator=generator, dtype=query.dtype, device=query.device)
 
         def walk() -> Iterator[Block]:  # with scores in bits
-            for block in _score_blocks(query / math.log(2), loc, log_scale, noise, half):
+            for block in _score_blocks(query, loc, log_scale, noise, half, distance, per_nat=1 / math.log(2)):
                 _drop(block[1], block[0], None, excluded)
                 yield block
 
@@ -348,14 +383,14 @@ class _LogNormaliser(torch.autograd.Function):
             total.mul_((before - top).exp2_()).add_(scores.sub_(top).exp2_().sum(-1, keepdim=True))
         bits = total.log2_().add_(top)
         ctx.save_for_backward(query, loc, log_scale, bits)
-        ctx.walk, ctx.half = walk, half
+        ctx.walk, ctx.half, ctx.distance = walk, half, distance
         return bits.squeeze(-1) * math.log(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, loc, log_scale, bits = ctx.saved_tensors
-        gradients = _ScoreGradients(query, loc, log_scale, -upstream, ctx.half, 1 / math.log(2))
+        gradients = _ScoreGradients(query, loc, log_scale, -upstream, ctx.half, ctx.distance, 1 / math.log(2))
         for block in ctx.walk():
             gradients.subtract(block[1].sub_(bits).exp2_(), block)
-        return *gradients.total(), None, None, None
+        return *gradients.total(), None, None, None, None

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 1536  # rows at a time, which stay in the cache
-GPU_BLOCK = 1 << 22
+BLOCK = 300_000  # numbers at a time, which stay in the cache
+GPU_BLOCK = 1 << 30
 LARGE = 1 << 16  # numbers, of which drawing is worth a generator of its own
 
 
@@ -82,7 +82,7 @@ class _Gaussian(torch.autograd.Function):
         d_h = d_h.to_dense() if d_h is not None and d_h.is_sparse else d_h  # of a draw of which only rows were used
         # In one piece with room to spare: once freed, it takes the next step's draw and its gradient. glibc cannot put
         # an aligned table where one of the same size was.
-        d_loc, d_log_scale = loc.new_empty(2, len(loc) + BLOCK, *loc.shape[1:])[:, : len(loc)]
+        d_loc, d_log_scale = loc.new_empty(2, len(loc) + _rows_a_block(loc), *loc.shape[1:])[:, : len(loc)]
         d_m0, d_s0 = (
             torch.zeros_like(x) if n else None
             for x, n in zip((prior_loc, prior_scale), ctx.needs_input_grad[2:4], strict=True)
@@ -158,6 +158,10 @@ def _rows_of(parameter: Tensor, rows: slice) -> Tensor:
     return parameter if len(parameter) == 1 else parameter[rows]
 
 
+def _rows_a_block(table: Tensor) -> int:
+    return max(1, (BLOCK if table.device.type == "cpu" else GPU_BLOCK) // max(1, table[:1].numel()))
+
+
 def _row_blocks(table: Tensor) -> list[slice]:
-    size = BLOCK if table.device.type == "cpu" else GPU_BLOCK
+    size = _rows_a_block(table)
     return [slice(start, start + size) for start in range(0, len(table), size)]

@@ -111,8 +111,8 @@ class AllCandidates(TorchDistribution):
       ``h_c`` the score is Gaussian with mean ``u·μ_c`` and variance ``u²·σ_c²``: each score is drawn on its own, and
       each query draws its own anchor and relation. A self-loop's score keeps the anchor's draw at both ends.
 
-    Where the score is not linear in the candidate, or the candidates are not a table that a guide has yet to draw, an
-    estimator is the one before it.
+    ``shared`` takes inner products and Euclidean distances, ``local`` inner products with a table that a guide has yet
+    to draw; elsewhere an estimator is the one before it.
 
     Args:
         given: :class:`Given`.
@@ -136,7 +136,9 @@ class AllCandidates(TorchDistribution):
 
     def by(self, estimator: str) -> AllCandidates:
         """The same facts by another estimator."""
-        fused = self.given.score.linear and self.given.candidate.table.dim() == 2 == self.given.anchor.table.dim()
+        score = self.given.score
+        walks = score.linear or score.norm == 2
+        fused = walks and self.given.candidate.table.dim() == 2 == self.given.anchor.table.dim()
         return type(self)(self.given, estimator if fused else "plain")
 
     @property
@@ -178,7 +180,9 @@ class AllCandidates(TorchDistribution):
         missing = g.completeness, g.loops, weight
         if own is None:
             observed = rows, columns, labels
-            return all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, None, *missing)
+            return all_candidates_log_prob(
+                query, loc, log_scale, g.intercept, observed, None, *missing, not g.score.linear
+            )
         # a self-loop's score is the anchor's with itself, so the walk goes without it
         score = g.score.compare(query, self._anchor) + g.intercept
         labels, loops = (torch.ones_like(rows, dtype=score.dtype) if labels is None else labels), columns == own[rows]
@@ -192,7 +196,7 @@ class AllCandidates(TorchDistribution):
         """Query vectors ``(b, d)``, candidates, their log-scales where scores are drawn, and then the self-loops."""
         g, table = self.given, self.given.candidate.table
         global_latents = g.anchor.table is table
-        if self.estimator == "local" and isinstance(table, Undrawn):
+        if self.estimator == "local" and isinstance(table, Undrawn) and g.score.linear:
             self._anchor = g.anchor.own_draw
             query, normal = g.score.queries(self._anchor, g.relation.own_draw, g.reverse), table.fn.base_dist
             return query, normal.loc, log_scale_of(normal), g.loops if global_latents else None
@@ -242,8 +246,8 @@ class Answers(AllCandidates):
         rows, columns, labels = observed_of(value)
         query, loc, log_scale, own = self._walk()
         # the observed scores are taken at their means, as they enter linearly
-        scores = (query[rows] * Rows(loc, columns).sparse_values).sum(-1)
-        normaliser = log_normaliser(query, loc, log_scale, own)
+        scores = self.given.score.compare(query[rows], Rows(loc, columns).sparse_values)
+        normaliser = log_normaliser(query, loc, log_scale, own, not self.given.score.linear)
         if own is not None:
             loops = self.given.score.compare(query, self._anchor)
             scores = torch.where(columns == own[rows], loops[rows], scores)
