@@ -41,8 +41,8 @@ class Point(Guide):
             support, mean = self.families[kind].support, posterior_mean(guide.posterior(kind, ...))
             free = support in (constraints.real, constraints.sphere)
             table.copy_(mean if free else biject_to(support).inv(mean))
-        for name, field in self.fields.items():
-            field.loc.copy_(guide.fields[name].loc)
+        for site in self.fields:
+            self.field(site).loc.copy_(guide.field(site).loc)
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         table = self.tables[kind]

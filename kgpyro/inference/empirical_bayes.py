@@ -58,12 +58,13 @@ class ClosedForm:
                     f"parameters of the {kind} prior {prior.prior.text}; leave it out."
                 )
         if not self.learned:
-            raise InputError("`learn_by` em has nothing to learn; give a `prior` such as normal(scale=learn_per_symbol).")
+            raise InputError("`learn_by` em has nothing to learn; give a `prior` such as normal(scale=learn).")
         if guide.point:
             raise InputError("`learn_by` em goes by the spread of the posterior, and guide point has none.")
         counts = batches.occurrences()
         for kind, (name, _) in self.learned.items():
-            value, per = kg.symbol_prior(kind).learned[name].requires_grad_(False), kg.symbol_prior(kind).unknown[name].per
+            prior = kg.symbol_prior(kind)
+            value, per = prior.learned[name].requires_grad_(False), prior.unknown[name].per
             if per_fact and per != "symbol":
                 raise InputError(
                     f"where latents are of facts (lfm), `learn_by` em learns one {name} per symbol; write "

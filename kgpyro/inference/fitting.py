@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import pandas as pd
 import torch
 
 from kgpyro.data.features import FeaturesLike, load_features
@@ -267,8 +266,8 @@ def _fit(
     schedule = KLSchedule(config["kl_schedule"], config["kl_weight"], config["warmup"], steps, config["epochs"])
     elbo = WeightedELBO(config["kl_weight"], config["estimator"], program.parameters)
     how = config["optimizer"], config["lr"], config["batch_size"], config["seed"], config["lr_schedule"]
-    given = watched.randomness, per_fact, config["kl_frequency"], closed_form
-    module = Training(kg, program.model, guide, elbo, batches, schedule, *how, *given)
+    more = watched.randomness, per_fact, config["kl_frequency"], closed_form
+    module = Training(kg, program.model, guide, elbo, batches, schedule, *how, *more)
     progress = watched.progress
     watches = alone and config["epochs"] >= LONG and 0 < len(whole.valid) * graph.num_entities <= LOOKED_AT
     look = config["epochs"] // 2 if watches and not config["early_stopping"] else 0
@@ -287,19 +286,18 @@ def _fit(
     except Diverged as failure:
         raise _save_good(posterior, module, bar, folder, failure) from failure
     posterior.forget()
-    log, complete, started = bar.table, bar.finished, started - bar.before
+    complete = bar.finished
     if config["finish"] and complete:
-        guide, folder, config["guide"] = build_guide("point", kg, sites).to(kg.start), None, "point"
-        guide.start_at(module.bound.guide)
-        module, bar = module.at_its_end(guide), Progress(validate, bar.steps, *validations, progress)
-        found = posterior.provenance
-        posterior = Posterior(graph, program, guide, config)
-        posterior.provenance = found
+        bar, started = bar.followed_by(Progress(validate, bar.steps, *validations, progress)), time.monotonic()
+        point: Any = build_guide("point", kg, sites).to(kg.start)
+        point.start_at(guide)
+        guide, module, folder, config["guide"] = point, module.at_its_end(point), None, "point"
+        posterior, came_from = Posterior(graph, program, guide, config), posterior.provenance
+        posterior.provenance = came_from
         train(module, config["epochs"], *where, [bar, *watched.callbacks], 1, 1, bar.interrupt, watched.logger)
         posterior.forget()
-        log = pd.concat([log, bar.table.assign(epoch=bar.table["epoch"] + len(log))], ignore_index=True)
-    posterior.log = log
-    posterior.seconds = round(time.monotonic() - started, 1)
+    posterior.log = bar.table
+    posterior.seconds = round(bar.before + time.monotonic() - started, 1)
     if rank:
         return posterior, complete  # the first process says how good it is
 
@@ -321,7 +319,7 @@ def _fit(
             samples, moved = moved_draws(program, guide, sites, *how_long, progress)
         moved_posterior = Posterior(whole, program, None, config, samples=samples)
         moved_posterior.provenance, moved_posterior.log = posterior.provenance, posterior.log
-        moved_posterior.seconds = round(time.monotonic() - started, 1)
+        moved_posterior.seconds = round(bar.before + time.monotonic() - started, 1)
         posterior = moved_posterior
     posterior.check_form()
     if values is not None:
