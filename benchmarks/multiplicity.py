@@ -29,7 +29,7 @@ FITS: dict[str, dict[str, Any]] = {
     "LIM": {"prior": "normal(scale=0.5)"},
     "LIM, categorical": CATEGORICAL | {"optimizer": "adam", "lr": 0.01, "lr_schedule": "linear"},
     "mixture of 4": {"prior": "normal(scale=0.5)", "guide": "mixture(members=4)"},
-    "point estimate": {"guide": "point", "kl_weight": 0.0},
+    "point estimate": {"guide": "point", "kl_weight": 0.0, "early_stopping": 10},
 }
 SEEDS = 5
 

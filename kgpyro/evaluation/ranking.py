@@ -51,9 +51,9 @@ def rank_triples(
         InputError: a score is NaN.
     """
     order, counted = [torch.zeros(0, dtype=torch.long)], [np.zeros((0, 6))]
-    for part, mine, *asked in _scored(score_all, triples, known, num_entities, progress):
+    for part, mine, anchor, row, answer in _scored(score_all, triples, known, num_entities, progress):
         order.append(part)
-        counted.append(_count_better(mine, *asked, known))
+        counted.append(_count_better(mine, anchor, row, answer, known))
     frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": triples[:, 1].cpu().repeat(2).numpy()})
     return frame.join(_in_order(order, counted, COUNTS).astype(np.int64))
 

@@ -175,7 +175,7 @@ class Posterior(Predictions):
         if distribution:
             if unseen or relations:
                 raise InputError("`distribution` is of heads and tails of all triples; leave out the others.")
-            p = partial(self.probabilities, **({} if draws is None else {"draws": draws}))
+            p = partial(self.probabilities, draws=100 if draws is None else draws)
             asked = getattr(graph, split), graph.known_queries, graph.num_entities
             ranks = ranks.join(answer_distributions(p, *asked, progress))
         if relations:
