@@ -55,9 +55,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             for column in ("valid_mrr", "test_mrr"):
                 spread = f" ± {one[column].std():.3f}" if len(one) > 1 else ""
                 cells.append(f"{one[column].mean():.3f}{spread}" if len(one) else "–")
-        fixed = ", ".join(dict.fromkeys(part["how"].str.removeprefix("fixed, "))) if kind == "fixed" else ""
-        seeds = part["seed"].nunique()
-        out.append(f"| {graph} | {prior} | {kind}{f' ({fixed})' * bool(fixed)} | {seeds} | {' | '.join(cells)} |")
+        if kind == "fixed":  # at the value that validates best, of the posterior and of the point estimate
+            values = [part["how"][part["finish"] == finish].iloc[0].split(", ")[1] for finish in ("", "map")]
+            kind = f"fixed, {' and '.join(values)}"
+        out.append(f"| {graph} | {prior} | {kind} | {part['seed'].nunique()} | {' | '.join(cells)} |")
     return "\n".join(out)
 
 
