@@ -1,7 +1,7 @@
 """Fit configurations, append one result line per seed, and render the tables of docs/results.md.
 
     python benchmarks/accuracy.py benchmarks/configs/*.yaml --seeds 0 1 2
-    python benchmarks/accuracy.py --table
+    python benchmarks/accuracy.py --table     # fits nothing
     python benchmarks/accuracy.py benchmarks/configs/priors/*.yaml --table priors
     python benchmarks/accuracy.py --relations lim-wn18rr
 
@@ -33,6 +33,8 @@ from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "accuracy.jsonl"
 UNFINISHED = HERE / "results" / "unfinished"
+COMPLEX = ("ComplEx", "RotatE", "CP")  # scores whose rank is half their dim
+LONG = 60  # core-seconds from which on MRR per core-hour says something
 FEW = 20  # relations up to which each one's metrics are kept
 
 
@@ -108,25 +110,37 @@ def table(folder: str) -> str:
             test = line["metrics"]["test"]["realistic"]
             point = "point estimate" in line["objective"]
             kind = f"{'point estimate' if point else line['model'].upper()}, {line['score']}"
-            rows.append({k: line[k] for k in ("graph", "config", "seconds")} | test | line["metrics"] | {"kind": kind})
+            found = {"kind": kind, "rank": _rank(line), "cores": int(line["machine"].split(" threads")[0].split()[-1])}
+            rows.append({k: line[k] for k in ("graph", "config", "seconds")} | test | line["metrics"] | found)
     frame = pd.DataFrame(rows)
-    out = [
-        "| graph | model | configuration or source | seeds | MRR | Hits@1 | Hits@10 | ELBO per fact | seconds |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = ["graph", "model", "configuration or source", "seeds", "rank (dim)", "epochs", "MRR", "Hits@1", "Hits@10"]
+    columns += ["ELBO per fact", "seconds", "cores", "core-seconds", "MRR per core-hour"]
+    out = [f"| {' | '.join(columns)} |", f"|---|---|---|{'---:|' * (len(columns) - 3)}"]
     for (graph, model, config), part in frame.groupby(["graph", "kind", "config"]):
         means = [(f"{part[m].mean():.3f}", f" ± {part[m].std():.3f}") for m in ("mrr", "hits@1", "hits@10")]
         cells = [mean + spread if len(part) > 1 else mean for mean, spread in means]
         link = f"[{config.removesuffix('.yaml')}](../benchmarks/configs/{config})"
         elbo = "–" if model.startswith("point") else f"{part['elbo_per_fact'].mean():.2f}"
-        end = f"{elbo} | {part['seconds'].median():.0f}"
-        out.append(f"| {graph} | {model} | {link} | {len(part)} | {' | '.join(cells)} | {end} |")
+        seconds, cores = part["seconds"].median(), part["cores"].iloc[0]
+        spent = seconds * cores
+        each = f"{part['mrr'].mean() * 3600 / spent:.2g}" if spent >= LONG else "–"
+        end = f"{elbo} | {seconds:.0f} | {cores} | {spent:.0f} | {each}"
+        start = f"{len(part)} | {part['rank'].iloc[0]}"
+        out.append(f"| {graph} | {model} | {link} | {start} | {' | '.join(cells)} | {end} |")
     if folder == ".":
         published = pd.read_csv(HERE / "published.csv", dtype=str).fillna("–")
         published = published[published["graph"].isin(frame["graph"])]
-        for graph, model, *cells in published.itertuples(index=False):
-            out.append(f"| {graph} | {model} | {' | '.join([cells[0], '–', *cells[1:]])} | – | – |")
+        for graph, model, source, *cells, rank, epochs in published.itertuples(index=False):
+            out.append(f"| {graph} | {model} | {' | '.join([source, '–', rank, epochs, *cells])}{' | –' * 5} |")
     return "\n".join(out[:2] + sorted(out[2:], key=str.lower))
+
+
+def _rank(line: dict[str, Any]) -> str:
+    """A run's rank, the dim that it takes, and its epochs, of the configuration (with early stopping at most)."""
+    options = yaml.safe_load((HERE / "configs" / line["config"]).read_text())
+    dim, epochs = (options.get(key, getattr(kgpyro.Options(), key)) for key in ("dim", "epochs"))
+    rank = f"{dim // 2} ({dim})" if line["score"] in COMPLEX else str(dim)
+    return f"{rank} | {'≤ ' if options.get('early_stopping') else ''}{epochs}"
 
 
 def best() -> str:
@@ -190,6 +204,8 @@ def main() -> int:
     parser.add_argument("--best", action="store_true", help="print the README's table: a row per graph and model")
     parser.add_argument("--relations", metavar="NAME", help="print a configuration's results, relation by relation")
     arguments = parser.parse_args()
+    if arguments.table and not (HERE / "configs" / arguments.table).is_dir():
+        parser.error(f"--table takes a folder of configs, not {arguments.table}; name configurations before it")
     RESULTS.parent.mkdir(exist_ok=True)
     done = {(line["config"], line["config_sha"], line["seed"]) for line in read_lines()}
     for config in arguments.configs:

@@ -11,10 +11,13 @@ from types import EllipsisType
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import biject_to
 from torch.nn.functional import embedding
 
+from kgpyro.program.families import posterior_mean
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
@@ -30,6 +33,16 @@ class Point(Guide):
         self.sparse = kg.sparse
         tables = {kind: torch.empty(kg.count(kind), kg.family(kind).loc_size(kg.size(kind))) for kind in self.families}
         self.tables = nn.ParameterDict({kind: nn.init.xavier_uniform_(table) for kind, table in tables.items()})
+
+    @torch.no_grad()
+    def start_at(self, guide: Guide) -> None:
+        """Begin at the posterior means of another guide of the same sites."""
+        for kind, table in self.tables.items():
+            support, mean = self.families[kind].support, posterior_mean(guide.posterior(kind, ...))
+            free = support in (constraints.real, constraints.sphere)
+            table.copy_(mean if free else biject_to(support).inv(mean))
+        for site in self.fields:
+            self.field(site).loc.copy_(guide.field(site).loc)
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         table = self.tables[kind]

@@ -16,6 +16,7 @@ from kgpyro.version import VERSION
 if TYPE_CHECKING:
     from kgpyro.checking.abstention import abstention
     from kgpyro.checking.comparison import compare
+    from kgpyro.checking.multiplicity import multiplicity
     from kgpyro.checking.posterior_predictive import posterior_predictive
     from kgpyro.checking.prior_predictive import prior_predictive
     from kgpyro.checking.psis import psis_khat
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 __version__ = VERSION
 __all__ = [
     "Graph", "Guide", "InputError", "Options", "Posterior", "abstention", "compare", "explore", "fact_figure", "fit",
-    "labelled_facts", "load", "load_graph", "posterior_predictive", "prior_predictive", "psis_khat", "resolve_prior",
-    "search", "simulation_check", "variance_figure", "variances",
+    "labelled_facts", "load", "load_graph", "multiplicity", "posterior_predictive", "prior_predictive", "psis_khat",
+    "resolve_prior", "search", "simulation_check", "variance_figure", "variances",
 ]  # fmt: skip
 
 

@@ -38,7 +38,7 @@ OF_FIT = {  # options of a fit, in the groups of its help
     "prior and model": "entity_prior relation_prior guide inverse completeness",
     "likelihood": "likelihood closed_world unanswered negatives negative_weight relation_weight",
     "optimisation": "lr lr_schedule optimizer batch_size kl_weight kl_schedule kl_frequency warmup estimator "
-    "early_stopping validate_every",
+    "early_stopping validate_every learn_by finish",
     "precision and devices": "precision devices nodes",
     "NUTS and HMC": "inference warmup_draws posterior_draws",
     "files and reports": "resume checkpoint_every per_relation progress",

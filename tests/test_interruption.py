@@ -41,6 +41,7 @@ KINDS: list[dict[str, Any]] = [
     {"prior": "normal(scale=half_cauchy(1))", "optimizer": "sgd"},
     {"guide": "mlp(width=4, hidden=8)", "estimator": "shared"},
     {"prior": "gamma(rate=learn)", "optimizer": "adam", "lr_schedule": "linear"},
+    {"prior": "n3(strength=learn_per_symbol)", "learn_by": "em"},
 ]
 
 

@@ -16,6 +16,8 @@ from kgpyro.evaluation import ranking
 from kgpyro.evaluation.ranking import (
     TIES,
     all_metrics,
+    answer_distributions,
+    calibration_error,
     metrics_table,
     per_relation_table,
     rank_metrics,
@@ -177,3 +179,41 @@ def test_ranks_of_relations() -> None:
             found = ranks.loc[i, [f"{prefix}{c}" for c in ("optimistic", "pessimistic", "candidates")]].tolist()
             assert found == [better + 1, as_good, len(left)]
     assert set(ranks["side"]) == {"relation"} and ranks["relation"].tolist() == graph.test[:, 1].tolist()
+
+
+def test_distributions_over_candidates() -> None:
+    """Against each query on its own, with other known answers and without them."""
+    graph = synthetic()
+    p = torch.rand(2 * graph.num_relations, graph.num_entities, graph.num_entities) ** 8
+    found = answer_distributions(lambda a, r: p[r, a], graph.test, graph.known_queries, graph.num_entities)
+    known = {tuple(triple) for triple in torch.cat([graph.train, graph.valid, graph.test]).tolist()}
+    n = len(graph.test)
+    for i, (h, r, t) in enumerate(graph.test.tolist()):
+        for at, anchor, row, answer in ((i, t, r + graph.num_relations, h), (i + n, h, r, t)):
+            raw = p[row, anchor].double().numpy()
+            fact = (lambda c, t=t, r=r: (c, r, t)) if at < n else (lambda c, h=h, r=r: (h, r, c))
+            other = [c for c in range(graph.num_entities) if fact(c) in known and c != answer]
+            filtered = raw.copy()
+            filtered[other] = 0
+            for prefix, values in (("raw_", raw), ("", filtered)):
+                values = values / values.sum()
+                assert found[f"{prefix}confidence"][at] == pytest.approx(values.max())
+                assert found[f"{prefix}correct"][at] == (values.argmax() == answer)
+                assert found[f"{prefix}nll"][at] == pytest.approx(-np.log(max(values[answer], 1e-12)))
+    ranks = ranked(graph, p)
+    assert (found["correct"] == (ranks["pessimistic"] == 1)).all()
+    metrics = rank_metrics(ranks.join(found), raw=True)
+    assert metrics["nll"] == pytest.approx(found["raw_nll"].mean())
+    assert metrics["ece"] == pytest.approx(calibration_error(found["raw_confidence"], found["raw_correct"]))
+
+
+def test_calibration_errors() -> None:
+    confidence, correct = np.array([0.05, 0.1, 0.95, 1.0]), np.array([0.0, 1.0, 1.0, 0.0])
+    # of bins of width .1: {.05}, {.1}, {.95, 1}
+    assert calibration_error(confidence, correct) == pytest.approx((0.05 + 0.9 + 0.95) / 4)
+    assert calibration_error(confidence, correct, bins=2, equal_mass=True) == pytest.approx((0.85 + 0.95) / 4)
+    rng = np.random.default_rng(0)
+    confidence = rng.random(100_000)
+    correct = (rng.random(100_000) < confidence).astype(float)
+    assert calibration_error(confidence, correct) < 0.01
+    assert calibration_error(confidence, correct, equal_mass=True) < 0.01

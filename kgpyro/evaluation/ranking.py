@@ -6,7 +6,7 @@ it before all candidates of equal score, the *pessimistic* rank behind them, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ TIES = ("realistic", "optimistic", "pessimistic")
 SIDES = ("head", "tail")
 HITS = (1, 3, 10)
 COUNTS = ("optimistic", "pessimistic", "candidates", "raw_optimistic", "raw_pessimistic", "raw_candidates")
+DISTRIBUTION = ("confidence", "correct", "nll", "raw_confidence", "raw_correct", "raw_nll")
+SMALLEST = 1e-12  # probability of a true answer, in logarithms
 SCORES_AT_ONCE = 1 << 22  # 16 MB of scores: they stay in cache while they are counted
 
 ScoreAll = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +50,54 @@ def rank_triples(
     Raises:
         InputError: a score is NaN.
     """
+    order, counted = [torch.zeros(0, dtype=torch.long)], [np.zeros((0, 6))]
+    for part, mine, anchor, row, answer in _scored(score_all, triples, known, num_entities, progress):
+        order.append(part)
+        counted.append(_count_better(mine, anchor, row, answer, known))
+    frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": triples[:, 1].cpu().repeat(2).numpy()})
+    return frame.join(_in_order(order, counted, COUNTS).astype(np.int64))
+
+
+@torch.no_grad()
+def answer_distributions(
+    probabilities: ScoreAll, triples: Tensor, known: Queries, num_entities: int, progress: bool = False
+) -> pd.DataFrame:
+    """What the distribution over all candidates says of the true head and the true tail of every triple.
+
+    Args:
+        probabilities: of all entities, up to a factor, as ``score_all`` of :func:`rank_triples`; and so the others.
+
+    Returns:
+        A row for each of :func:`rank_triples`: ``confidence``, the largest probability of a candidate; ``correct``,
+        whether that candidate is the true answer; and ``nll``, minus the logarithm of the true answer's probability.
+        Other known answers are left out, or with the prefix ``raw_`` are candidates too.
+    """
+    order, found = [torch.zeros(0, dtype=torch.long)], [np.zeros((0, 6))]
+    for part, mine, anchor, row, answer in _scored(probabilities, triples, known, num_entities, progress):
+        which, other = known.answer_pairs(known.positions(anchor, row))
+        others = other != answer[which]
+        filtered = mine.index_put((which[others].to(mine.device), other[others].to(mine.device)), mine.new_zeros(()))
+        true, columns = answer.to(mine.device), []
+        for p in (filtered, mine):
+            p = p.double() / p.double().sum(1, keepdim=True).clamp_min(1e-300)
+            confidence, first = p.max(1)
+            nll = -p.gather(1, true.unsqueeze(1)).squeeze(1).clamp_min(SMALLEST).log()
+            columns += [confidence, first == true, nll]
+        order.append(part)
+        found.append(torch.stack([column.double() for column in columns], 1).cpu().numpy())
+    return _in_order(order, found, DISTRIBUTION)
+
+
+def _in_order(order: list[Tensor], rows: list[np.ndarray], columns: tuple[str, ...]) -> pd.DataFrame:
+    return pd.DataFrame(np.concatenate(rows), torch.cat(order).numpy(), list(columns)).sort_index()
+
+
+def _scored(
+    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, progress: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Of the head queries of all triples and then the tail queries, in parts: which they are, scores ``(n, E)``,
+    anchors, rows, and true answers.
+    """
     head, relation, tail = triples.cpu().unbind(1)
     anchor = torch.cat([tail, head])
     row = torch.cat([relation + known.num_relations, relation])
@@ -57,19 +107,13 @@ def rank_triples(
     order = owner.argsort(stable=True)
     ends = torch.bincount(owner, minlength=len(queries)).cumsum(0).tolist()
     at_once = max(1, SCORES_AT_ONCE // num_entities)
-    counted = []
     starts = range(0, len(queries), at_once)
     for start in tqdm(starts, desc="ranking", unit="block", disable=not progress or len(starts) < 4, leave=False):
         stop = min(start + at_once, len(queries))
         scores = score_all(queries[start:stop] % num_entities, queries[start:stop] // num_entities)
         for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(at_once):
             mine = scores.index_select(0, (owner[part] - start).to(scores.device))
-            counted.append(_count_better(mine, anchor[part], row[part], answer[part], known))
-    columns = np.zeros((6, len(order)))
-    if counted:
-        columns[:, order.numpy()] = np.concatenate(counted).T
-    frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": relation.repeat(2).numpy()})
-    return frame.assign(**dict(zip(COUNTS, columns.astype(np.int64), strict=True)))
+            yield part, mine, anchor[part], row[part], answer[part]
 
 
 @torch.no_grad()
@@ -126,6 +170,7 @@ def rank_metrics(ranks: pd.DataFrame, ties: str = "realistic", raw: bool = False
     """MR, AMRI, MRR and Hits@k of the rows of :func:`rank_triples`.
 
     The adjusted mean rank index (Berrendorf et al. 2020) is 1 for perfect ranks and 0 in expectation for random ones.
+    Where :func:`answer_distributions` has added its columns also NLL, ECE and ACE (:func:`calibration_error`).
     Raises InputError where there are no rows.
     """
     if ranks.empty:
@@ -136,7 +181,25 @@ def rank_metrics(ranks: pd.DataFrame, ties: str = "realistic", raw: bool = False
     expected = ((ranks[f"{prefix}candidates"].to_numpy(float) + 1) / 2).mean()
     amri = 1 - (rank.mean() - 1) / (expected - 1) if expected > 1 else float("nan")
     hits = {f"hits@{k}": float((rank <= k).mean()) for k in HITS}
-    return {"mrr": float((1 / rank).mean()), "mr": float(rank.mean()), "amri": float(amri)} | hits
+    found = {"mrr": float((1 / rank).mean()), "mr": float(rank.mean()), "amri": float(amri)} | hits
+    if "nll" in ranks:
+        said = ranks[f"{prefix}confidence"].to_numpy(), ranks[f"{prefix}correct"].to_numpy()
+        found |= {"nll": float(ranks[f"{prefix}nll"].mean())}
+        found |= {"ece": calibration_error(*said), "ace": calibration_error(*said, equal_mass=True)}
+    return found
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 10, equal_mass: bool = False) -> float:
+    """``Σ_bins n_bin / n |mean correct - mean confidence|`` over first answers, both of shape ``(n,)``.
+
+    Bins are of equal width (ECE; Guo et al. 2017), or hold as many answers each (ACE; Nixon et al. 2019).
+    """
+    order = np.argsort(confidence, kind="stable")
+    place = np.empty(len(order), dtype=int)
+    place[order] = np.arange(len(order)) * bins // len(order)
+    index = place if equal_mass else np.minimum((confidence * bins).astype(int), bins - 1)
+    off = np.bincount(index, correct - confidence, minlength=bins)
+    return float(np.abs(off).sum() / len(confidence))
 
 
 def all_metrics(ranks: pd.DataFrame) -> dict[str, Any]:

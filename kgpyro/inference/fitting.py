@@ -24,6 +24,7 @@ from kgpyro.files import claim
 from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.checkpoint import Checkpoint, Checkpoints
 from kgpyro.inference.elbo import Terms, WeightedELBO, estimate_elbo
+from kgpyro.inference.empirical_bayes import ClosedForm
 from kgpyro.inference.hmc import moved_draws
 from kgpyro.inference.nuts import posterior_by_nuts, refuse_chains
 from kgpyro.inference.options import EXACT_UP_TO, Options, objective_name
@@ -242,6 +243,9 @@ def _fit(
     per_fact = any(site.frame in PER_FACT for site in sites.values())
     if config["kl_weight"] is None:
         config["kl_weight"] = 1 / batches.total if per_fact else 1.0
+    if config["finish"] and (guide.point or guide.inductive or guide.members > 1):
+        raise InputError(f"`finish` map has no posterior mean to train on with guide {config['guide']}; leave it out.")
+    closed_form = ClosedForm(kg, guide, batches, per_fact) if config["learn_by"] == "em" else None
 
     posterior = Posterior(graph, program, guide, config)
     precision = precision_in_use(config["precision"], config["device"])
@@ -262,19 +266,8 @@ def _fit(
     schedule = KLSchedule(config["kl_schedule"], config["kl_weight"], config["warmup"], steps, config["epochs"])
     elbo = WeightedELBO(config["kl_weight"], config["estimator"], program.parameters)
     how = config["optimizer"], config["lr"], config["batch_size"], config["seed"], config["lr_schedule"]
-    random = watched.randomness
-    module = Training(
-        kg,
-        program.model,
-        guide,
-        elbo,
-        batches,
-        schedule,
-        *how,
-        randomness=random,
-        per_fact=per_fact,
-        kl_frequency=config["kl_frequency"],
-    )
+    more = watched.randomness, per_fact, config["kl_frequency"], closed_form
+    module = Training(kg, program.model, guide, elbo, batches, schedule, *how, *more)
     progress = watched.progress
     watches = alone and config["epochs"] >= LONG and 0 < len(whole.valid) * graph.num_entities <= LOOKED_AT
     look = config["epochs"] // 2 if watches and not config["early_stopping"] else 0
@@ -293,10 +286,20 @@ def _fit(
     except Diverged as failure:
         raise _save_good(posterior, module, bar, folder, failure) from failure
     posterior.forget()
+    complete = bar.finished
+    if config["finish"] and complete:
+        bar, started = bar.followed_by(Progress(validate, bar.steps, *validations, progress)), time.monotonic()
+        point: Any = build_guide("point", kg, sites).to(kg.start)
+        point.start_at(guide)
+        guide, module, folder, config["guide"] = point, module.at_its_end(point), None, "point"
+        posterior, came_from = Posterior(graph, program, guide, config), posterior.provenance
+        posterior.provenance = came_from
+        train(module, config["epochs"], *where, [bar, *watched.callbacks], 1, 1, bar.interrupt, watched.logger)
+        posterior.forget()
     posterior.log = bar.table
     posterior.seconds = round(bar.before + time.monotonic() - started, 1)
     if rank:
-        return posterior, bar.finished  # the first process says how good it is
+        return posterior, complete  # the first process says how good it is
 
     facts = batches
     if config["negatives"] != "all" or config["relation_weight"]:  # the bound is of the graph over all candidates
@@ -336,7 +339,7 @@ def _fit(
         + ([TOO_FEW.format(len(graph.train))] if len(graph.train) < ENOUGH else [])
         + ([NOT_MIXED.format(**moved)] if moved and moved["r_hat"] > 1.05 else []),
     }
-    return posterior, bar.finished
+    return posterior, complete
 
 
 def _save_good(
@@ -374,10 +377,12 @@ def _warnings(
             f"Validation MRR fell from {halfway:.3f} after {bar.look} epochs to {last:.3f} after {len(bar.rows)}: fit "
             f"for fewer `epochs`, or add `early_stopping`."
         )
-    if not bar.finished:
+    if not bar.finished and config["finish"] and config["guide"] == "point":
+        found.append(f"The point estimate was trained for {module.step} of {bar.steps} steps, and then interrupted.")
+    elif not bar.finished:
         found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; `resume` goes on with it.")
     collapsed = [site for site, kl in terms.kl_per_latent.items() if kl < COLLAPSED]
-    if collapsed:
+    if collapsed and not module.bound.guide.point:
         way_out = "lower `kl_weight`" if per_fact else "train longer, or lower `kl_weight`"
         found.append(
             f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "

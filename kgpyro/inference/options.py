@@ -107,6 +107,12 @@ class Options:
         precision: bits of floating point: 32, 64, or mixed bf16 (32 on a processor without bf16 products) or 16.
         early_stopping: epochs without a better validation MRR after which to stop; the best state is kept (0: never).
         validate_every: epochs between validations where early stopping asks for them.
+        learn_by: how a prior's parameters that are written `learn` are learned: gradients, or em (one scale of normal,
+            or strength of n3 and complex_n3, per kind, dimension or symbol: before each epoch halfway to where the
+            expected log prior is highest, which is known in closed form; Bamler et al. 2019).
+        finish: map makes a point estimate of the fit: once it is done, the posterior mean is trained on for as many
+            epochs, at the priors as they were learned, to where the joint density is highest (Bamler et al. 2019).
+            The run is then one of guide point, without intervals.
         checkpoint_every: seconds between checkpoints in `out`, at least (0: after every step); longer where writing
             them would take more than a fiftieth of the time.
     """
@@ -147,6 +153,8 @@ class Options:
     precision: Literal["32", "64", "bf16", "16"] = "32"
     early_stopping: int = 0
     validate_every: int = 5
+    learn_by: Literal["gradients", "em"] = "gradients"
+    finish: Literal["map"] | None = None
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
@@ -200,6 +208,8 @@ class Options:
             raise InputError(f"`inference` {self.inference} is of the posterior itself; leave `relation_weight` at 0.")
         if chains and (self.kl_weight not in (None, 1) or self.kl_frequency):
             raise InputError(f"`inference` {self.inference} is of the posterior itself; leave `kl_weight` at 1.")
+        if self.finish and (chains or self.devices * self.nodes > 1):
+            raise InputError("`finish` map goes with `inference` svi in one process; leave it out.")
         config["inverse"] = not chains if self.inverse is None else self.inverse
         every = 2 * graph.num_relations * graph.num_entities
         if config["closed_world"] == "local":
@@ -245,6 +255,8 @@ def objective_name(config: Mapping[str, Any], point: bool = False) -> str:
     bound += "" if weight == 1 else f" with {'prior' if point else 'KL'} weight {weight:.3g}"
     if config.get("kl_frequency"):
         bound += f", times each symbol's (facts / mean) ** {config['kl_frequency']:g}"
+    if point and config.get("finish"):
+        bound += ", begun at the mean of a posterior and at the priors learned with it"
     return f"{bound}, {facts}; KL schedule {config['kl_schedule']}"
 
 

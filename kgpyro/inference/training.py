@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import inspect
 import logging
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from kgpyro.errors import InputError
 from kgpyro.inference.elbo import WeightedELBO
+from kgpyro.inference.empirical_bayes import ClosedForm
 from kgpyro.inference.progress import asking
 from kgpyro.program.batches import Batches
 from kgpyro.program.setting import Setting
@@ -129,11 +131,12 @@ class Training(pl.LightningModule):
         randomness: seeded | None = None,
         per_fact: bool = False,
         kl_frequency: float = 0.0,
+        closed_form: ClosedForm | None = None,
     ):
         super().__init__()
         keep_freed_memory()
         self.randomness, self.per_fact, self.kl_frequency = randomness or seeded(seed), per_fact, kl_frequency
-        self.lr_schedule = lr_schedule
+        self.lr_schedule, self.closed_form = lr_schedule, closed_form
         self.kg, self.batches, self.schedule = kg, batches, schedule
         self.elbo = elbo
         self.bound = elbo(model, guide)
@@ -144,6 +147,15 @@ class Training(pl.LightningModule):
         self.finite_loss = True
         self.trained_on = self.device
         self.restore: Callable[[pl.Trainer, Training], None] | None = None
+
+    def at_its_end(self, guide: Guide) -> Training:
+        """The same fit of another guide, at the KL weight that this one came to and the priors that it learned."""
+        self.kg.requires_grad_(False)
+        schedule = copy.copy(self.schedule)
+        schedule.kind, schedule.warmup_steps = "constant", 0
+        given = self.kg, self.bound.model, guide, self.elbo, self.batches, schedule, self.optimizer_name, self.lr
+        more = self.batch_size, self.seed, self.lr_schedule, self.randomness, self.per_fact, self.kl_frequency
+        return Training(*given, *more)
 
     def train_dataloader(self) -> RandomQueries:
         """This process' share of the queries."""
@@ -174,6 +186,8 @@ class Training(pl.LightningModule):
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
         self.elbo.kl_weight, self.index = self.schedule(self.step), index
+        if self.closed_form and self.step and self.step % self.schedule.steps_per_epoch == 0:
+            self.closed_form.step(self.elbo.symbol_weights)
         if self.per_fact and self.schedule.weight:  # β prices what is known of symbols, not of intercepts
             self.elbo.global_weight = self.elbo.kl_weight / self.schedule.weight
         if self.lr_schedule == "linear":  # of the step alone, so that a checkpoint need not know it

@@ -19,7 +19,14 @@ from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration
-from kgpyro.evaluation.ranking import all_metrics, metrics_table, per_relation_table, rank_relations, rank_triples
+from kgpyro.evaluation.ranking import (
+    all_metrics,
+    answer_distributions,
+    metrics_table,
+    per_relation_table,
+    rank_relations,
+    rank_triples,
+)  # fmt: skip
 from kgpyro.posterior.asked import Facts, refuse_numbers
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
@@ -139,6 +146,7 @@ class Posterior(Predictions):
         unseen: bool = False,
         per_relation: bool = False,
         relations: bool = False,
+        distribution: bool = False,
         progress: bool = False,
     ) -> pd.DataFrame:
         """Filtered and raw metrics of head and tail prediction over all entities, realistic ranks.
@@ -150,17 +158,27 @@ class Posterior(Predictions):
             unseen: only the triples with an entity that training has not seen.
             per_relation: a row per relation and side instead, filtered (Tables 3 and 4 of the paper).
             relations: rank the relation between the ends of each triple too, by its posterior mean log-odds.
+            distribution: measure the distribution over all candidates of a query too: their probabilities, which of
+                categorical fits sum to one, and of others are divided by their sum. NLL is the mean of minus the log of
+                the true answer's; ECE and ACE say how far the share of most probable candidates that are the true
+                answer is from their probability (in the filtered setting other known answers are no candidates).
             progress: show a progress bar.
 
         Returns:
-            A row per setting (filtered, raw) and side: MRR, MR, AMRI, Hits@1, 3 and 10.
+            A row per setting (filtered, raw) and side: MRR, MR, AMRI, Hits@1, 3 and 10; with ``distribution`` also NLL,
+            ECE and ACE.
 
         Raises:
             InputError: unknown split or criterion.
         """
-        ranks = self.ranks(split, by, draws, unseen, progress)
+        graph, ranks = self.graph, self.ranks(split, by, draws, unseen, progress)
+        if distribution:
+            if unseen or relations:
+                raise InputError("`distribution` is of heads and tails of all triples; leave out the others.")
+            p = partial(self.probabilities, draws=100 if draws is None else draws)
+            asked = getattr(graph, split), graph.known_queries, graph.num_entities
+            ranks = ranks.join(answer_distributions(p, *asked, progress))
         if relations:
-            graph = self.graph
             known = torch.cat([graph.train, graph.valid, graph.test])
             sizes = graph.num_entities, graph.num_relations
             ranks = pd.concat([ranks, rank_relations(self.mean_relation_scores, getattr(graph, split), known, *sizes)])

@@ -303,8 +303,8 @@ def _pushed_moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
     base, transforms = inner.base_dist, inner.transforms
     gaussian = isinstance(base, (dist.Normal, dist.LowRankMultivariateNormal)) or is_gaussian(base)
     if gaussian and all(t.domain.event_dim == 0 for t in transforms):
-        mean = _quadrature(base, lambda x: _through(transforms, x))
-        return mean, _quadrature(base, lambda x: (_through(transforms, x) - mean).square())
+        mean = quadrature(base, lambda x: _through(transforms, x))
+        return mean, quadrature(base, lambda x: (_through(transforms, x) - mean).square())
     if is_gaussian(base) and isinstance(transforms[0], StickBreakingTransform) and len(transforms) == 1:
         offset = torch.arange(base.event_shape[0], 0, -1).to(base.mean).log()
 
@@ -313,7 +313,7 @@ def _pushed_moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
 
         moments = []
         for power in (1, 2):
-            broken, left = (_quadrature(base, partial(share, sign=sign, power=power)) for sign in (1, -1))
+            broken, left = (quadrature(base, partial(share, sign=sign, power=power)) for sign in (1, -1))
             moments.append(F.pad(broken, (0, 1), value=1.0) * F.pad(left.cumprod(-1), (1, 0), value=1.0))
         return moments[0], moments[1] - moments[0].square()
     total = squares = torch.zeros(())
@@ -330,8 +330,8 @@ def _through(transforms: list[Any], x: Tensor) -> Tensor:
     return x
 
 
-def _quadrature(base: TorchDistribution, function: Callable[[Tensor], Tensor], nodes: int = 32) -> Tensor:
-    """``E[function]`` of each Gaussian coordinate."""
+def quadrature(base: TorchDistribution, function: Callable[[Tensor], Tensor], nodes: int = 32) -> Tensor:
+    """``E[function]`` of each Gaussian coordinate, by Gauss–Hermite quadrature."""
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     loc, scale = base.mean, base.variance.sqrt()
     total = torch.zeros_like(loc)

@@ -15,6 +15,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Gamma, register_kl
 
+from kgpyro.program.families import quadrature
+
 LOG_REAL = math.log(2 * math.gamma(4 / 3))  # of ∫ exp(-|x|³) dx
 LOG_COMPLEX = math.log(2 * math.pi * math.gamma(2 / 3) / 3)  # of ∫ exp(-|z|³) dz over the plane
 
@@ -103,8 +105,21 @@ def _cube_root_of_gamma(shape: float, strength: Tensor, size: torch.Size) -> Ten
 
 @register_kl(torch.distributions.Normal, N3)
 def _kl_normal_n3(q: torch.distributions.Normal, p: N3) -> Tensor:
-    m, s, rate = q.loc, q.scale, p.strength / 3
+    rate, log_scale = p.strength / 3, q.scale.log()
+    cube = expected_cubes(q.loc, q.scale)
+    return rate * cube - rate.log() / 3 + LOG_REAL - log_scale - math.log(2 * math.pi * math.e) / 2
+
+
+def expected_cubes(mean: Tensor, scale: Tensor) -> Tensor:
+    """``E|x|³`` of Gaussians."""
+    m, s = mean, scale
     ratio = m / (math.sqrt(2) * s)
     cube = m * (m.square() + 3 * s.square()) * ratio.erf()
-    cube = cube + math.sqrt(2 / math.pi) * s * (m.square() + 2 * s.square()) * (-ratio.square()).exp()
-    return rate * cube - rate.log() / 3 + LOG_REAL - s.log() - math.log(2 * math.pi * math.e) / 2
+    return cube + math.sqrt(2 / math.pi) * s * (m.square() + 2 * s.square()) * (-ratio.square()).exp()
+
+
+def expected_radii_cubed(mean: Tensor, scale: Tensor) -> Tensor:
+    """``E|z|³`` of complex coordinates with independent Gaussian parts, ``(n, d) -> (n, d/2)``, by quadrature."""
+    parts = zip(mean.chunk(2, -1), scale.chunk(2, -1), strict=True)
+    real, imaginary = (torch.distributions.Normal(m, s, validate_args=False) for m, s in parts)
+    return quadrature(real, lambda x: quadrature(imaginary, lambda y: torch.hypot(x, y).pow(3), 16), 16)
