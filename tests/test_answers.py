@@ -224,7 +224,7 @@ def test_no_facts_held_out() -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("method", ["none", "platt", "isotonic", "stacked"])
+@pytest.mark.parametrize("method", ["none", "platt", "isotonic", "stacked", "per_relation"])
 def test_discoveries_are_facts(tiny: Graph, large: bool, method: str, request: pytest.FixtureRequest) -> None:
     """All that no split holds and that facts say is probable enough, and nothing else."""
     if large:

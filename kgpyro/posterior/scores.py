@@ -8,9 +8,10 @@ relation's intercept, in each draw: one probability, whichever end is asked for.
 of the log-likelihood of each reading, is a bound of this model too, since softplus is convex.
 
 A categorical likelihood says how probable it is that one answer of a query is this candidate. A query with n answers
-holds a fact with about n times that probability. So the log-odds of a fact are taken as those of being the answer plus
-the logarithm of how many answers such a query has in training, the mean over both of its queries; what is left to the
-base rate :meth:`Posterior.recalibrate` fits.
+holds a fact with about n times that probability. So the evidence for a fact is the mean over both of its queries of the
+log-odds of being the answer, among those that training does not hold, plus ``log n``: half of what the query has in
+training and half of what the relation's queries have. When a fit ends, a line per relation links that evidence to the
+log-odds of facts (:meth:`Posterior.recalibrate`, ``per_relation``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from types import EllipsisType
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from kgpyro.errors import InputError
 from kgpyro.posterior.draws import AT_ONCE, Draws
@@ -116,7 +118,8 @@ class PosteriorScores(Draws):
             return self._replayed(values, anchor, row, number)[:, candidates].clone()
         entities, relations = values[self._site("entity")], values[self._site("relation")]
         if self.kg.categorical:
-            return _log_odds(self._read(entities[anchor], row, entities, relations, False))[:, candidates]
+            scores = self._read(entities[anchor], row, entities, relations, False)
+            return _log_odds(scores.log_softmax(-1))[:, candidates]
         scores = self._read(entities[anchor], row, entities[candidates], relations, True)
         if self.form.intercept:
             scores = scores + values["intercept"][row % self.graph.num_relations].unsqueeze(-1)
@@ -186,7 +189,7 @@ class PosteriorScores(Draws):
             loops = (query * head).sum(-1, keepdim=True)
             scores = torch.where(anchor.unsqueeze(1) == ids, loops, scores)
         if self.kg.categorical:
-            return _log_odds(scores)[:, candidates]
+            return _log_odds(scores.log_softmax(-1))[:, candidates]
         return scores + intercepts[row % R].unsqueeze(-1)
 
     # ---- many draws of few facts ------------------------------------------------------------------------------------
@@ -256,13 +259,32 @@ class PosteriorScores(Draws):
                 for part in torch.arange(len(key), device=self.device).split(max(1, 4 * AT_ONCE // E)):
                     asked = key[part] % E, key[part] // E
                     here = (place >= part[0]) & (place <= part[-1])
+                    query, candidate = place[here] - part[0], answer[here]
                     if self.kg.categorical:
-                        logits = self._joint_logits(*asked, number, ...) + self._answers[asked[1]].log().unsqueeze(-1)
+                        logits = self._joint_logits(*asked, number, ...)
+                        total[here] += self._of_open_answers(logits, *asked, query, candidate) / 2
                     else:
                         logits = replayed_logits(self.program, self.guide, values, *asked, number)
-                    total[here] += logits[place[here] - part[0], answer[here]] / 2
+                        total[here] += logits[query, candidate] / 2
             found.append(total)
         return torch.stack(found)
+
+    def _of_open_answers(self, logits: Tensor, anchor: Tensor, row: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
+        """Evidence ``(n,)`` that candidates answer queries, from log-odds ``(b, E)`` of being *the* answer of each.
+
+        A candidate stands beside those alone that training does not hold.
+        """
+        known = self.graph.training_queries
+        place = known.positions(anchor.cpu(), row.cpu())
+        log_p = logsigmoid(logits)
+        own = log_p[query, candidate]
+        held = torch.zeros_like(logits, dtype=torch.bool)
+        rows, ids = (pair.to(self.device) for pair in known.answer_pairs(place))
+        held[rows, ids] = True
+        total = log_p.masked_fill(held, -torch.inf).logsumexp(1)[query]
+        total = torch.where(held[query, candidate], torch.logaddexp(total, own), total)
+        count = torch.where(place >= 0, known.counts[place.clamp_min(0)], 0).to(self._answers)
+        return _log_odds(own - total) + ((count + self._answers[row]) / 2).log()[query]
 
     @cached_property
     def _answers(self) -> Tensor:
@@ -393,7 +415,7 @@ class PosteriorScores(Draws):
             self.form = None
 
 
-def _log_odds(scores: Tensor) -> Tensor:
-    """Of each candidate being the answer, from scores of all, ``(b, E)``."""
-    log_p = scores.log_softmax(-1).clamp_max(-1e-7)
+def _log_odds(log_p: Tensor) -> Tensor:
+    """From the logarithm of a probability, elementwise."""
+    log_p = log_p.clamp_max(-1e-7)
     return log_p - (-torch.expm1(log_p)).log()
