@@ -57,7 +57,7 @@ def _possible(posterior: Answers, heads: Tensor, rows: Tensor, least: float, dra
 
 
 def _least(posterior: Answers, above: float, relation: str) -> float | None:
-    """The least probability of a relation's fact before recalibration that is ``above`` after it; None where there is no such bound."""
+    """The least probability of a relation's fact before recalibration that is ``above`` after it; None for no bound."""
     if posterior.kg.categorical or posterior._by_evidence:
         return None
     if posterior.recalibration is None:

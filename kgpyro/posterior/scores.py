@@ -22,9 +22,9 @@ from types import EllipsisType
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from kgpyro.errors import InputError
+from kgpyro.posterior.categorical import log_odds, of_open_answers, usual_answers
 from kgpyro.posterior.draws import AT_ONCE, Draws
 from kgpyro.posterior.replay import replayed_logits
 from kgpyro.program.families import is_gaussian, posterior_mean, posterior_variance
@@ -119,7 +119,7 @@ class PosteriorScores(Draws):
         entities, relations = values[self._site("entity")], values[self._site("relation")]
         if self.kg.categorical:
             scores = self._read(entities[anchor], row, entities, relations, False)
-            return _log_odds(scores.log_softmax(-1))[:, candidates]
+            return log_odds(scores.log_softmax(-1))[:, candidates]
         scores = self._read(entities[anchor], row, entities[candidates], relations, True)
         if self.form.intercept:
             scores = scores + values["intercept"][row % self.graph.num_relations].unsqueeze(-1)
@@ -189,7 +189,7 @@ class PosteriorScores(Draws):
             loops = (query * head).sum(-1, keepdim=True)
             scores = torch.where(anchor.unsqueeze(1) == ids, loops, scores)
         if self.kg.categorical:
-            return _log_odds(scores.log_softmax(-1))[:, candidates]
+            return log_odds(scores.log_softmax(-1))[:, candidates]
         return scores + intercepts[row % R].unsqueeze(-1)
 
     # ---- many draws of few facts ------------------------------------------------------------------------------------
@@ -262,37 +262,16 @@ class PosteriorScores(Draws):
                     query, candidate = place[here] - part[0], answer[here]
                     if self.kg.categorical:
                         logits = self._joint_logits(*asked, number, ...)
-                        total[here] += self._of_open_answers(logits, *asked, query, candidate) / 2
+                        total[here] += of_open_answers(logits, self.graph, self._usual, *asked, query, candidate) / 2
                     else:
                         logits = replayed_logits(self.program, self.guide, values, *asked, number)
                         total[here] += logits[query, candidate] / 2
             found.append(total)
         return torch.stack(found)
 
-    def _of_open_answers(self, logits: Tensor, anchor: Tensor, row: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
-        """Evidence ``(n,)`` that candidates answer queries, from log-odds ``(b, E)`` of being *the* answer of each.
-
-        A candidate stands beside those alone that training does not hold.
-        """
-        known = self.graph.training_queries
-        place = known.positions(anchor.cpu(), row.cpu())
-        log_p = logsigmoid(logits)
-        own = log_p[query, candidate]
-        held = torch.zeros_like(logits, dtype=torch.bool)
-        rows, ids = (pair.to(self.device) for pair in known.answer_pairs(place))
-        held[rows, ids] = True
-        total = log_p.masked_fill(held, -torch.inf).logsumexp(1)[query]
-        total = torch.where(held[query, candidate], torch.logaddexp(total, own), total)
-        count = torch.where(place >= 0, known.counts[place.clamp_min(0)], 0).to(self._answers)
-        return _log_odds(own - total) + ((count + self._answers[row]) / 2).log()[query]
-
     @cached_property
-    def _answers(self) -> Tensor:
-        """How many answers an answered query of each row has in training, on average, shape ``(2 R,)``."""
-        queries = self.graph.training_queries
-        asked = torch.bincount(queries.relation, minlength=2 * self.graph.num_relations)
-        answers = torch.bincount(queries.relation, queries.counts, minlength=len(asked))
-        return ((answers + 1) / (asked + 1)).to(self.kg.start)
+    def _usual(self) -> Tensor:
+        return usual_answers(self.graph).to(self.kg.start)
 
     @torch.no_grad()
     def answer_logits(
@@ -413,9 +392,3 @@ class PosteriorScores(Draws):
         replayed = self._replayed(self.joint(0), anchor, row, 0)
         if not torch.allclose(closed, replayed, rtol=1e-3, atol=1e-3, equal_nan=True):
             self.form = None
-
-
-def _log_odds(log_p: Tensor) -> Tensor:
-    """From the logarithm of a probability, elementwise."""
-    log_p = log_p.clamp_max(-1e-7)
-    return log_p - (-torch.expm1(log_p)).log()
