@@ -105,6 +105,8 @@ def test_draws_of_large_graphs(tiny: Graph, options: dict[str, Any]) -> None:
     again = posterior.drawn(2000, 3, number[7:9], torch.tensor([4, 1]), rows[:1])
     assert torch.equal(again[0], entities[7:9][:, [4, 1]])
     assert torch.equal(again[1], relations[7:9, :1])
+    one = posterior.drawn(2000, 3, number[7:8], everyone, rows)  # of a mixture's members only one has a share
+    assert torch.equal(one[0], entities[7:8])
     table = posterior.embeddings()
     mean, scale = (torch.tensor(table[name].to_numpy()) for name in ("mean", "scale"))
     off = (entities.double().mean(0) - mean) / scale * 2000**0.5
