@@ -105,6 +105,8 @@ def test_draws_of_large_graphs(tiny: Graph, options: dict[str, Any]) -> None:
     again = posterior.drawn(2000, 3, number[7:9], torch.tensor([4, 1]), rows[:1])
     assert torch.equal(again[0], entities[7:9][:, [4, 1]])
     assert torch.equal(again[1], relations[7:9, :1])
+    one = posterior.drawn(2000, 3, number[7:8], everyone, rows)  # of a mixture's members only one has a share
+    assert torch.equal(one[0], entities[7:8])
     table = posterior.embeddings()
     mean, scale = (torch.tensor(table[name].to_numpy()) for name in ("mean", "scale"))
     off = (entities.double().mean(0) - mean) / scale * 2000**0.5
@@ -224,7 +226,7 @@ def test_no_facts_held_out() -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("method", ["none", "platt", "isotonic", "stacked"])
+@pytest.mark.parametrize("method", ["none", "platt", "isotonic", "stacked", "per_relation"])
 def test_discoveries_are_facts(tiny: Graph, large: bool, method: str, request: pytest.FixtureRequest) -> None:
     """All that no split holds and that facts say is probable enough, and nothing else."""
     if large:

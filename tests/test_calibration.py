@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize
 
 import kgpyro
 from kgpyro.checking.abstention import CRITERIA, abstention, risk_coverage
@@ -110,6 +111,7 @@ def made(n: int = 20_000) -> tuple[pd.DataFrame, np.ndarray]:
     for name in ("std", "epistemic", "aleatoric"):
         facts[name] = rng.uniform(0, 1, n)
     facts["frequency"] = rng.integers(0, 9, n)
+    facts["relation"] = rng.choice(["likes", "knows"], n)
     return facts, (rng.uniform(size=n) < 1 / (1 + np.exp(-(0.5 * x + 1)))).astype(int)
 
 
@@ -126,8 +128,9 @@ def test_recalibration_mends_what_it_can(method: str) -> None:
         assert fitted.intercept == pytest.approx(1, abs=0.15)
         assert fitted.weights["probability"] == pytest.approx(0.5, abs=0.05)
         assert np.abs(logit(found) - truth).max() < 0.4
-    if method != "stacked":  # distinct predictions stay distinct, in their order
+    if method != "stacked":  # distinct predictions (of a relation) stay distinct, in their order
         order = np.argsort(facts["probability"].to_numpy())
+        order = order[(facts["relation"] == "likes").to_numpy()[order]] if method == "per_relation" else order
         assert (np.diff(found[order]) > 0).mean() > 0.999 and (np.diff(found[order]) >= 0).all()
     again = Recalibration.of(json.loads(json.dumps({**vars(fitted), "steps": fitted.steps})))
     assert again == fitted
@@ -144,13 +147,46 @@ def test_recalibration_on_awkward_labels(method: str, case: str) -> None:
         "constant": ([0.3] * 6, [1, 0, 0, 1, 0, 0]),
     }[case]
     facts = pd.DataFrame({"probability": p, "score": logit(p), "std": 0.1, "epistemic": 0.2, "frequency": 3})
-    facts["aleatoric"] = 0.4
+    facts["aleatoric"], facts["relation"] = 0.4, "likes"
     found = Recalibration.fit(facts, np.array(labels), method)(facts)
     assert ((found > 1e-3) & (found < 1 - 1e-3)).all()
     order = np.argsort(p, kind="stable")
     assert (np.diff(found[order]) >= 0).all()
     if case == "separable" and method == "platt":  # Platt's own targets: 5/6 and 1/6
         assert found.mean() == pytest.approx(0.5) and found.max() < 0.99
+
+
+def test_a_line_for_each_relation() -> None:
+    """Relations with many labels have their own, those with few the common one, shrunk as the others say."""
+    rng = np.random.default_rng(3)
+    sizes = np.array([4000] * 12 + [8] * 12)
+    truth = np.stack([rng.normal(0.8, 0.2, len(sizes)), rng.normal(-1, 1.5, len(sizes))], 1)
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    x = rng.normal(0, 2, len(group))
+    p = 1 / (1 + np.exp(-(truth[group, 0] * x + truth[group, 1])))
+    labels = (rng.uniform(size=len(x)) < p).astype(int)
+    facts = pd.DataFrame({"probability": 1 / (1 + np.exp(-x)), "relation": [f"r{g}" for g in group]})
+    fitted = Recalibration.fit(facts, labels, "per_relation")
+    lines = np.array([fitted.relations[f"r{g}"] for g in range(len(sizes))])
+    assert np.abs(lines - truth)[:12].max() < 0.25
+    common = np.array([fitted.weights["probability"], fitted.intercept])
+    assert np.abs(lines - common)[12:, 1].mean() < 0.7 * np.abs(truth - common)[12:, 1].mean()
+
+    rare = group == 20  # the mode under the Normal of the others' lines, by an independent optimiser
+    mean, spread = lines[:12].mean(0), np.cov(lines[:12].T)
+
+    def loss(line: np.ndarray) -> float:
+        sign, off = 2 * labels[rare] - 1, line - mean
+        return float(
+            np.logaddexp(0, -sign * (line[0] * x[rare] + line[1])).sum() + off @ np.linalg.solve(spread, off) / 2
+        )
+
+    np.testing.assert_allclose(lines[20], minimize(loss, mean).x, atol=0.35)
+    platt = Recalibration.fit(facts, labels, "platt")
+    scores = [Calibration(m(facts), labels).metrics["log_score"] for m in (platt, fitted)]
+    assert scores[1] > scores[0] + 0.02
+    elsewhere = facts[:5].assign(relation="unheard of")
+    np.testing.assert_allclose(logit(fitted(elsewhere)), common[0] * x[:5] + common[1], atol=1e-6)
 
 
 def test_counts_are_facts(posterior: kgpyro.Posterior) -> None:
@@ -165,7 +201,7 @@ def test_counts_are_facts(posterior: kgpyro.Posterior) -> None:
     weighted = Calibration(facts["probability"].to_numpy(), labels, "", counts.astype(float))
     plain = Calibration(thrice["probability"].to_numpy(), labels.repeat(counts))
     assert weighted.metrics == pytest.approx(plain.metrics)
-    for method in ("platt", "isotonic"):
+    for method in ("platt", "isotonic", "per_relation"):
         found = Calibration(Recalibration.fit(facts, labels, method, counts)(facts), labels, "", counts.astype(float))
         assert found.expected_over_true == pytest.approx(1, abs=0.01)
 

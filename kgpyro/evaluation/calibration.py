@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,6 +120,7 @@ METHODS = {
     "platt": ["probability"],
     "isotonic": ["probability"],
     "stacked": [*EVIDENCE],
+    "per_relation": ["probability"],
 }
 
 
@@ -130,12 +131,14 @@ class Recalibration:
     ``temperature``: ``f`` the identity, of ``logit p / T`` (Guo et al. 2017); ``platt``: of ``a logit p + b`` with
     Platt's targets (1999), so that labels that can be told apart leave it finite; ``stacked``: of all ``EVIDENCE``, so
     that the model's doubt counts along with its score, where that predicts left-out labels better than Platt's;
-    ``isotonic``: ``f`` is linear between the centres of the steps of the best rising function (Zadrozny & Elkan 2002),
-    which keeps apart what is apart, and stays ``1/(n + 2)`` away from 0 and 1, for ``n`` facts cannot say more. No map
-    falls: where the labels want one that does, it hardly rises.
+    ``per_relation``: a line ``a_r logit p + b_r`` for each relation, drawn to a common one as far as relations are
+    alike (:func:`_line_per_relation`); ``isotonic``: ``f`` is linear between the centres of the steps of the best
+    rising function (Zadrozny & Elkan 2002), which keeps apart what is apart, and stays ``1/(n + 2)`` away from 0 and 1,
+    for ``n`` facts cannot say more. No map falls: where the labels want one that does, it hardly rises.
 
     Attributes:
         negatives: what the false labels were (:func:`kgpyro.labelled_facts`), which says whose base rate it has.
+        relations: slope and intercept of each relation that has its own, by name.
     """
 
     method: str
@@ -143,6 +146,7 @@ class Recalibration:
     intercept: float = 0.0
     steps: tuple[tuple[float, float], ...] = ()
     negatives: str = ""
+    relations: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -166,6 +170,9 @@ class Recalibration:
         x = _evidence(facts, METHODS[method])
         if method == "isotonic":
             return cls(method, {"probability": 1.0}, 0.0, _rising(x[:, 0], labels, counts), negatives)
+        if method == "per_relation":
+            (slope, intercept), lines = _line_per_relation(x[:, 0], labels, counts, np.asarray(facts["relation"]))
+            return cls(method, {"probability": slope}, intercept, (), negatives, lines)
         weights, intercept = _regression(x, labels, counts, method != "temperature")
         if method == "stacked" and not (_worth_it(x, labels, counts) and np.corrcoef(x @ weights, x[:, 0])[0, 1] > 0):
             platt, intercept = _regression(x[:, :1], labels, counts)
@@ -179,8 +186,9 @@ class Recalibration:
             steps = tuple((float(x), float(y)) for x, y in fields["steps"])
             weights = {str(name): float(weight) for name, weight in fields["weights"].items()}
             about = str(fields.get("negatives", ""))
-            found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps, about)
-            values = np.array([found.intercept, *weights.values(), *np.ravel(steps)])
+            lines = {str(name): (float(a), float(b)) for name, (a, b) in fields.get("relations", {}).items()}
+            found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps, about, lines)
+            values = np.array([found.intercept, *weights.values(), *np.ravel(steps), *np.ravel([*lines.values()])])
             if [*weights] != METHODS[found.method] or not np.isfinite(values).all() or list(steps) != sorted(steps):
                 raise ValueError("no such map")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -189,7 +197,14 @@ class Recalibration:
 
     def __call__(self, facts: Facts) -> np.ndarray:
         """The recalibrated probabilities, shape ``(n,)``."""
-        x = _evidence(facts, [*self.weights]) @ np.array([*self.weights.values()]) + self.intercept
+        x = _evidence(facts, [*self.weights])
+        if self.relations:
+            line = self.weights["probability"], self.intercept
+            relation = np.asarray(facts["relation"])
+            each, place = np.unique(relation.astype(str), return_inverse=True)
+            slope, intercept = np.array([self.relations.get(name, line) for name in each]).reshape(-1, 2)[place].T
+            return special.expit(slope * x[:, 0] + intercept)
+        x = x @ np.array([*self.weights.values()]) + self.intercept
         if not self.steps:
             return special.expit(x)
         at, value = np.array(self.steps).T
@@ -219,8 +234,7 @@ def _regression(
     """
     from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
 
-    true = labels == 1
-    target = np.where(true, (true.sum() + 1) / (true.sum() + 2), 1 / ((~true).sum() + 2))
+    target = _targets(labels, counts)
     spread = x.std(0)
     varies = spread > 1e-9 * (1 + np.abs(x).max(0))
     weights, shift = np.zeros(x.shape[1]), float(special.logit(np.average(target, weights=counts)))
@@ -240,6 +254,61 @@ def _regression(
             special.logit(np.average(target, weights=counts)) - FLATTEST * np.average(x[:, 0], weights=counts)
         )
     return weights, shift if intercept else 0.0
+
+
+def _targets(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Platt's, ``(n,)``: one more fact of either label than there are, so that no map has to be infinitely steep."""
+    true, false = counts[labels == 1].sum(), counts[labels != 1].sum()
+    return np.where(labels == 1, (true + 1) / (true + 2), 1 / (false + 2))
+
+
+def _line_per_relation(
+    x: np.ndarray, labels: np.ndarray, counts: np.ndarray, relation: np.ndarray
+) -> tuple[tuple[float, float], dict[str, tuple[float, float]]]:
+    """Logistic regressions of labels on ``x``, all ``(n,)``: the common slope and intercept, and those by relation.
+
+    Empirical Bayes: a relation's pair is Normal about the common one, and mean and covariance of that Normal are found
+    by expectation maximisation with Laplace's approximation of each relation's posterior (a weak inverse-Wishart prior
+    stands by where relations are few). A relation with few labels has nearly the common line.
+    """
+    middle, spread = x.mean(), x.std() + SMALLEST
+    columns = np.stack([(x - middle) / spread, np.ones_like(x)], 1)
+    names, group = np.unique(relation.astype(str), return_inverse=True)
+    target = _targets(labels, counts)
+    slope, intercept = _regression(x[:, None], labels, counts)
+    mean = np.array([slope[0] * spread, intercept + slope[0] * middle])
+    start = np.diag([0.25, 1.0])
+    covariance, line = start, np.tile(mean, (len(names), 1))
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return np.bincount(group, values, len(names))
+
+    for _ in range(50):
+        precision = np.linalg.inv(covariance)
+        for _ in range(20):  # Newton's method, in steps that cannot overshoot far
+            p = special.expit((columns * line[group]).sum(1))
+            slack, weight = counts * (target - p), counts * p * (1 - p)
+            gradient = np.stack([sums(slack * c) for c in columns.T], 1) - (line - mean) @ precision
+            entries = [[sums(weight * a * b) for b in columns.T] for a in columns.T]
+            hessian = np.moveaxis(np.array(entries), -1, 0) + precision
+            step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+            line = line + step / np.maximum(1, np.linalg.norm(step, axis=1, keepdims=True))
+            if np.abs(step).max() < 1e-6:
+                break
+        before, mean = mean, line.mean(0)
+        off = line - mean
+        covariance = (np.linalg.inv(hessian).sum(0) + off.T @ off + 2 * start) / (len(names) + 2)
+        if np.abs(mean - before).max() < 1e-4:
+            break
+    least = FLATTEST * spread
+    falls = line[:, 0] < least
+    if falls.any():
+        centre, rate = (sums(counts * value) / sums(counts) for value in (columns[:, 0], target))
+        line[falls] = np.stack([np.full(len(names), least), special.logit(rate) - least * centre], 1)[falls]
+    both = np.concatenate([[np.maximum(mean, [least, -np.inf])], line])
+    slopes = both[:, 0] / spread
+    pairs = list(zip(slopes.tolist(), (both[:, 1] - slopes * middle).tolist(), strict=True))
+    return pairs[0], dict(zip(names.tolist(), pairs[1:], strict=True))
 
 
 def _worth_it(x: np.ndarray, labels: np.ndarray, counts: np.ndarray, folds: int = 5) -> bool:

@@ -53,6 +53,7 @@ LONG, LOOKED_AT = 20, 500_000_000  # epochs from which on, and cells up to which
 WORSE = 0.01  # by which validation MRR may fall from then on without a word
 ENOUGH = 100  # training facts below which little can be learned
 TOO_FEW = "The graph has {} training facts, too few to say much: expect wide intervals, and ranks near chance."
+LINKED = 20  # draws behind the link from a categorical fit's evidence to the log-odds of facts
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
 HOW_MOVED = "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"
 NOT_MIXED = "The chains have not mixed: R-hat {r_hat:.2f} of the log density (1.05 is the most); raise `warmup_draws`."
@@ -324,6 +325,8 @@ def _fit(
     posterior.check_form()
     if values is not None:
         posterior = posterior.extend(whole, values)
+    if config["likelihood"] == "categorical" and len(whole.valid):  # from evidence to log-odds of facts
+        posterior.recalibrate("per_relation", draws=LINKED)
     held_out = [split for split in ("test", "valid") if len(getattr(whole, split))]
     measured = {split: posterior.evaluation(split, progress) for split in held_out}
     posterior.metrics = Metrics(measured) | {

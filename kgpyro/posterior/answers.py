@@ -76,7 +76,7 @@ class Answers(PosteriorScores):
         ids, place = torch.unique(ids, dim=0, return_inverse=True)  # so that no result hangs on the others' order
         found = []
         for part in ids.split(max(1, LOGITS // draws)):
-            found.append(self._summary(self.fact_logits(part, draws, seed), interval, part[:, [0, 2]], recalibrated))
+            found.append(self._summary(self.fact_logits(part, draws, seed), interval, part, recalibrated))
         columns = {key: torch.cat([part[key].to(self.device) for part in found])[place] for key in found[0]}
         return self._table(ids[place], columns, interval)[: len(given)]
 
@@ -98,13 +98,11 @@ class Answers(PosteriorScores):
             found[torch.isin(keys, self.graph._keys(getattr(self.graph, split))).numpy()] = split
         return found
 
-    def _summary(
-        self, logits: Tensor, interval: float, entities: Tensor, recalibrated: bool = True
-    ) -> dict[str, Tensor]:
-        """:func:`.summary` of facts of these entities, ``(n, 2)``, recalibrated where this posterior is."""
-        frequency = {"frequency": self.graph.frequency[entities.cpu()].amin(1)}
+    def _summary(self, logits: Tensor, interval: float, facts: Tensor, recalibrated: bool = True) -> dict[str, Tensor]:
+        """:func:`.summary` of facts ``(n, 3)``, recalibrated where this posterior is."""
+        frequency = {"frequency": self.graph.frequency[facts[:, [0, 2]].cpu()].amin(1)}
         if recalibrated and self.recalibration is not None:
-            found = self._recalibrated(moments(logits) | frequency)
+            found = self._recalibrated(moments(logits) | frequency, facts[:, 1])
             moved = moved_logits(logits, found)  # so that all columns are of one map
             columns = summary(moved, interval) | {"score": moved.mean(0), "probability": found}
             columns |= {"low": columns["low"].minimum(found), "high": columns["high"].maximum(found)}
@@ -112,9 +110,12 @@ class Answers(PosteriorScores):
             columns = summary(logits, interval)
         return columns | frequency | {"error": columns["std"] / math.sqrt(len(logits))}
 
-    def _recalibrated(self, found: Mapping[str, Tensor]) -> Tensor:
+    def _recalibrated(self, found: Mapping[str, Tensor], relation: Tensor) -> Tensor:
+        """Probabilities of facts of these relations, ``(n,)`` or ``(b, 1)``, from what is said of them."""
         assert self.recalibration is not None
-        target = self.recalibration({key: value.cpu().numpy().ravel() for key, value in found.items()})
+        evidence = {key: value.cpu().numpy().ravel() for key, value in found.items()}
+        ids = relation.expand(found["probability"].shape).cpu().numpy().ravel()
+        target = self.recalibration(evidence | {"relation": np.array(self.graph.relations)[ids]})
         return torch.from_numpy(target).to(self.device).view(found["probability"].shape)
 
     @property
@@ -243,7 +244,7 @@ class Answers(PosteriorScores):
             mean["std"] = (mean["std"] - key.square()).clamp_min(0).sqrt()
             mean["epistemic"] = (label_entropy(key) - mean["aleatoric"]).clamp_min(0)
             ends = graph.frequency.minimum(graph.frequency[anchor.cpu()].unsqueeze(1))
-            key = self._recalibrated(mean | {"frequency": ends})
+            key = self._recalibrated(mean | {"frequency": ends}, row.unsqueeze(1) % graph.num_relations)
         key = key * (1 + 1e-10 * score)  # of equal ones the higher score
         if new:
             known = graph.known_queries
@@ -277,15 +278,15 @@ class Answers(PosteriorScores):
             drawn = self.answer_logits(*self._as_rows(asked), draws, seed)
             logits = torch.stack([each.gather(1, ids).flatten() for each in drawn])
         keys = [logits.double().mean(0), logits.double().sigmoid().mean(0)]
-        if of_facts and self._by_evidence:
+        if of_facts and (self._by_evidence or (relations and self.recalibration is not None)):
             frequency = self.graph.frequency[facts[:, [0, 2]].cpu()].amin(1)
-            keys.append(self._recalibrated(moments(logits) | {"frequency": frequency}))
+            keys.append(self._recalibrated(moments(logits) | {"frequency": frequency}, facts[:, 1]))
         order = np.lexsort([*(-key.cpu().numpy() for key in keys), query.numpy()])
         order = order[self._known(facts.cpu()[order]) == ""] if new else order
         place = pd.Series(order).groupby(query.numpy()[order]).cumcount().to_numpy()
         chosen = torch.from_numpy(order if top is None else order[place < top])
         shown = facts[chosen.to(self.device)]
-        columns = self._summary(logits[:, chosen.to(self.device)], interval, shown[:, [0, 2]], of_facts)
+        columns = self._summary(logits[:, chosen.to(self.device)], interval, shown, of_facts)
         table = self._table(shown, columns, interval)
         table.insert(0, "query", numbers[query[chosen]].numpy())
         return table

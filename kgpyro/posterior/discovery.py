@@ -24,11 +24,12 @@ def discovered(
     """Frames of the facts of each block of queries ``(head, relation, ?)``, as :meth:`.Answers.facts` has them."""
     graph = posterior.graph
     size, known = graph.num_entities, graph.known_queries
-    least, everyone = _least(posterior, above), torch.arange(size)
+    everyone = torch.arange(size)
     blocks = everyone.split(max(1, 4 * AT_ONCE // size))
     relations = range(graph.num_relations) if relation is None else [relation]
     with tqdm(total=size * len(relations), desc="discover", unit="query", disable=not progress, leave=False) as bar:
         for row in relations:
+            least = _least(posterior, above, graph.relations[row])
             for heads in blocks:
                 rows = torch.full_like(heads, row)
                 cells = torch.ones(len(heads), size, dtype=torch.bool)
@@ -55,8 +56,8 @@ def _possible(posterior: Answers, heads: Tensor, rows: Tensor, least: float, dra
     return alive
 
 
-def _least(posterior: Answers, above: float) -> float | None:
-    """The smallest probability before recalibration that is ``above`` after it; None where there is no such bound."""
+def _least(posterior: Answers, above: float, relation: str) -> float | None:
+    """The least probability of a relation's fact before recalibration that is ``above`` after it; None for no bound."""
     if posterior.kg.categorical or posterior._by_evidence:
         return None
     if posterior.recalibration is None:
@@ -65,5 +66,6 @@ def _least(posterior: Answers, above: float) -> float | None:
     for _ in range(60):
         middle = (low + high) / 2
         p = np.array([1 / (1 + math.exp(-middle))])
-        low, high = (low, middle) if posterior.recalibration({"probability": p})[0] >= above else (middle, high)
+        moved = posterior.recalibration({"probability": p, "relation": np.array([relation])})[0]
+        low, high = (low, middle) if moved >= above else (middle, high)
     return 1 / (1 + math.exp(-low))

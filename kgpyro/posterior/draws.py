@@ -153,7 +153,11 @@ class Draws:
                         len(pool) - len(pieces)
                     )
                     rows = pool.index_select(0, (place.unsqueeze(-1) + pieces).flatten())
-                    rows = rows.view(len(mine), len(ids), -1)[..., :size].mul_(q.base_dist.scale).add_(q.base_dist.loc)
+                    rows = (
+                        rows.view(len(mine), len(ids), pieces.numel() * len(pool[0]))[..., :size]
+                        .mul_(q.base_dist.scale)
+                        .add_(q.base_dist.loc)
+                    )
                     if self.guide.members == 1:
                         return rows
                     drawn[mine] = rows

@@ -110,7 +110,7 @@ class Predictions(Answers):
 
     def recalibrate(
         self,
-        method: Literal["temperature", "platt", "isotonic", "stacked", "none"] = "isotonic",
+        method: Literal["temperature", "platt", "isotonic", "stacked", "per_relation", "none"] = "isotonic",
         negatives: Literal["open", "random", "hard", "verified"] = "open",
         draws: int = 500,
         seed: int = 0,
@@ -123,8 +123,8 @@ class Predictions(Answers):
         these labels: about one in two.
 
         Args:
-            method: temperature, platt, isotonic or stacked (by all evidence, the model's doubt included); none takes
-                the map off again.
+            method: temperature, platt, isotonic, stacked (by all evidence, the model's doubt included) or per_relation
+                (a line for each relation, drawn to a common one); none takes the map off again.
             negatives: open (of all facts that no split holds), random, hard or verified: what counts as false
                 (:func:`kgpyro.labelled_facts`).
             draws: posterior draws behind each probability.

@@ -8,9 +8,10 @@ relation's intercept, in each draw: one probability, whichever end is asked for.
 of the log-likelihood of each reading, is a bound of this model too, since softplus is convex.
 
 A categorical likelihood says how probable it is that one answer of a query is this candidate. A query with n answers
-holds a fact with about n times that probability. So the log-odds of a fact are taken as those of being the answer plus
-the logarithm of how many answers such a query has in training, the mean over both of its queries; what is left to the
-base rate :meth:`Posterior.recalibrate` fits.
+holds a fact with about n times that probability. So the evidence for a fact is the mean over both of its queries of the
+log-odds of being the answer, among those that training does not hold, plus ``log n``: half of what the query has in
+training and half of what the relation's queries have. When a fit ends, a line per relation links that evidence to the
+log-odds of facts (:meth:`Posterior.recalibrate`, ``per_relation``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError
+from kgpyro.posterior.categorical import log_odds, of_open_answers, usual_answers
 from kgpyro.posterior.draws import AT_ONCE, Draws
 from kgpyro.posterior.replay import replayed_logits
 from kgpyro.program.families import is_gaussian, posterior_mean, posterior_variance
@@ -116,7 +118,8 @@ class PosteriorScores(Draws):
             return self._replayed(values, anchor, row, number)[:, candidates].clone()
         entities, relations = values[self._site("entity")], values[self._site("relation")]
         if self.kg.categorical:
-            return _log_odds(self._read(entities[anchor], row, entities, relations, False))[:, candidates]
+            scores = self._read(entities[anchor], row, entities, relations, False)
+            return log_odds(scores.log_softmax(-1))[:, candidates]
         scores = self._read(entities[anchor], row, entities[candidates], relations, True)
         if self.form.intercept:
             scores = scores + values["intercept"][row % self.graph.num_relations].unsqueeze(-1)
@@ -186,7 +189,7 @@ class PosteriorScores(Draws):
             loops = (query * head).sum(-1, keepdim=True)
             scores = torch.where(anchor.unsqueeze(1) == ids, loops, scores)
         if self.kg.categorical:
-            return _log_odds(scores)[:, candidates]
+            return log_odds(scores.log_softmax(-1))[:, candidates]
         return scores + intercepts[row % R].unsqueeze(-1)
 
     # ---- many draws of few facts ------------------------------------------------------------------------------------
@@ -256,21 +259,19 @@ class PosteriorScores(Draws):
                 for part in torch.arange(len(key), device=self.device).split(max(1, 4 * AT_ONCE // E)):
                     asked = key[part] % E, key[part] // E
                     here = (place >= part[0]) & (place <= part[-1])
+                    query, candidate = place[here] - part[0], answer[here]
                     if self.kg.categorical:
-                        logits = self._joint_logits(*asked, number, ...) + self._answers[asked[1]].log().unsqueeze(-1)
+                        logits = self._joint_logits(*asked, number, ...)
+                        total[here] += of_open_answers(logits, self.graph, self._usual, *asked, query, candidate) / 2
                     else:
                         logits = replayed_logits(self.program, self.guide, values, *asked, number)
-                    total[here] += logits[place[here] - part[0], answer[here]] / 2
+                        total[here] += logits[query, candidate] / 2
             found.append(total)
         return torch.stack(found)
 
     @cached_property
-    def _answers(self) -> Tensor:
-        """How many answers an answered query of each row has in training, on average, shape ``(2 R,)``."""
-        queries = self.graph.training_queries
-        asked = torch.bincount(queries.relation, minlength=2 * self.graph.num_relations)
-        answers = torch.bincount(queries.relation, queries.counts, minlength=len(asked))
-        return ((answers + 1) / (asked + 1)).to(self.kg.start)
+    def _usual(self) -> Tensor:
+        return usual_answers(self.graph).to(self.kg.start)
 
     @torch.no_grad()
     def answer_logits(
@@ -391,9 +392,3 @@ class PosteriorScores(Draws):
         replayed = self._replayed(self.joint(0), anchor, row, 0)
         if not torch.allclose(closed, replayed, rtol=1e-3, atol=1e-3, equal_nan=True):
             self.form = None
-
-
-def _log_odds(scores: Tensor) -> Tensor:
-    """Of each candidate being the answer, from scores of all, ``(b, E)``."""
-    log_p = scores.log_softmax(-1).clamp_max(-1e-7)
-    return log_p - (-torch.expm1(log_p)).log()
