@@ -28,6 +28,7 @@ NAMED = "name of a data set (PyKEEN's, or in $KGPYRO_DATA), or a folder or file 
 DATASET = Argument("dataset", NAMED, default="nations")
 OF_RUN = {
     "device": Argument("device", "where to compute.", default="cpu"),
+    "shard": Argument("shard", "spread the entities over the processes of torchrun.", (bool,)),
     "dataset": Argument("dataset", "another graph, whose entities have `features`."),
     "features": Argument("features", "features of the entities, for runs with `guide` features."),
     **{f"run_{key}": Argument(f"run_{key}", f"name the run's {key} again, where it is code of yours.") for key in OWN},
@@ -39,7 +40,7 @@ OF_FIT = {  # options of a fit, in the groups of its help
     "likelihood": "likelihood closed_world unanswered negatives negative_weight relation_weight",
     "optimisation": "lr lr_schedule optimizer batch_size kl_weight kl_schedule kl_frequency warmup estimator "
     "early_stopping validate_every",
-    "precision and devices": "precision devices nodes",
+    "precision and devices": "precision devices nodes shard",
     "NUTS and HMC": "inference warmup_draws posterior_draws",
     "files and reports": "resume checkpoint_every per_relation progress",
 }
@@ -147,10 +148,12 @@ def load(options: dict[str, Any]) -> Posterior:
     """The run that the options name, over another graph where they do; these options are taken out."""
     from kgpyro.data.reading import load_graph
     from kgpyro.posterior.fitted import Posterior
+    from kgpyro.posterior.sharded import ShardedPosterior
 
     own = {key: options.pop(f"run_{key}") for key in OWN if f"run_{key}" in options}
     dataset, features = options.pop("dataset", None), options.pop("features", None)
-    posterior = Posterior.load(options.pop("run"), options.pop("device", "cpu"), **own)
+    kind = ShardedPosterior if options.pop("shard", False) else Posterior
+    posterior = kind.load(options.pop("run"), options.pop("device", "cpu"), **own)
     if features is None and dataset is not None:
         raise InputError("`dataset` puts the run to another graph, whose entities it must know by `features` FILE.")
     if features is None:

@@ -44,6 +44,7 @@ from kgpyro.posterior.runs import (
     refusing,
     start_run,
 )  # fmt: skip
+from kgpyro.posterior.sharded import ShardedPosterior, refuse_no_option, refuse_no_shard, share_of
 from kgpyro.posterior.streaming import LIKE, SAME, start_at
 from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
@@ -128,6 +129,8 @@ def fit(
     elif followed := given.keys() <= FREE:
         chosen = Options.of({**recipe.options, **given})
     config = chosen.resolved(graph, saving=folder is not None)
+    if config["shard"]:
+        refuse_no_option(config | {"resume": resume, "start": start})
     for key, value in (saved or {}).items():
         if key in config and key not in ("dataset", "checkpoint_every") and config[key] != value:
             raise InputError(f"`{key}` is {value} in the run in {folder}; `resume` cannot change it.")
@@ -156,6 +159,8 @@ def fit(
             posterior.save(folder, unfinished=True)
             if complete:
                 (folder / CHECKPOINT).unlink(missing_ok=True)
+        if posterior.kg.share is not None and posterior.kg.share.rank:
+            posterior.metrics = Metrics()  # the first process reports
     return posterior
 
 
@@ -220,16 +225,18 @@ def _fit(
     graph, values = whole, None
     if features is not None:
         graph, values = whole.training_part(), load_features(features, whole)
+    share = share_of(config, graph.num_entities) if config["shard"] else None
     dtype = torch.float64 if config["precision"] == "64" or config["inference"] == "nuts" else torch.float32
-    batches = batches_of(graph, config, dtype)
-    kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype)).to(dtype)
+    batches = batches_of(graph, config, dtype, share)
+    kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype), share).to(dtype)
     if values is not None and not bool(whole.seen.all()):
         kg.refuse_a_parameter_per_entity()
     kg.start_at_base_rates(batches)
     program = program_of(config["model"], kg, batches)
     sites = sites_of(program)
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
-    kg.sparse = config["negatives"] != "all" and alone and config["optimizer"] in SPARSE_OPTIMIZERS
+    rows = config["negatives"] != "all" and config["optimizer"] in SPARSE_OPTIMIZERS
+    kg.sparse = rows and (alone or share is not None)
     if start is not None and (start.guide is None or config["inference"] == "nuts"):
         raise InputError("`start` gives a guide its parameters, and NUTS and HMC leave or take none.")
     if config["inference"] == "nuts":
@@ -243,7 +250,9 @@ def _fit(
     if config["kl_weight"] is None:
         config["kl_weight"] = 1 / batches.total if per_fact else 1.0
 
-    posterior = Posterior(graph, program, guide, config)
+    posterior = (Posterior if share is None else ShardedPosterior)(graph, program, guide, config)
+    if share is not None:
+        refuse_no_shard(posterior)
     precision = precision_in_use(config["precision"], config["device"])
     posterior.provenance = provenance(whole, config | {"precision": precision})
     if start is not None:
@@ -295,14 +304,14 @@ def _fit(
     posterior.forget()
     posterior.log = bar.table
     posterior.seconds = round(bar.before + time.monotonic() - started, 1)
-    if rank:
+    if rank and share is None:
         return posterior, bar.finished  # the first process says how good it is
 
     facts = batches
     if config["negatives"] != "all" or config["relation_weight"]:  # the bound is of the graph over all candidates
         few = config["negatives"] if graph.num_entities > EXACT_UP_TO else "all"
         whole_facts = {"negatives": few, "negative_weight": None, "relation_weight": 0.0}
-        facts = batches_of(graph, config | whole_facts, dtype)
+        facts = batches_of(graph, config | whole_facts, dtype, share)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(
             elbo, kg, program.model, guide, facts.to(posterior.device), progress=progress

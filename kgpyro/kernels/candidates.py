@@ -47,6 +47,7 @@ def all_candidates_log_prob(
     completeness: float = 1.0,
     never_missing: Tensor | None = None,
     weight: Tensor | None = None,
+    span: tuple[int, int] | None = None,
 ) -> Tensor:
     """The log-likelihood of all facts of each query, shape ``(b,)``, or its weighted sum over queries.
 
@@ -65,17 +66,26 @@ def all_candidates_log_prob(
         completeness: ``κ``, the probability with which a true fact is observed.
         never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
         weight: shape ``(b,)``.
+        span: where the candidates are some of all that there are, the number of the first and how many all are: their
+            noise is then that of the same candidates among all.
     """
     device = query.device.type
     half = autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
+        first, total = span or (0, len(loc))
+        normal, signs = (None, None) if log_scale is None else _noise(query, total)
         seen = observed if len(observed) == 3 else (*observed, None)
         facts = query, loc, log_scale, intercept, *seen, excluded, completeness, never_missing
-        return _AllCandidates.apply(*facts, normal, signs, half, weight)
+        return _AllCandidates.apply(*facts, normal, signs, half, first, weight)
 
 
-def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, excluded: Tensor | None = None) -> Tensor:
+def log_normaliser(
+    query: Tensor,
+    loc: Tensor,
+    log_scale: Tensor | None,
+    excluded: Tensor | None = None,
+    span: tuple[int, int] | None = None,
+) -> Tensor:
     """``log Σ_c exp s_bc`` over all candidates, shape ``(b,)``.
 
     Arguments are as of :func:`all_candidates_log_prob`. It is no sum of terms that hang on one score each, so that all
@@ -85,7 +95,7 @@ def log_normaliser(query: Tensor, loc: Tensor, log_scale: Tensor | None, exclude
     half = autocast_dtype(device)
     seed = 0 if log_scale is None else int(torch.randint(1 << 62, ()))
     with torch.autocast(device, enabled=False):
-        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half)
+        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half, span or (0, len(loc)))
 
 
 def _block_size(like: Tensor) -> int:
@@ -123,6 +133,7 @@ class _Facts:
     normal: Tensor | None
     signs: Tensor | None
     half: torch.dtype | None
+    first: int = 0
 
     def value(self) -> Tensor:
         """``ℓ``, shape ``(b,)``."""
@@ -177,9 +188,10 @@ class _Facts:
     def _blocks(self) -> Iterator[Block]:
         def noise(start: int, part: Tensor) -> Tensor:
             assert self.normal is not None and self.signs is not None
-            return self.normal[:, : len(part)] * self.signs[:, start // _block_size(self.query), None]
+            block, place = divmod(self.first + start, _block_size(self.query))
+            return self.normal[:, place : place + len(part)] * self.signs[:, block, None]
 
-        return _score_blocks(self.query, self.loc, self.log_scale, noise, self.half, self.intercept)
+        return _score_blocks(self.query, self.loc, self.log_scale, noise, self.half, self.intercept, self.first)
 
     def _missing(self, scores: Tensor, start: int) -> Tensor:
         """``s + log(1 - κ)`` of a block's facts, minus infinity where a fact is not missing."""
@@ -196,20 +208,22 @@ def _score_blocks(
     noise_of: Callable[[int, Tensor], Tensor],
     half: torch.dtype | None,
     intercept: Tensor | None = None,
+    first: int = 0,
 ) -> Iterator[Block]:
     """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation, noise."""
     left, table = _cast(query, half), _cast(loc, half)
     squared = None if log_scale is None else _cast(query.square(), half)
     size = _block_size(query)
-    for start in range(0, len(table), size):
-        part = table[start : start + size]
+    for end in range(size - first % size, len(table) + size, size):  # of the blocks of all candidates
+        start = max(0, end - size)
+        part = table[start:end]
         scores = (left @ part.mT).to(query.dtype)
         if intercept is not None:
             scores.add_(intercept.unsqueeze(-1))
         if log_scale is None or squared is None:
             yield start, scores, part, None, None, None
             continue
-        variance = _cast(fast_exp(log_scale[start : start + size], 2), half)
+        variance = _cast(fast_exp(log_scale[start:end], 2), half)
         deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
         noise = noise_of(start, part)
         yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
@@ -317,7 +331,7 @@ class _AllCandidates(torch.autograd.Function):
             _, gradients = ctx.facts.value_and_gradients(upstream)
         else:
             gradients = [None if g is None else g.mul_(upstream) for g in gradients]
-        return (*gradients, *[None] * 10)
+        return (*gradients, *[None] * 11)
 
 
 class _LogNormaliser(torch.autograd.Function):
@@ -332,13 +346,21 @@ class _LogNormaliser(torch.autograd.Function):
         excluded: Tensor | None,
         seed: int,
         half: torch.dtype | None,
+        span: tuple[int, int],
     ) -> Tensor:
+        first, every = span
+
         def noise(start: int, part: Tensor) -> Tensor:
-            generator = torch.Generator(query.device).manual_seed(seed + start)
-            return torch.randn(len(query), len(part), generator=generator, dtype=query.dtype, device=query.device)
+            size = _block_size(query)
+            place = (first + start) % size
+            begin = first + start - place
+            generator = torch.Generator(query.device).manual_seed(seed + begin)
+            shape = len(query), min(size, every - begin)
+            found = torch.randn(shape, generator=generator, dtype=query.dtype, device=query.device)
+            return found[:, place : place + len(part)]
 
         def walk() -> Iterator[Block]:  # with scores in bits
-            for block in _score_blocks(query / math.log(2), loc, log_scale, noise, half):
+            for block in _score_blocks(query / math.log(2), loc, log_scale, noise, half, first=first):
                 _drop(block[1], block[0], None, excluded)
                 yield block
 
@@ -358,4 +380,4 @@ class _LogNormaliser(torch.autograd.Function):
         gradients = _ScoreGradients(query, loc, log_scale, -upstream, ctx.half, 1 / math.log(2))
         for block in ctx.walk():
             gradients.subtract(block[1].sub_(bits).exp2_(), block)
-        return *gradients.total(), None, None, None
+        return *gradients.total(), None, None, None, None

@@ -30,6 +30,7 @@ from kgpyro.posterior.runs import OWN, Bounded, Run, is_own_code, provenance, re
 from kgpyro.posterior.streaming import refuse_no_update, updated, with_facts
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score
+from kgpyro.program.owners import Share
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
@@ -129,7 +130,9 @@ class Posterior(Predictions):
             triples = triples[~self.graph.seen[triples[:, [0, 2]]].all(1)]
             if not len(triples):
                 raise InputError(f"every entity of the {split} split is in training too; there is nothing unseen.")
-        return rank_triples(score_all, triples, self.graph.known_queries, self.graph.num_entities, progress)
+        return rank_triples(
+            score_all, triples, self.graph.known_queries, self.graph.num_entities, progress, self.kg.share
+        )
 
     def evaluate(
         self,
@@ -340,29 +343,34 @@ class Posterior(Predictions):
         Raises:
             InputError: no run there, or a file of it is missing or damaged.
         """
-        run = Run.read(folder)
+        return cls._of_run(Run.read(folder), folder, own).to(device)
+
+    @classmethod
+    def _of_run(cls, run: Run, folder: str | Path, own: Mapping[str, Any], share: Share | None = None) -> Posterior:
+        """The posterior of a run's files; tables of which these have the shapes alone are left to who reads them."""
         run.refuse_own_code(set(own))
         config = run.config | own
         dtype = run.dtype
         with refusing(Path(folder)), Bounded(run.state.values()), seeded(0):
             _refuse_claims(run, config, own)
             graph = run.graph
-            kg = build_setting(graph, config, run.state.get("guide.features")).to(dtype)
-            program = program_of(config["model"], kg, batches_of(graph, config, dtype))
+            kg = build_setting(graph, config, run.state.get("guide.features"), share).to(dtype)
+            program = program_of(config["model"], kg, batches_of(graph, config, dtype, share))
             samples = {k.removeprefix("draws."): v for k, v in run.state.items() if k.startswith("draws.")}
             guide = None if samples else build_guide(config["guide"], kg, sites_of(program)).to(dtype)
             found = cls(graph, program, guide, run.config, run.metrics, run.log, samples or None)
         try:
             for part, module in found.modules().items():
                 state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
-                module.load_state_dict(state)
+                made = module.state_dict()
+                module.load_state_dict({k: made[k] if v.is_meta and k in made else v for k, v in state.items()})
         except RuntimeError as error:
             what = " ".join(str(error).split())[:300]
             raise InputError(f"the weights in {folder} do not fit its config.yaml: {what}.") from error
         found.provenance = run.provenance
         if run.recalibration is not None:
             found.recalibration = Recalibration.of(run.recalibration)
-        return found.to(device)
+        return found
 
 
 def _revived(files: Mapping[str, bytes], own: Mapping[str, Any], device: str) -> Posterior:
