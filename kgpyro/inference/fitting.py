@@ -234,6 +234,8 @@ def _fit(
     kg.start_at_base_rates(batches)
     program = program_of(config["model"], kg, batches)
     sites = sites_of(program)
+    if share is not None:  # of which each process has drawn other numbers
+        watched.randomness.reseed(config["seed"])
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
     rows = config["negatives"] != "all" and config["optimizer"] in SPARSE_OPTIMIZERS
     kg.sparse = rows and (alone or share is not None)
