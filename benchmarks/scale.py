@@ -1,7 +1,7 @@
 """Time per observed fact and memory of a LIM step, from 10⁴ to 10⁶ entities, on synthetic power-law graphs.
 
     python benchmarks/scale.py --json benchmarks/results/scale.json
-    python benchmarks/scale.py --only sharded --entities 10000000 --triples 50000000 --json benchmarks/results/scale.json
+    python benchmarks/scale.py --only sharded --json benchmarks/results/scale.json     # up to 10⁷ entities
 
 ComplEx, 64 real dimensions, Adagrad. ``sampled``: 1,024 queries a step with 32 unobserved candidates each; ``all``: 256
 queries a step against every entity, in bfloat16. Every row runs in a fresh process: a few steps of warm-up, then the
@@ -173,7 +173,8 @@ def _measured(
         share.barrier()
         row["load_seconds"] = time.perf_counter() - started
         index = torch.arange(0, len(queries), max(1, len(queries) // 500))[:500]
-        facts = torch.stack([queries.anchor, queries.relation % RELATIONS, queries.answers[queries.indptr[:-1]]], 1)[index]
+        answers = queries.answers[queries.indptr[index]]
+        facts = torch.stack([queries.anchor[index], queries.relation[index] % RELATIONS, answers], 1)
         started = time.perf_counter()
         ranks = rank_triples(posterior.mean_scores, facts, queries, entities, share=share)
         row["ranking_seconds"] = time.perf_counter() - started
@@ -182,7 +183,9 @@ def _measured(
 
 
 def shown(row: dict[str, Any]) -> None:
-    figures = f"{row['seconds_per_fact'] * 1e6:9.1f} µs a fact {row['peak_mb']:8.0f} MB, state {row['state_mb']:6.0f} MB"
+    figures = (
+        f"{row['seconds_per_fact'] * 1e6:9.1f} µs a fact {row['peak_mb']:8.0f} MB, state {row['state_mb']:6.0f} MB"
+    )
     more = [f"{key.removesuffix('_seconds')} {row[key]:.1f} s" for key in row if key.endswith("_seconds")]
     print(f"{row['name']:50} {figures} {', '.join(more)}", flush=True)
 

@@ -112,7 +112,10 @@ def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), gro
 
 
 def say(text: str, file: Any = None) -> None:
-    """Print a text, with control characters that a name may hold replaced."""
+    """Print a text, with control characters that a name may hold replaced; of several processes the first does."""
+    processes = sys.modules.get("torch.distributed")
+    if file is None and processes and processes.is_initialized() and processes.get_rank():
+        return
     print(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", text), file=file)
 
 
@@ -202,6 +205,8 @@ def predict(options: dict[str, Any]) -> None:
     taken = inspect.signature(getattr(Posterior, way)).parameters
     out = options.get("out") if "out" in taken else options.pop("out", None)
     writer = table_writer(Path(out)) if out and "out" not in taken else None  # refuses what it will not write
+    if options.get("shard") and out:
+        raise InputError("`out` does not go with `shard`, whose processes would all write it; take what is printed.")
     if wrong := sorted(options.keys() - taken.keys() - {"run", *OF_RUN}):
         raise InputError(f"`{wrong[0]}` does not go with {f'`{asked[0]}`' if asked else 'a query'}; leave one out.")
     posterior = load(options)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +14,31 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 import torch.distributed as distributed
+from conftest import Parts
 from torch.multiprocessing.spawn import spawn
 
 import kgpyro
 from kgpyro.data.graph import Graph
+from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.posterior.draws import Draws
+from kgpyro.posterior.sharded import ShardedPosterior
+from kgpyro.program.owners import RowsOf, Share
 
 PROCESSES = [1, 2, 4]
 
 
 def in_processes(work: Callable[..., None], processes: int, *args: Any) -> None:
     """Run ``work(folder, *args)`` in so many processes that can meet."""
+    spawn(_process, (work, processes, free_port(), args), nprocs=processes)
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    spawn(_process, (work, processes, port, args), nprocs=processes)
+        return int(free.getsockname()[1])
 
 
 def _process(rank: int, work: Callable[..., None], processes: int, port: int, args: Any) -> None:
@@ -138,3 +149,126 @@ def test_what_a_spread_posterior_says_is_what_the_whole_one_says(
                 index = [0, 1] if name in ("evaluate", "per relation") else 0
                 found = pd.read_csv(path, index_col=index, keep_default_na=False)
                 same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"model": "lfm"}, {"guide": "mixture"}, {"guide": "flow"}, {"inference": "nuts"}, {"estimator": "plain"},
+        {"relation_weight": 1.0}, {"kl_frequency": 0.5}, {"score": "TransE-L2"}, {"prior": "laplace"},
+        {"prior": "normal(scale=half_cauchy(1))"}, {"entity_prior": "normal(scale=learn_per_symbol)"}, {"devices": 99},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_sharding_does_not_go_with(small: Graph, option: dict[str, Any]) -> None:
+    with pytest.raises(kgpyro.InputError, match="`shard`"):
+        kgpyro.fit(small, **FIT | option, shard=True)
+
+
+def test_what_needs_the_whole_table_is_refused(small: Graph) -> None:
+    posterior = kgpyro.fit(small, **FIT, shard=True)
+    assert type(posterior) is ShardedPosterior
+    for name in ("embeddings", "to_arviz", "update", "predict_set", "discover", "probabilities", "calibration"):
+        with pytest.raises(kgpyro.InputError, match=f"`{name}` needs the whole table"):
+            getattr(posterior, name)()
+    with pytest.raises(kgpyro.InputError, match="whole table"):
+        posterior.predict(**QUERY, top=None)
+    with pytest.raises(kgpyro.InputError, match="pickled"):
+        pickle.dumps(posterior)
+
+
+@pytest.mark.parametrize("guide", ["point", "lookup"])
+@pytest.mark.parametrize("negatives", ["all", 4])
+@pytest.mark.parametrize("estimator", ["local", "shared"])
+@pytest.mark.usefixtures("double")
+def test_one_share_of_all_is_no_share(small: Graph, guide: str, negatives: int | str, estimator: str) -> None:
+    """The bound and its gradient, at latents that are all but certain, are those without a share."""
+    found = []
+    for share in (None, Share(small.num_entities, 0, 1)):
+        torch.manual_seed(0)
+        parts = Parts(small, guide=guide, score="ComplEx", **({} if negatives == "all" else {"negatives": negatives}))
+        modules = torch.nn.ModuleList([parts.kg, parts.guide])
+        for name, parameter in modules.named_parameters():
+            parameter.data.fill_(-20.0) if "log_scale" in name else None
+        parts.kg.share = parts.batches.share = share
+        for table in parts.guide.modules():
+            if hasattr(table, "rows_of"):
+                rows = RowsOf(False, share)
+                table.rows_of = {"entity": rows, "relation": RowsOf(False)} if guide == "point" else rows
+        if guide == "lookup":
+            parts.guide.relation.rows_of = RowsOf(False)
+        index = torch.arange(0, len(parts.batches), 3)
+        row, negative = torch.arange(len(index)).repeat_interleave(4), torch.arange(4 * len(index)) % 3
+        parts.batches.draw_negatives = lambda *_, given=(row, negative): given
+        elbo = WeightedELBO(estimator=estimator)
+        loss = elbo.differentiable_loss(parts.model, parts.guide, parts.kg, parts.batches(index))
+        gradients = torch.autograd.grad(loss, [p for n, p in modules.named_parameters()], allow_unused=True)
+        found.append([loss, *(g.to_dense() for g in gradients if g is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_noise_hangs_on_the_row() -> None:
+    """It is standard normal, and any share of the rows, in any order, has its own part of it."""
+    like = torch.empty(1000, 64, dtype=torch.double)
+    torch.manual_seed(0)
+    whole = Share(1000, 0, 1).noise(...)(like)
+    assert scipy.stats.kstest(whole.flatten(), "norm").pvalue > 0.01
+    assert float(torch.corrcoef(whole.T).fill_diagonal_(0).abs().max()) < 0.15
+    ids = torch.randperm(1000)[:50]
+    for share, rows in ((Share(1000, 1, 3), ...), (Share(1000, 2, 3), ids)):
+        torch.manual_seed(0)
+        expected = whole[share.first : share.last] if rows is ... else whole[ids]
+        draw = share.noise(rows)
+        blocks = [draw(like[: len(expected) // 2]), draw(like[: len(expected) - len(expected) // 2])]
+        torch.testing.assert_close(torch.cat(blocks), expected)
+    torch.manual_seed(0)
+    table = Share(1000, 0, 1).start(1000, 64, like)
+    assert float(table.abs().max()) == pytest.approx((6 / 1064) ** 0.5, rel=0.01)
+
+
+def test_commands(tmp_path: Path) -> None:
+    """Two processes that the fit starts itself, and two of torchrun, which print once."""
+    run, environment = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": "1"}
+    options = "--model lim --dim 4 --epochs 1 --device cpu --devices 2 --shard --no-progress --out"
+    fit = [sys.executable, "-m", "kgpyro.fit", *options.split(), str(run)]
+    done = subprocess.run(fit, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("fitted ") == 1
+    assert {path.name for path in run.glob("*.safetensors")} == {
+        "posterior.safetensors", "posterior-1-of-2.safetensors", "posterior-2-of-2.safetensors",
+    }  # fmt: skip
+    torchrun = [sys.executable, *f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} -m".split()]
+    for command, said in (("evaluate", "realistic ranks"), ("predict", "(usa, treaties, ?)")):
+        query = ["--head", "usa", "--relation", "treaties"] if command == "predict" else []
+        asked = [*torchrun, f"kgpyro.{command}", str(run), "--shard", *query]
+        done = subprocess.run(asked, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(said) == 1
+
+
+def fit_and_weigh(graph: Graph, folder: Path) -> None:
+    """The largest message, in numbers, of a fit that is saved and evaluated."""
+    sizes = [0]
+    for name in ("sum", "gathered", "exchange"):
+        plain = getattr(Share, name)
+
+        def weighed(self: Share, x: torch.Tensor, *rest: Any, plain: Any = plain) -> torch.Tensor:
+            found = plain(self, x, *rest)
+            sizes.append(max(x.numel(), found.numel()))
+            return found
+
+        setattr(Share, name, weighed)
+    for number, negatives in enumerate(("all", 2)):
+        options = FIT | {"dim": 16, "batch_size": 8, "negatives": negatives, "closed_world": "local"}
+        kgpyro.fit(graph, **options, shard=True, devices=2, out=folder / f"run {number}")
+    (folder / f"largest {os.environ['RANK']}").write_text(str(max(sizes)))
+
+
+def test_no_table_is_gathered(tmp_path: Path) -> None:
+    names = [[f"e{i}", "r", f"e{(7 * i + 1) % 4000}"] for i in range(4000)]
+    graph = Graph.from_triples("wide", names, names[:1], names[:1])
+    graph = replace(graph, train=graph.train[:40])
+    in_processes(fit_and_weigh, 2, graph, tmp_path)
+    for rank in range(2):
+        assert int((tmp_path / f"largest {rank}").read_text()) < 4000 * 16 / 8

@@ -44,7 +44,7 @@ from kgpyro.posterior.runs import (
     refusing,
     start_run,
 )  # fmt: skip
-from kgpyro.posterior.sharded import ShardedPosterior, refuse_no_option, refuse_no_shard, share_of
+from kgpyro.posterior.sharded import ShardedPosterior, refuse_no_option, share_of
 from kgpyro.posterior.streaming import LIKE, SAME, start_at
 from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
@@ -159,7 +159,7 @@ def fit(
             posterior.save(folder, unfinished=True)
             if complete:
                 (folder / CHECKPOINT).unlink(missing_ok=True)
-        if posterior.kg.share is not None and posterior.kg.share.rank:
+        if (share := posterior.kg.share) is not None and share.rank:
             posterior.metrics = Metrics()  # the first process reports
     return posterior
 
@@ -234,11 +234,10 @@ def _fit(
     kg.start_at_base_rates(batches)
     program = program_of(config["model"], kg, batches)
     sites = sites_of(program)
-    if share is not None:  # of which each process has drawn other numbers
+    if share is not None:  # as a run draws each process' own rows
         watched.randomness.reseed(config["seed"])
-    alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
-    rows = config["negatives"] != "all" and config["optimizer"] in SPARSE_OPTIMIZERS
-    kg.sparse = rows and (alone or share is not None)
+    alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients, if they share none
+    kg.sparse = config["negatives"] != "all" and (alone or bool(share)) and config["optimizer"] in SPARSE_OPTIMIZERS
     if start is not None and (start.guide is None or config["inference"] == "nuts"):
         raise InputError("`start` gives a guide its parameters, and NUTS and HMC leave or take none.")
     if config["inference"] == "nuts":
@@ -253,8 +252,6 @@ def _fit(
         config["kl_weight"] = 1 / batches.total if per_fact else 1.0
 
     posterior = (Posterior if share is None else ShardedPosterior)(graph, program, guide, config)
-    if share is not None:
-        refuse_no_shard(posterior)
     precision = precision_in_use(config["precision"], config["device"])
     posterior.provenance = provenance(whole, config | {"precision": precision})
     if start is not None:
@@ -332,8 +329,7 @@ def _fit(
     posterior.check_form()
     if values is not None:
         posterior = posterior.extend(whole, values)
-    held_out = [split for split in ("test", "valid") if len(getattr(whole, split))]
-    measured = {split: posterior.evaluation(split, progress) for split in held_out}
+    measured = {s: posterior.evaluation(s, progress) for s in ("test", "valid") if len(getattr(whole, s))}
     posterior.metrics = Metrics(measured) | {
         "elbo_per_fact": bound,
         "elbo_error": error,

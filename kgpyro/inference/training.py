@@ -175,7 +175,7 @@ class Training(pl.LightningModule):
             self.restore(self.trainer, self)
 
     def on_train_epoch_start(self) -> None:
-        if (processes := self.trainer.world_size) > 1 and not self.kg.share:  # every process has noise of its own, in every epoch
+        if (processes := self.trainer.world_size) > 1 and not self.kg.share:  # noise of its own in every epoch
             epoch = self.step // self.schedule.steps_per_epoch
             self.randomness.reseed(self.seed + 1_000_003 * (1 + self.global_rank + processes * epoch))
 
@@ -306,7 +306,8 @@ def train(
             met = torch.distributed.is_initialized()  # a group of the caller's own stays
             trainer.fit(module)
             module.to(module.trained_on)  # Lightning has put it on the CPU
-            if torch.distributed.is_initialized() and not met and not module.kg.share:  # left together: who finds the others gone aborts
+            met |= module.kg.share is not None  # then what is asked of the posterior is asked of all processes
+            if torch.distributed.is_initialized() and not met:  # left together: who finds the others gone aborts
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()
             return trainer.global_rank

@@ -346,7 +346,7 @@ class Posterior(Predictions):
         return cls._of_run(Run.read(folder), folder, own).to(device)
 
     @classmethod
-    def _of_run(cls, run: Run, folder: str | Path, own: Mapping[str, Any], share: Share | None = None) -> Posterior:
+    def _of_run(cls, run: Run, folder: str | Path, own: dict[str, Any], share: Share | None = None) -> Posterior:
         """The posterior of a run's files; tables of which these have the shapes alone are left to who reads them."""
         run.refuse_own_code(set(own))
         config = run.config | own

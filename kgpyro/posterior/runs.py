@@ -90,7 +90,10 @@ class Run:
 
     @classmethod
     def read(cls, folder: str | Path, whole: bool = True) -> Run:
-        """Read all files, of the entities' rows the shapes alone where not the ``whole``. Raises InputError where there is no run, or a file of it is missing or damaged."""
+        """Read all files, where not the ``whole`` of entities' rows the shapes alone.
+
+        Raises InputError where there is no run, or a file of it is missing or damaged.
+        """
         folder = Path(folder)
         if not (folder / POSTERIOR).is_file():
             raise InputError(

@@ -36,6 +36,10 @@ class ShardedPosterior(Posterior):
     the same in any number of processes. What needs the whole table raises InputError.
     """
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        refuse_no_shard(self)
+
     @property
     def share(self) -> Share:
         """What this process owns."""
@@ -137,7 +141,6 @@ class ShardedPosterior(Posterior):
         for name, parameter in found.guide.named_parameters():
             if is_spread(name):
                 read_rows(Path(folder), f"guide.{name}", share.first, parameter.data)
-        refuse_no_shard(found)
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -162,7 +165,8 @@ def share_of(config: Mapping[str, Any], entities: int) -> Share:
     if distributed.is_initialized():
         rank, met = distributed.get_rank(), distributed.get_world_size()
     else:
-        local = int(env.get("NODE_RANK", 0)) * config["devices"] + int(env.get("LOCAL_RANK", env.get("SLURM_PROCID", 0)))
+        local = int(env.get("LOCAL_RANK", env.get("SLURM_PROCID", 0)))
+        local += int(env.get("NODE_RANK", 0)) * config["devices"]
         rank, met = int(env.get("RANK", local)), processes
     if met != processes:
         raise InputError(f"`shard` runs in {met} processes here; set `devices` and `nodes` to that many.")
@@ -180,14 +184,18 @@ def refuse_no_option(config: Mapping[str, Any]) -> None:
     }  # fmt: skip
     for key, allowed in wanted.items():
         if config[key] not in allowed:
-            raise InputError(f"`shard` does not go with `{key}` {config[key]}; it takes {' or '.join(map(str, allowed))}.")
+            raise InputError(
+                f"`shard` does not go with `{key}` {config[key]}; it takes {' or '.join(map(str, allowed))}."
+            )
 
 
 def refuse_no_shard(posterior: Posterior) -> None:
     """Raise InputError where scores or priors need more than the rows of a process."""
     kg = posterior.kg
     if not (kg.score.linear and kg.score.multilinear):
-        raise InputError(f"`shard` is for scores linear in each part, such as DistMult or ComplEx; not {kg.score.name}.")
+        raise InputError(
+            f"`shard` is for scores linear in each part, such as DistMult or ComplEx; not {kg.score.name}."
+        )
     for kind in kg.families:
         prior = kg.symbol_prior(kind)
         if prior.latents or any(unknown.per == "symbol" for unknown in prior.unknown.values()):

@@ -73,8 +73,8 @@ class Batch:
         terms_per_query: the number of terms of the log-likelihood that a query's facts stand for, shape ``(b,)``.
         total: sum of the weights of all queries there are.
         relation_weight: what the question for the relation of a held fact counts for.
-        share: where processes share the entities and the batch has all of its own: which these are. ``num_entities`` and
-            ``y`` are then of these, ``anchor`` is of all.
+        share: where processes share the entities and the batch is of all of this one's: which these are; then
+            ``num_entities`` and ``y`` are of these, ``anchor`` is of all.
     """
 
     entities: Tensor | EllipsisType

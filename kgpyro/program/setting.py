@@ -270,7 +270,9 @@ class Setting(nn.Module):
         Batch shape ``(n,)`` of single facts; or ``(b,)`` with event ``(E,)``.
         """
         candidate = Rows(entities, None if isinstance(batch.candidate, EllipsisType) else batch.candidate)
-        return self._of(Rows(entities, batch.anchor, batch.share), Rows(relations, batch.relation), candidate, intercepts, batch)
+        return self._of(
+            Rows(entities, batch.anchor, batch.share), Rows(relations, batch.relation), candidate, intercepts, batch
+        )
 
     def fact_likelihood(
         self, head: Tensor, relation: Tensor, tail: Tensor, intercepts: Tensor, batch: Batch
