@@ -1,19 +1,27 @@
 """Time per observed fact and memory of a LIM step, from 10⁴ to 10⁶ entities, on synthetic power-law graphs.
 
     python benchmarks/scale.py --json benchmarks/results/scale.json
+    python benchmarks/scale.py --only sharded --json benchmarks/results/scale.json     # up to 10⁷ entities
 
 ComplEx, 64 real dimensions, Adagrad. ``sampled``: 1,024 queries a step with 32 unobserved candidates each; ``all``: 256
 queries a step against every entity, in bfloat16. Every row runs in a fresh process: a few steps of warm-up, then the
 median of ``--steps`` steps. ``state_mb`` is parameters and optimiser state, ``peak_mb`` the process' peak during the
 steps less what it holds after the imports: tables, state, graph index and working memory together.
+
+``sharded``: the sampled regime with the entities spread over processes, ``peak_mb`` that of the process with the most.
+After the steps each process writes its rows, reads them again, and ranks the tails of 1,000 queries with the others.
+With ``--only sharded`` the rows of that section replace those of the file, and the others stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
 import statistics
 import sys
+import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,15 +29,22 @@ from typing import Any
 
 import numpy as np
 import pyro
+import safetensors.torch
 import torch
+import torch.distributed as distributed
 from machine import machine
 from speed import memory, random_batches, reset_peak
 
 from kgpyro.data.queries import Queries
+from kgpyro.evaluation.ranking import rank_triples
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.inference.training import KLSchedule, Training
 from kgpyro.posterior.building import build_guide, build_setting, program_of, sites_of
+from kgpyro.posterior.runs import POSTERIOR, read_rows, write_rows
+from kgpyro.posterior.sharded import ShardedPosterior
 from kgpyro.program.batches import Batches
+from kgpyro.program.owners import Share, is_spread
+from kgpyro.randomness import seeded
 
 DIM, RELATIONS, NEGATIVES = 64, 50, 32
 QUERIES = {"sampled": 1024, "all": 256}
@@ -59,18 +74,52 @@ def power_law(entities: int, triples: int, seed: int = 0) -> torch.Tensor:
 
 
 def measure(regime: str, entities: int, triples: int, steps: int) -> dict[str, Any]:
+    with seeded(0):
+        return _measured(regime, entities, triples, steps, None, None)
+
+
+def measure_shared(
+    rank: int, processes: int, port: int, entities: int, triples: int, steps: int, folder: str
+) -> dict[str, Any]:
+    """What one of several processes measures, on one thread."""
+    torch.set_num_threads(1)
+    os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+    distributed.init_process_group("gloo", rank=rank, world_size=processes)
+    with seeded(0):
+        row = _measured("sampled", entities, triples, steps, Share(entities, rank, processes), Path(folder))
+    distributed.barrier()
+    distributed.destroy_process_group()
+    return row
+
+
+def sharded(processes: int, entities: int, triples: int, steps: int) -> dict[str, Any]:
+    """A row of the section: the slowest process' times, and the memory of the one with the most."""
+    with socket.socket() as free, tempfile.TemporaryDirectory(dir=".") as folder:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+        free.close()
+        with get_context("spawn").Pool(processes) as pool:
+            given = [(rank, processes, port, entities, triples, steps, folder) for rank in range(processes)]
+            rows = pool.starmap(measure_shared, given, chunksize=1)
+    worst = {key: max(row[key] for row in rows) for key in rows[0] if key != "name"}
+    return {"name": f"sharded in {processes}, {entities:,} entities, {triples:,} triples"} | worst
+
+
+def _measured(
+    regime: str, entities: int, triples: int, steps: int, share: Share | None, folder: Path | None
+) -> dict[str, Any]:
     torch.manual_seed(0)
     pyro.enable_validation(False)
     torch.sparse.check_sparse_tensor_invariants.disable()
     imported = memory("VmRSS")
     queries = Queries.of(power_law(entities, triples), RELATIONS)
     negatives = NEGATIVES if regime == "sampled" else None
-    batches = Batches(queries, entities, True, negatives)
+    batches = Batches(queries, entities, True, negatives, share=share)
     config = {
         "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx", "guide": "lookup",
         "dim": DIM, "inverse": True, "likelihood": "bernoulli", "completeness": 1.0,
     }  # fmt: skip
-    kg = build_setting(Sizes(entities), config)  # type: ignore[arg-type]
+    kg = build_setting(Sizes(entities), config, share=share)  # type: ignore[arg-type]
     kg.sparse = regime == "sampled"
     program = program_of("lim", kg, batches)
     guide = build_guide("lookup", kg, sites_of(program))
@@ -86,6 +135,8 @@ def measure(regime: str, entities: int, triples: int, steps: int) -> dict[str, A
         with torch.autocast("cpu", torch.bfloat16, enabled=regime == "all"):
             loss = module.training_step(index, 0)
         loss.backward()
+        if share is not None:
+            share.sum_gradients(module.whole)
         optimizer.step()
         return int(queries.counts[index].sum())
 
@@ -99,37 +150,85 @@ def measure(regime: str, entities: int, triples: int, steps: int) -> dict[str, A
         each.append((time.perf_counter() - started) / facts)
     tensors = [*module.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
     state = sum(t.numel() * t.element_size() for t in tensors) / 2**20
-    return {
+    row = {
         "name": f"{regime}, {entities:,} entities, {triples:,} triples",
         "seconds_per_fact": statistics.median(each),
         "peak_mb": memory("VmHWM") - imported,
         "state_mb": state,
     }
+    if share is not None and folder is not None:
+        del optimizer
+        graph: Any = Sizes(entities)
+        posterior = ShardedPosterior(graph, program, guide, {"closed_world": "local"})
+        started = time.perf_counter()
+        tables = {f"guide.{name}": p for name, p in guide.named_parameters() if is_spread(name)}
+        write_rows(folder, tables, share.rank, share.processes)
+        if share.rank == 0:
+            safetensors.torch.save_file({}, folder / POSTERIOR, {"shards": str(share.processes)})
+        share.barrier()
+        row["save_seconds"] = time.perf_counter() - started
+        started = time.perf_counter()
+        for name, table in tables.items():
+            read_rows(folder, name, share.first, table.data)
+        share.barrier()
+        row["load_seconds"] = time.perf_counter() - started
+        index = torch.arange(0, len(queries), max(1, len(queries) // 500))[:500]
+        answers = queries.answers[queries.indptr[index]]
+        facts = torch.stack([queries.anchor[index], queries.relation[index] % RELATIONS, answers], 1)
+        started = time.perf_counter()
+        ranks = rank_triples(posterior.mean_scores, facts, queries, entities, share=share)
+        row["ranking_seconds"] = time.perf_counter() - started
+        assert len(ranks) == 2 * len(facts)
+    return row
+
+
+def shown(row: dict[str, Any]) -> None:
+    figures = (
+        f"{row['seconds_per_fact'] * 1e6:9.1f} µs a fact {row['peak_mb']:8.0f} MB, state {row['state_mb']:6.0f} MB"
+    )
+    more = [f"{key.removesuffix('_seconds')} {row[key]:.1f} s" for key in row if key.endswith("_seconds")]
+    print(f"{row['name']:50} {figures} {', '.join(more)}", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write rows and ratios to this file")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--only", choices=["sharded", "whole"], help="one of the two parts")
+    parser.add_argument("--entities", type=int, default=10_000_000, help="of the largest sharded row")
+    parser.add_argument("--triples", type=int, default=50_000_000, help="of the largest sharded row")
     arguments = parser.parse_args()
-    rows = []
-    for size in SIZES:
-        with get_context("spawn").Pool(1) as fresh:
-            rows.append(fresh.apply(measure, (*size, arguments.steps)))
-        row = rows[-1]
-        figures = (
-            f"{row['seconds_per_fact'] * 1e6:9.1f} µs a fact {row['peak_mb']:8.0f} MB, state {row['state_mb']:6.0f} MB"
-        )
-        print(f"{row['name']:50} {figures}", flush=True)
-    small, large = rows[0], rows[2]
-    ratios = {
-        "time_1e6_vs_1e4": large["seconds_per_fact"] / small["seconds_per_fact"],
-        "memory_vs_state": large["peak_mb"] / large["state_mb"],
-    }
+    before = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+    rows = {row["name"]: row for row in before.get("rows", [])} if arguments.only else {}
+    ratios = dict(before.get("ratios", {})) if arguments.only else {}
+
+    def add(row: dict[str, Any]) -> dict[str, Any]:
+        rows[row["name"]] = row
+        shown(row)
+        return row
+
+    def fresh(*size: Any) -> dict[str, Any]:
+        with get_context("spawn").Pool(1) as pool:
+            return add(pool.apply(measure, (*size, arguments.steps)))
+
+    if arguments.only != "sharded":
+        small, _, large, *_ = [fresh(*size) for size in SIZES]
+        ratios["time_1e6_vs_1e4"] = large["seconds_per_fact"] / small["seconds_per_fact"]
+        ratios["memory_vs_state"] = large["peak_mb"] / large["state_mb"]
+    if arguments.only != "whole":
+        entities, triples = arguments.entities // 10, arguments.triples // 10
+        whole = fresh("sampled", entities, 2 * entities)
+        for processes in (2, 4):
+            row = add(sharded(processes, entities, 2 * entities, arguments.steps))
+            ratios[f"memory_per_process_{processes}"] = row["peak_mb"] / whole["peak_mb"]
+        tenth = add(sharded(2, entities, triples, arguments.steps))
+        row = add(sharded(2, arguments.entities, arguments.triples, arguments.steps))
+        ratios["time_1e7_vs_1e6"] = row["seconds_per_fact"] / tenth["seconds_per_fact"]
     for name, ratio in ratios.items():
         print(f"{name:32} {ratio:.3f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "rows": rows, "ratios": ratios}, indent=2) + "\n")
+        written = {"machine": machine(), "rows": list(rows.values()), "ratios": ratios}
+        arguments.json.write_text(json.dumps(written, indent=2) + "\n")
     return 0
 
 

@@ -9,8 +9,8 @@ from types import EllipsisType
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
+from kgpyro.program.owners import RowsOf
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import Site
 from kgpyro.program.variational import Guide
@@ -23,23 +23,22 @@ class LookupTable(nn.Module):
     has only the rows that a step used.
     """
 
-    def __init__(self, count: int, loc_size: int, scale_size: int, sparse: bool):
+    def __init__(self, loc: Tensor, scale_size: int, rows_of: RowsOf):
         super().__init__()
-        self.sparse = sparse
-        self.loc = nn.Parameter(nn.init.xavier_uniform_(torch.empty(count, loc_size)))
-        self.log_scale = nn.Parameter(torch.full((count, scale_size), -math.log(loc_size) / 2))
+        self.rows_of = rows_of
+        self.loc = nn.Parameter(loc)
+        self.log_scale = nn.Parameter(torch.full((len(loc), scale_size), -math.log(loc.shape[1]) / 2))
 
     @classmethod
     def of(cls, kg: Setting, kind: str) -> LookupTable:
         """The table of a kind's symbols, in the sizes of its family."""
         family, size = kg.family(kind), kg.size(kind)
-        return cls(kg.count(kind), family.loc_size(size), family.scale_size(size), kg.sparse)
+        return cls(kg.new_table(kind, family.loc_size(size)), family.scale_size(size), kg.rows_of(kind))
 
     def forward(self, symbols: Tensor | EllipsisType) -> tuple[Tensor, Tensor]:
         if isinstance(symbols, EllipsisType):
             return self.loc, self.log_scale
-        loc, log_scale = (embedding(symbols, table, sparse=self.sparse) for table in (self.loc, self.log_scale))
-        return loc, log_scale
+        return self.rows_of(self.loc, symbols), self.rows_of(self.log_scale, symbols)
 
 
 class Lookup(Guide):

@@ -15,7 +15,6 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
-from torch.nn.functional import embedding
 
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.setting import Setting
@@ -30,9 +29,9 @@ class Point(Guide):
 
     def __init__(self, kg: Setting, sites: Mapping[str, Site]):
         super().__init__(kg, sites)
-        self.sparse = kg.sparse
-        tables = {kind: torch.empty(kg.count(kind), kg.family(kind).loc_size(kg.size(kind))) for kind in self.families}
-        self.tables = nn.ParameterDict({kind: nn.init.xavier_uniform_(table) for kind, table in tables.items()})
+        self.rows_of = {kind: kg.rows_of(kind) for kind in self.families}
+        sizes = {kind: family.loc_size(kg.size(kind)) for kind, family in self.families.items()}
+        self.tables = nn.ParameterDict({kind: kg.new_table(kind, size) for kind, size in sizes.items()})
 
     @torch.no_grad()
     def start_at(self, guide: Guide) -> None:
@@ -46,5 +45,5 @@ class Point(Guide):
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         table = self.tables[kind]
-        loc = table if isinstance(symbols, EllipsisType) else embedding(symbols, table, sparse=self.sparse)
+        loc = table if isinstance(symbols, EllipsisType) else self.rows_of[kind](table, symbols)
         return dist.Delta(self.families[kind].onto_support(loc)).to_event(1)

@@ -45,8 +45,12 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-def load(folder: str | Path, **own: Any) -> Posterior:
-    """Read a saved run; see :meth:`kgpyro.Posterior.load`."""
+def load(folder: str | Path, shard: bool = False, **own: Any) -> Posterior:
+    """Read a saved run; see :meth:`kgpyro.Posterior.load`. With ``shard`` its entities are spread over processes."""
+    if shard:
+        from kgpyro.posterior.sharded import ShardedPosterior
+
+        return ShardedPosterior.load(folder, **own)
     from kgpyro.posterior.fitted import Posterior
 
     return Posterior.load(folder, **own)

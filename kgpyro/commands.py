@@ -28,6 +28,7 @@ NAMED = "name of a data set (PyKEEN's, or in $KGPYRO_DATA), or a folder or file 
 DATASET = Argument("dataset", NAMED, default="nations")
 OF_RUN = {
     "device": Argument("device", "where to compute.", default="cpu"),
+    "shard": Argument("shard", "spread the entities over the processes of torchrun.", (bool,)),
     "dataset": Argument("dataset", "another graph, whose entities have `features`."),
     "features": Argument("features", "features of the entities, for runs with `guide` features."),
     **{f"run_{key}": Argument(f"run_{key}", f"name the run's {key} again, where it is code of yours.") for key in OWN},
@@ -39,7 +40,7 @@ OF_FIT = {  # options of a fit, in the groups of its help
     "likelihood": "likelihood closed_world unanswered negatives negative_weight relation_weight",
     "optimisation": "lr lr_schedule optimizer batch_size kl_weight kl_schedule kl_frequency warmup estimator "
     "early_stopping validate_every learn_by finish",
-    "precision and devices": "precision devices nodes",
+    "precision and devices": "precision devices nodes shard",
     "NUTS and HMC": "inference warmup_draws posterior_draws",
     "files and reports": "resume checkpoint_every per_relation progress",
 }
@@ -111,7 +112,10 @@ def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), gro
 
 
 def say(text: str, file: Any = None) -> None:
-    """Print a text, with control characters that a name may hold replaced."""
+    """Print a text, with control characters that a name may hold replaced; of several processes the first does."""
+    processes = sys.modules.get("torch.distributed")
+    if file is None and processes and processes.is_initialized() and processes.get_rank():
+        return
     print(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", text), file=file)
 
 
@@ -147,10 +151,12 @@ def load(options: dict[str, Any]) -> Posterior:
     """The run that the options name, over another graph where they do; these options are taken out."""
     from kgpyro.data.reading import load_graph
     from kgpyro.posterior.fitted import Posterior
+    from kgpyro.posterior.sharded import ShardedPosterior
 
     own = {key: options.pop(f"run_{key}") for key in OWN if f"run_{key}" in options}
     dataset, features = options.pop("dataset", None), options.pop("features", None)
-    posterior = Posterior.load(options.pop("run"), options.pop("device", "cpu"), **own)
+    kind = ShardedPosterior if options.pop("shard", False) else Posterior
+    posterior = kind.load(options.pop("run"), options.pop("device", "cpu"), **own)
     if features is None and dataset is not None:
         raise InputError("`dataset` puts the run to another graph, whose entities it must know by `features` FILE.")
     if features is None:
@@ -164,6 +170,8 @@ def fit(given: dict[str, Any]) -> None:
     """Fit a model to a graph, and say how good it is."""
     per_relation = given.pop("per_relation", False)
     graph, options = graph_and_options(given, None if "resume" in given else "nations")
+    if per_relation and options.get("shard"):
+        raise InputError("`per_relation` takes the whole run, once `shard` has saved it: evaluate it afterwards.")
     from kgpyro.inference.fitting import fit
 
     posterior = fit(graph, **options)
@@ -199,6 +207,8 @@ def predict(options: dict[str, Any]) -> None:
     taken = inspect.signature(getattr(Posterior, way)).parameters
     out = options.get("out") if "out" in taken else options.pop("out", None)
     writer = table_writer(Path(out)) if out and "out" not in taken else None  # refuses what it will not write
+    if options.get("shard") and out:
+        raise InputError("`out` does not go with `shard`, whose processes would all write it; take what is printed.")
     if wrong := sorted(options.keys() - taken.keys() - {"run", *OF_RUN}):
         raise InputError(f"`{wrong[0]}` does not go with {f'`{asked[0]}`' if asked else 'a query'}; leave one out.")
     posterior = load(options)

@@ -100,7 +100,7 @@ def run(line: str) -> None:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), line
     elif scripts := [word for word in words if word.startswith("benchmarks/") and word.endswith(".py")]:
         assert all((ROOT / script).is_file() for script in scripts), line
-    elif "--devices" in words:  # processes of their own
+    elif "--devices" in words or words[0] == "torchrun":  # processes of their own
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         subprocess.run(words, check=True, env=environment, timeout=300)
     else:

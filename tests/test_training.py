@@ -91,7 +91,7 @@ def test_the_objective_is_named(tiny: Graph) -> None:
 def test_a_fit_that_gets_worse_says_so(
     tiny: Graph, monkeypatch: pytest.MonkeyPatch, worse: float, warned: bool
 ) -> None:
-    monkeypatch.setattr("kgpyro.inference.fitting.WORSE", worse)
+    monkeypatch.setattr("kgpyro.inference.verdict.WORSE", worse)
     posterior = quick_fit(tiny, model="lim", epochs=20)
     halfway = posterior.log.dropna(subset="valid_mrr")
     assert halfway["epoch"].tolist() == [10]

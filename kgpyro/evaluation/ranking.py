@@ -32,7 +32,7 @@ ScoreAll = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def rank_triples(
-    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, progress: bool = False
+    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, progress: bool = False, share: Any = None
 ) -> pd.DataFrame:
     """Rank the true head and the true tail of every triple among all entities.
 
@@ -42,6 +42,7 @@ def rank_triples(
         known: the queries whose answers the filtered setting removes (the true answer itself stays).
         num_entities: ``E``.
         progress: show a progress bar.
+        share: where processes share the entities, what this one owns: scores are of these, counts of all.
 
     Returns:
         One row per triple and side: ``side``, ``relation`` (id), ``optimistic``, ``pessimistic``, ``candidates``
@@ -51,9 +52,10 @@ def rank_triples(
         InputError: a score is NaN.
     """
     order, counted = [torch.zeros(0, dtype=torch.long)], [np.zeros((0, 6))]
-    for part, mine, anchor, row, answer in _scored(score_all, triples, known, num_entities, progress):
+    block = at_once(num_entities if share is None else len(share))
+    for part, mine, anchor, row, answer in _scored(score_all, triples, known, num_entities, block, progress):
         order.append(part)
-        counted.append(_count_better(mine, anchor, row, answer, known))
+        counted.append(_count_better(mine, anchor, row, answer, known, share))
     frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": triples[:, 1].cpu().repeat(2).numpy()})
     return frame.join(_in_order(order, counted, COUNTS).astype(np.int64))
 
@@ -73,7 +75,8 @@ def answer_distributions(
         Other known answers are left out, or with the prefix ``raw_`` are candidates too.
     """
     order, found = [torch.zeros(0, dtype=torch.long)], [np.zeros((0, 6))]
-    for part, mine, anchor, row, answer in _scored(probabilities, triples, known, num_entities, progress):
+    block = at_once(num_entities)
+    for part, mine, anchor, row, answer in _scored(probabilities, triples, known, num_entities, block, progress):
         which, other = known.answer_pairs(known.positions(anchor, row))
         others = other != answer[which]
         filtered = mine.index_put((which[others].to(mine.device), other[others].to(mine.device)), mine.new_zeros(()))
@@ -93,10 +96,10 @@ def _in_order(order: list[Tensor], rows: list[np.ndarray], columns: tuple[str, .
 
 
 def _scored(
-    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, progress: bool
+    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, block: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Of the head queries of all triples and then the tail queries, in parts: which they are, scores ``(n, E)``,
-    anchors, rows, and true answers.
+    """Of the head queries of all triples and then the tail queries, ``block`` at a time: which they are, scores
+    ``(n, E)``, anchors, rows, and true answers.
     """
     head, relation, tail = triples.cpu().unbind(1)
     anchor = torch.cat([tail, head])
@@ -106,12 +109,11 @@ def _scored(
     queries, owner = torch.unique(row * num_entities + anchor, return_inverse=True)
     order = owner.argsort(stable=True)
     ends = torch.bincount(owner, minlength=len(queries)).cumsum(0).tolist()
-    at_once = max(1, SCORES_AT_ONCE // num_entities)
-    starts = range(0, len(queries), at_once)
+    starts = range(0, len(queries), block)
     for start in tqdm(starts, desc="ranking", unit="block", disable=not progress or len(starts) < 4, leave=False):
-        stop = min(start + at_once, len(queries))
+        stop = min(start + block, len(queries))
         scores = score_all(queries[start:stop] % num_entities, queries[start:stop] // num_entities)
-        for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(at_once):
+        for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(block):
             mine = scores.index_select(0, (owner[part] - start).to(scores.device))
             yield part, mine, anchor[part], row[part], answer[part]
 
@@ -139,13 +141,26 @@ def rank_relations(
     return frame.assign(**dict(zip(COUNTS, np.concatenate(counted).T.astype(np.int64), strict=True)))
 
 
-def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, known: Queries) -> np.ndarray:
+def at_once(entities: int) -> int:
+    """How many queries to score at once against so many entities."""
+    return max(8, SCORES_AT_ONCE // entities)
+
+
+def _count_better(
+    scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, known: Queries, share: Any = None
+) -> np.ndarray:
     answer = answer.to(scores.device)
-    true = scores.gather(1, answer.unsqueeze(1))
     which, other = (ids.to(scores.device) for ids in known.answer_pairs(known.positions(anchor, row)))
-    removed = scores.take(which * scores.shape[1] + other)
+    first, end = (0, scores.shape[1]) if share is None else (share.first, share.last)
+    here = (answer >= first) & (answer < end)
+    true = scores.gather(1, torch.where(here, answer - first, 0).unsqueeze(1)).masked_fill_(~here.unsqueeze(1), 0.0)
+    true = true if share is None else share.sum(true)
+    mine = (other >= first) & (other < end)
+    which, other = which[mine], other[mine]
+    removed = scores.take(which * scores.shape[1] + other - first)
     scores.sub_(true)
-    if bool(scores.sum(1).isnan().any()):
+    nothing = scores.sum(1).isnan().any().double()
+    if bool(nothing if share is None else share.sum(nothing)):
         raise InputError("the posterior scores some facts as NaN; the fit diverged: lower `lr` or tighten the prior.")
     signs = scores.sign_()  # 1 better, 0 as good, -1 worse: sums of floats are faster than of booleans
     balance, unequal = signs.sum(1), signs.abs_().sum(1)
@@ -159,11 +174,9 @@ def _count_better(scores: Tensor, anchor: Tensor, row: Tensor, answer: Tensor, k
     known_as_good = zero.index_add(0, which, (removed >= bar).long())
     total = torch.full_like(better, scores.shape[1])
     left = total - zero.index_add(0, which, torch.ones_like(which))
-    return (
-        torch.stack([better - known_better + 1, as_good - known_as_good, left, better + 1, as_good, total], dim=1)
-        .cpu()
-        .numpy()
-    )
+    counts = torch.stack([better - known_better, as_good - known_as_good, left, better, as_good, total], dim=1)
+    counts = counts if share is None else share.sum(counts)
+    return (counts + counts.new_tensor([1, 0, 0, 1, 0, 0])).cpu().numpy()
 
 
 def rank_metrics(ranks: pd.DataFrame, ties: str = "realistic", raw: bool = False) -> dict[str, float]:

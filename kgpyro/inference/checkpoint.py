@@ -157,7 +157,7 @@ class Checkpoints(pl.Callback):
         started = time.monotonic()
         wait = max(self.every, SHARE * self.cost) if self.every else 0.0
         due = started - self.last >= wait and not module.failures  # a state that leads nowhere replaces no good one
-        if trainer.is_global_zero and (now or due):
+        if trainer.is_global_zero and (now or due) and module.kg.share is None:
             Checkpoint.of(trainer, module, self.progress).write(self.folder)
             self.last = time.monotonic()
             self.cost = self.last - started

@@ -23,6 +23,7 @@ from kgpyro.program.batches import Batches
 from kgpyro.program.families import is_gaussian, log_scale_of
 from kgpyro.program.lazy import Undrawn
 from kgpyro.program.likelihood import AllCandidates
+from kgpyro.program.owners import Share
 from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
@@ -30,12 +31,23 @@ from kgpyro.program.variational import Guide
 
 
 class DrawLater(Messenger):
-    """Around a guide: tables of independent Normals are drawn when they are first used, or not at all."""
+    """Around a guide: tables of independent Normals are drawn when they are first used, or not at all.
+
+    Args:
+        batch: of the run.
+        share: where processes share the entities: an entity's noise is then the same in each.
+    """
+
+    def __init__(self, batch: Batch, share: Share | None = None):
+        super().__init__()
+        self.batch, self.share = batch, share
 
     def _pyro_sample(self, msg: dict) -> None:
         fn = msg["fn"]
         if not msg["done"] and not msg["is_observed"] and is_gaussian(fn):
             msg["value"] = Undrawn.of(fn)
+            if self.share is not None and kind_of(msg) == "entity":
+                msg["value"].noise = self.share.noise(self.batch.symbols(frame_of(msg)))
             msg["done"] = True
 
 
@@ -122,7 +134,7 @@ class WeightedELBO(ELBO):
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         with pyro_alone(), self.parameters:
             if self.estimator != "plain":
-                guide = DrawLater()(guide)
+                guide = DrawLater(args[1], args[0].share)(guide)
             guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
             counted = CountFacts(args[1], self.estimator)(poutine.replay(model, trace=guide_trace))
             model_trace = prune_subsample_sites(poutine.trace(counted).get_trace(*args, **kwargs))
@@ -145,7 +157,7 @@ class WeightedELBO(ELBO):
 
     def _terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
-        result, sites = Terms(), list(model_trace.nodes.items())
+        result, sites, share = Terms(), list(model_trace.nodes.items()), args[0].share
         for _, site in sites:  # first, since it may draw what a KL then comes along with
             if site["type"] == "sample" and site["is_observed"]:
                 result.log_likelihood = result.log_likelihood + _log_likelihood(site)
@@ -153,10 +165,12 @@ class WeightedELBO(ELBO):
             if site["type"] == "sample" and not site["is_observed"]:
                 q = guide_trace.nodes[name]["fn"]
                 each = _kl(q, site["fn"], site["value"], self.estimator != "plain")
+                if share is not None and kind_of(site) != "entity":  # in every process, and counts once in all
+                    each = each / share.processes
                 result.kl = result.kl + _scaled_sum(each, site)
                 result.price = result.price + self._price(each, site, args[1])
                 if each.dim():  # of symbols; what is one for all is no one's
-                    result.kl_per_latent[name] = each.detach().mean()
+                    result.kl_per_latent[name] = _mean_of_all(each.detach(), share, kind_of(site) == "entity")
         return result
 
     def _price(self, kl: Tensor, site: dict, batch: Batch) -> Tensor:
@@ -170,9 +184,7 @@ class WeightedELBO(ELBO):
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the bound with its weights; ``last`` then holds its terms, detached."""
         terms = self.terms(model, guide, *args, **kwargs)
-        found = torch.stack([torch.as_tensor(x).detach() for x in (terms.log_likelihood, terms.kl, terms.price)])
-        likelihood, kl, price = found.tolist()
-        self.last = Terms(likelihood, kl, price, terms.kl_per_latent)
+        self.last = _numbers(terms, args[0].share)
         return torch.as_tensor(terms.price - terms.log_likelihood)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -183,6 +195,21 @@ class WeightedELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return float(loss.detach())
+
+
+def _mean_of_all(kl: Tensor, share: Share | None, entities: bool) -> Tensor:
+    """The mean KL of a site's latents, or of their parts in all processes where these share the entities."""
+    if share is None or not entities:
+        return kl.mean() * (1 if share is None else share.processes)
+    total, count = share.sum(torch.stack([kl.sum(), kl.new_tensor(float(len(kl)))]))
+    return total / count
+
+
+def _numbers(terms: Terms, share: Share | None) -> Terms:
+    """Terms as numbers, those of all processes together where they share the entities."""
+    found = torch.stack([torch.as_tensor(x).detach() for x in (terms.log_likelihood, terms.kl, terms.price)])
+    likelihood, kl, price = (found if share is None else share.sum(found)).tolist()
+    return Terms(likelihood, kl, price, terms.kl_per_latent)
 
 
 def _mean(found: list[Terms]) -> Terms:
@@ -248,7 +275,7 @@ def estimate_elbo(
         index = torch.randperm(len(batches))[:queries].to(kg.start.device)
         likelihood = kl = 0.0
         for part in index.split(batch_size):
-            terms = elbo.terms(model, guide, kg, batches(part))
+            terms = _numbers(elbo.terms(model, guide, kg, batches(part)), kg.share)
             likelihood += float(terms.log_likelihood) * len(part) / len(index)
             kl += float(terms.kl) * len(part) / len(index)
         estimates.append((likelihood - kl) / batches.num_observed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,7 +23,7 @@ from kgpyro.errors import InputError
 from kgpyro.files import claim
 from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.checkpoint import Checkpoint, Checkpoints
-from kgpyro.inference.elbo import Terms, WeightedELBO, estimate_elbo
+from kgpyro.inference.elbo import WeightedELBO, estimate_elbo
 from kgpyro.inference.empirical_bayes import ClosedForm
 from kgpyro.inference.hmc import moved_draws
 from kgpyro.inference.nuts import posterior_by_nuts, refuse_chains
@@ -31,6 +31,7 @@ from kgpyro.inference.options import EXACT_UP_TO, Options, objective_name
 from kgpyro.inference.progress import Progress
 from kgpyro.inference.recipes import FREE, recipe_for
 from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, KLSchedule, Training, precision_in_use, train
+from kgpyro.inference.verdict import warnings_of
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import (
@@ -45,16 +46,15 @@ from kgpyro.posterior.runs import (
     refusing,
     start_run,
 )  # fmt: skip
+from kgpyro.posterior.sharded import ShardedPosterior, refuse_no_option, share_of
 from kgpyro.posterior.streaming import LIKE, SAME, start_at
 from kgpyro.program.sites import PER_FACT
 from kgpyro.randomness import seeded
 
 LONG, LOOKED_AT = 20, 500_000_000  # epochs from which on, and cells up to which, a fit is validated halfway as well
-WORSE = 0.01  # by which validation MRR may fall from then on without a word
 ENOUGH = 100  # training facts below which little can be learned
 TOO_FEW = "The graph has {} training facts, too few to say much: expect wide intervals, and ranks near chance."
 LINKED = 20  # draws behind the link from a categorical fit's evidence to the log-odds of facts
-COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
 HOW_MOVED = "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"
 NOT_MIXED = "The chains have not mixed: R-hat {r_hat:.2f} of the log density (1.05 is the most); raise `warmup_draws`."
 
@@ -130,6 +130,8 @@ def fit(
     elif followed := given.keys() <= FREE:
         chosen = Options.of({**recipe.options, **given})
     config = chosen.resolved(graph, saving=folder is not None)
+    if config["shard"]:
+        refuse_no_option(config | {"resume": resume, "start": start})
     for key, value in (saved or {}).items():
         if key in config and key not in ("dataset", "checkpoint_every") and config[key] != value:
             raise InputError(f"`{key}` is {value} in the run in {folder}; `resume` cannot change it.")
@@ -158,6 +160,8 @@ def fit(
             posterior.save(folder, unfinished=True)
             if complete:
                 (folder / CHECKPOINT).unlink(missing_ok=True)
+        if (share := posterior.kg.share) is not None and share.rank:
+            posterior.metrics = Metrics()  # the first process reports
     return posterior
 
 
@@ -222,16 +226,19 @@ def _fit(
     graph, values = whole, None
     if features is not None:
         graph, values = whole.training_part(), load_features(features, whole)
+    share = share_of(config, graph.num_entities) if config["shard"] else None
     dtype = torch.float64 if config["precision"] == "64" or config["inference"] == "nuts" else torch.float32
-    batches = batches_of(graph, config, dtype)
-    kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype)).to(dtype)
+    batches = batches_of(graph, config, dtype, share)
+    kg = build_setting(graph, config, None if values is None else values[whole.seen].to(dtype), share).to(dtype)
     if values is not None and not bool(whole.seen.all()):
         kg.refuse_a_parameter_per_entity()
     kg.start_at_base_rates(batches)
     program = program_of(config["model"], kg, batches)
     sites = sites_of(program)
-    alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients
-    kg.sparse = config["negatives"] != "all" and alone and config["optimizer"] in SPARSE_OPTIMIZERS
+    if share is not None:  # as a run draws each process' own rows
+        watched.randomness.reseed(config["seed"])
+    alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients, if they share none
+    kg.sparse = config["negatives"] != "all" and (alone or bool(share)) and config["optimizer"] in SPARSE_OPTIMIZERS
     if start is not None and (start.guide is None or config["inference"] == "nuts"):
         raise InputError("`start` gives a guide its parameters, and NUTS and HMC leave or take none.")
     if config["inference"] == "nuts":
@@ -248,7 +255,7 @@ def _fit(
         raise InputError(f"`finish` map has no posterior mean to train on with guide {config['guide']}; leave it out.")
     closed_form = ClosedForm(kg, guide, batches, per_fact) if config["learn_by"] == "em" else None
 
-    posterior = Posterior(graph, program, guide, config)
+    posterior = (Posterior if share is None else ShardedPosterior)(graph, program, guide, config)
     precision = precision_in_use(config["precision"], config["device"])
     posterior.provenance = provenance(whole, config | {"precision": precision})
     if start is not None:
@@ -299,14 +306,14 @@ def _fit(
         posterior.forget()
     posterior.log = bar.table
     posterior.seconds = round(bar.before + time.monotonic() - started, 1)
-    if rank:
+    if rank and share is None:
         return posterior, complete  # the first process says how good it is
 
     facts = batches
     if config["negatives"] != "all" or config["relation_weight"]:  # the bound is of the graph over all candidates
         few = config["negatives"] if graph.num_entities > EXACT_UP_TO else "all"
         whole_facts = {"negatives": few, "negative_weight": None, "relation_weight": 0.0}
-        facts = batches_of(graph, config | whole_facts, dtype)
+        facts = batches_of(graph, config | whole_facts, dtype, share)
     with seeded(config["seed"]):
         bound, error, terms = estimate_elbo(
             elbo, kg, program.model, guide, facts.to(posterior.device), progress=progress
@@ -325,10 +332,9 @@ def _fit(
     posterior.check_form()
     if values is not None:
         posterior = posterior.extend(whole, values)
-    if config["likelihood"] == "categorical" and len(whole.valid):  # from evidence to log-odds of facts
+    if config["likelihood"] == "categorical" and len(whole.valid) and share is None:  # evidence to log-odds of facts
         posterior.recalibrate("per_relation", draws=LINKED)
-    held_out = [split for split in ("test", "valid") if len(getattr(whole, split))]
-    measured = {split: posterior.evaluation(split, progress) for split in held_out}
+    measured = {s: posterior.evaluation(s, progress) for s in ("test", "valid") if len(getattr(whole, s))}
     posterior.metrics = Metrics(measured) | {
         "elbo_per_fact": bound,
         "elbo_error": error,
@@ -338,7 +344,7 @@ def _fit(
         "objective": objective_name(config, guide.point) + (HOW_MOVED.format(**moved) if moved else ""),
         **({"hmc": moved} if moved else {}),
         "warnings": whole.problems
-        + _warnings(config, module, bar, terms, per_fact, measured.get("valid"))
+        + warnings_of(config, module, bar, terms, per_fact, measured.get("valid"))
         + ([TOO_FEW.format(len(graph.train))] if len(graph.train) < ENOUGH else [])
         + ([NOT_MIXED.format(**moved)] if moved and moved["r_hat"] > 1.05 else []),
     }
@@ -363,39 +369,3 @@ def _save_good(
     posterior.save(folder, unfinished=True)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return InputError(f"{failure} The last good state, after {module.step} steps, is saved in {folder}.")
-
-
-def _warnings(
-    config: Mapping[str, Any],
-    module: Training,
-    bar: Progress,
-    terms: Terms,
-    per_fact: bool,
-    valid: Mapping[str, Any] | None,
-) -> list[str]:
-    found = []
-    halfway = bar.rows[bar.look - 1].get("valid_mrr", math.nan) if 0 < bar.look < len(bar.rows) else math.nan
-    if valid and (last := valid["realistic"]["mrr"]) < halfway - WORSE:  # never less than NaN, of older checkpoints
-        found.append(
-            f"Validation MRR fell from {halfway:.3f} after {bar.look} epochs to {last:.3f} after {len(bar.rows)}: fit "
-            f"for fewer `epochs`, or add `early_stopping`."
-        )
-    if not bar.finished and config["finish"] and config["guide"] == "point":
-        found.append(f"The point estimate was trained for {module.step} of {bar.steps} steps, and then interrupted.")
-    elif not bar.finished:
-        found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; `resume` goes on with it.")
-    collapsed = [site for site, kl in terms.kl_per_latent.items() if kl < COLLAPSED]
-    if collapsed and not module.bound.guide.point:
-        way_out = "lower `kl_weight`" if per_fact else "train longer, or lower `kl_weight`"
-        found.append(
-            f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "
-            f"{COLLAPSED:g} nat): these latents carry next to no information about their symbols; {way_out}."
-        )
-    if module.skipped:
-        found.append(f"{module.skipped} of {module.step} steps were left out: their loss or gradient was not finite.")
-    if not module.schedule.reached(module.step):
-        found.append(
-            f"The fit ended after {module.step} steps, before the KL weight reached its target at "
-            f"{module.schedule.warmup_steps}."
-        )
-    return found

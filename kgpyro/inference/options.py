@@ -104,6 +104,8 @@ class Options:
         device: auto, cpu, gpu, mps, or one GPU by its number, such as cuda:0.
         devices: processes on each node, one per device; they share every batch (PyTorch's DistributedDataParallel).
         nodes: machines; for torchrun and Slurm, which start the processes themselves, say how many there are.
+        shard: spread the entities' rows, their gradients and the optimiser's state over the processes, each of which
+            owns as many, for tables past one machine; `model` lim, `guide` lookup or point, on processors.
         precision: bits of floating point: 32, 64, or mixed bf16 (32 on a processor without bf16 products) or 16.
         early_stopping: epochs without a better validation MRR after which to stop; the best state is kept (0: never).
         validate_every: epochs between validations where early stopping asks for them.
@@ -150,6 +152,7 @@ class Options:
     device: str = "auto"
     devices: int = 1
     nodes: int = 1
+    shard: bool = False
     precision: Literal["32", "64", "bf16", "16"] = "32"
     early_stopping: int = 0
     validate_every: int = 5

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from kgpyro.errors import InputError
@@ -21,6 +22,7 @@ from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.inference.empirical_bayes import ClosedForm
 from kgpyro.inference.progress import asking
 from kgpyro.program.batches import Batches
+from kgpyro.program.owners import is_spread
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
@@ -94,6 +96,13 @@ class Diverged(InputError):
     """A fit came to no finite loss and gradient any more; the parameters are those before."""
 
 
+class Apart(DDPStrategy):
+    """Processes that are started and meet as for PyTorch's DistributedDataParallel, with gradients of their own."""
+
+    def configure_ddp(self) -> None:
+        pass
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep the large blocks a step frees for the next one, instead of returning them to the system.
 
@@ -157,9 +166,15 @@ class Training(pl.LightningModule):
         more = self.batch_size, self.seed, self.lr_schedule, self.randomness, self.per_fact, self.kl_frequency
         return Training(*given, *more)
 
+    @property
+    def whole(self) -> list[torch.nn.Parameter]:
+        """The parameters that are in every process, where they share the entities."""
+        spread = {id(p) for name, p in self.bound.guide.named_parameters() if is_spread(name)}
+        return [p for p in self.parameters() if id(p) not in spread]
+
     def train_dataloader(self) -> RandomQueries:
         """This process' share of the queries."""
-        share = self.global_rank, self.trainer.world_size
+        share = (0, 1) if self.kg.share else (self.global_rank, self.trainer.world_size)
         self.queries = RandomQueries(len(self.batches), self.batch_size, self.seed, *share)
         return self.queries
 
@@ -172,7 +187,7 @@ class Training(pl.LightningModule):
             self.restore(self.trainer, self)
 
     def on_train_epoch_start(self) -> None:
-        if (processes := self.trainer.world_size) > 1:  # every process has noise of its own, in every epoch
+        if (processes := self.trainer.world_size) > 1 and not self.kg.share:  # noise of its own in every epoch
             epoch = self.step // self.schedule.steps_per_epoch
             self.randomness.reseed(self.seed + 1_000_003 * (1 + self.global_rank + processes * epoch))
 
@@ -201,6 +216,8 @@ class Training(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave out a step whose loss or gradient is not finite. Raises Diverged after too many in a row."""
+        if (share := self.kg.share) is not None:
+            share.sum_gradients(self.whole)
         if self.finite_loss and (self._scaled or self._finite_gradients()):
             self.failures = 0
             return
@@ -213,6 +230,8 @@ class Training(pl.LightningModule):
         """Whether they are, in one pass: a sum is not finite where one of its terms is not (or all are hopeless)."""
         found = [p.grad for p in self._trained if p.grad is not None]
         sums = [(g._values() if g.is_sparse else g).sum() for g in found]
+        if self.kg.share is not None:
+            return math.isfinite(float(self.kg.share.sum(torch.stack(sums).sum())))
         if self.device.type == "cpu":
             return all(math.isfinite(float(total)) for total in sums)
         return bool(torch.stack(sums).isfinite().all())
@@ -289,7 +308,7 @@ def train(
                 accelerator="gpu" if kind == "cuda" else kind,
                 devices=[int(number)] if number else devices,
                 num_nodes=nodes,
-                strategy="ddp" if devices * nodes > 1 else "auto",
+                strategy=("auto" if devices * nodes == 1 else Apart() if module.kg.share else "ddp"),
                 precision=names[precision],  # type: ignore[arg-type]
                 callbacks=list(callbacks),
                 logger=logger,
@@ -301,6 +320,7 @@ def train(
             met = torch.distributed.is_initialized()  # a group of the caller's own stays
             trainer.fit(module)
             module.to(module.trained_on)  # Lightning has put it on the CPU
+            met |= module.kg.share is not None  # then what is asked of the posterior is asked of all processes
             if torch.distributed.is_initialized() and not met:  # left together: who finds the others gone aborts
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()

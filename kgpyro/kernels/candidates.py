@@ -12,9 +12,6 @@ A score may be a negative Euclidean distance instead, by products too: ``‖u - 
 
 A fact whose label ``y`` is between 0 and 1 has ``y s`` in the first sum.
 
-Where a query's ``n_b`` answers are drawn from all candidates, ``ℓ_b = Σ_{c observed} s_bc - n_b log Σ_c exp s_bc``. The
-derivative of that normaliser, ``softmax(s_b)_c``, takes a second walk, with the same noise.
-
 Where a true fact is observed with probability ``κ < 1`` only, an unobserved one's ``-softplus(s)`` becomes
 ``log(1 - κ sigmoid(s)) = softplus(s + log(1 - κ)) - softplus(s)``, and an observed one has ``log κ`` on top.
 """
@@ -36,7 +33,7 @@ from kgpyro.kernels.gaussian import autocast_dtype, fast_exp
 BLOCK = 1536  # candidates at a time: with fewer, threads wait for each other more often; more leave the cache
 GPU_BLOCK = 1 << 15  # a GPU wants few and large launches
 FACTORS = 16  # of a product whose logarithm stands for as many softplus
-Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as _score_blocks tells
+Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as score_blocks tells
 
 
 def all_candidates_log_prob(
@@ -49,6 +46,7 @@ def all_candidates_log_prob(
     completeness: float = 1.0,
     never_missing: Tensor | None = None,
     weight: Tensor | None = None,
+    span: tuple[int, int] | None = None,
     distance: bool = False,
 ) -> Tensor:
     """The log-likelihood of all facts of each query, shape ``(b,)``, or its weighted sum over queries.
@@ -68,37 +66,21 @@ def all_candidates_log_prob(
         completeness: ``κ``, the probability with which a true fact is observed.
         never_missing: one candidate per query, shape ``(b,)``, whose fact is observed if it is true.
         weight: shape ``(b,)``.
+        span: where the candidates are some of all that there are, the number of the first and how many all are: their
+            noise is then that of the same candidates among all.
         distance: whether scores are ``-‖u_b - h_c‖ + intercept_b``; these are not drawn, and take no autocast.
     """
     device = query.device.type
     half = None if distance else autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        normal, signs = (None, None) if log_scale is None else _noise(query, len(loc))
+        first, total = span or (0, len(loc))
+        normal, signs = (None, None) if log_scale is None else _noise(query, total)
         seen = observed if len(observed) == 3 else (*observed, None)
         facts = query, loc, log_scale, intercept, *seen, excluded, completeness, never_missing
-        return _AllCandidates.apply(*facts, normal, signs, half, distance, weight)
+        return _AllCandidates.apply(*facts, normal, signs, half, first, distance, weight)
 
 
-def log_normaliser(
-    query: Tensor,
-    loc: Tensor,
-    log_scale: Tensor | None,
-    excluded: Tensor | None = None,
-    distance: bool = False,
-) -> Tensor:
-    """``log Σ_c exp s_bc`` over all candidates, shape ``(b,)``.
-
-    Arguments are as of :func:`all_candidates_log_prob`. It is no sum of terms that hang on one score each, so that all
-    scores drawn here are independent: each walk draws the noise of a block anew, by its seed.
-    """
-    device = query.device.type
-    half = None if distance else autocast_dtype(device)
-    seed = 0 if log_scale is None else int(torch.randint(1 << 62, ()))
-    with torch.autocast(device, enabled=False):
-        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half, distance)
-
-
-def _block_size(like: Tensor) -> int:
+def block_size(like: Tensor) -> int:
     return BLOCK if like.device.type == "cpu" else GPU_BLOCK
 
 
@@ -108,7 +90,7 @@ def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     Every block of candidates takes the same normals under fresh signs: each score's noise is exactly standard normal,
     any two of a query are uncorrelated, and a step draws ``b · BLOCK`` numbers instead of ``b · E``.
     """
-    size = _block_size(query)
+    size = block_size(query)
     b, blocks = len(query), -(-candidates // size)
     normal = torch.randn(b, min(size, candidates), dtype=query.dtype, device=query.device)
     if blocks == 1:
@@ -133,13 +115,14 @@ class _Facts:
     normal: Tensor | None
     signs: Tensor | None
     half: torch.dtype | None
+    first: int
     distance: bool
 
     def value(self) -> Tensor:
         """``ℓ``, shape ``(b,)``."""
         total = self._observed(self.loc.index_select(0, self.columns))
         for start, scores, *_ in self._blocks():
-            _drop(scores, start, None, self.excluded)
+            drop(scores, start, None, self.excluded)
             total -= F.softplus(scores).sum(-1)
             if self.completeness < 1:
                 total += F.softplus(self._missing(scores, start)).sum(-1)
@@ -149,12 +132,12 @@ class _Facts:
         """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, log_scale and intercept."""
         answers = self.loc.index_select(0, self.columns)
         total = self._observed(answers)
-        gradients = _ScoreGradients(self.query, self.loc, self.log_scale, weight, self.half, self.distance)
+        gradients = ScoreGradients(self.query, self.loc, self.log_scale, weight, self.half, self.distance)
         labels = torch.ones_like(answers[:, 0]) if self.labels is None else self.labels
         d_intercept = torch.zeros_like(self.intercept).index_add_(0, self.rows, labels)
         for block in self._blocks():
             start, scores, *_ = block
-            _drop(scores, start, None, self.excluded)
+            drop(scores, start, None, self.excluded)
             missing = self._missing(scores, start) if self.completeness < 1 else None
             p, softplus = _sigmoid_and_softplus(scores)
             total -= softplus
@@ -194,19 +177,22 @@ class _Facts:
     def _blocks(self) -> Iterator[Block]:
         def noise(start: int, part: Tensor) -> Tensor:
             assert self.normal is not None and self.signs is not None
-            return self.normal[:, : len(part)] * self.signs[:, start // _block_size(self.query), None]
+            block, place = divmod(self.first + start, block_size(self.query))
+            return self.normal[:, place : place + len(part)] * self.signs[:, block, None]
 
-        return _score_blocks(self.query, self.loc, self.log_scale, noise, self.half, self.distance, self.intercept)
+        return score_blocks(
+            self.query, self.loc, self.log_scale, noise, self.half, self.distance, self.intercept, self.first
+        )
 
     def _missing(self, scores: Tensor, start: int) -> Tensor:
         """``s + log(1 - κ)`` of a block's facts, minus infinity where a fact is not missing."""
         missing = scores + math.log1p(-self.completeness)
-        _drop(missing, start, self.rows, self.columns)
-        _drop(missing, start, None, self.never_missing)
+        drop(missing, start, self.rows, self.columns)
+        drop(missing, start, None, self.never_missing)
         return missing
 
 
-def _score_blocks(
+def score_blocks(
     query: Tensor,
     loc: Tensor,
     log_scale: Tensor | None,
@@ -214,35 +200,37 @@ def _score_blocks(
     half: torch.dtype | None,
     distance: bool,
     intercept: Tensor | None = None,
+    first: int = 0,
     per_nat: float = 1.0,
 ) -> Iterator[Block]:
     """First candidate, scores ``(b, c)`` in a unit of which a nat has ``per_nat``, candidates; where scores are drawn,
     variances, deviation, noise; of distances the distances for a deviation."""
     squares = query.square().sum(-1, keepdim=True) if distance else None
-    floor = None if squares is None else 4 * torch.finfo(loc.dtype).eps * squares  # what rounding leaves of 0
     query = query if distance or per_nat == 1 else query * per_nat
     left, table = _cast(query, half), _cast(loc, half)
     squared = None if log_scale is None else _cast(query.square(), half)
-    size = _block_size(query)
-    for start in range(0, len(table), size):
-        part, distances = table[start : start + size], None
+    size = block_size(query)
+    for end in range(size - first % size, len(table) + size, size):  # of the blocks of all candidates
+        start = max(0, end - size)
+        part, distances = table[start:end], None
         if squares is None:
             scores = (left @ part.mT).to(query.dtype)
         else:
             distances = torch.addmm(squares + part.square().sum(-1), left, part.mT, alpha=-2)
-            scores = distances.clamp_min_(floor).sqrt_() * -per_nat
+            rounding = 4 * torch.finfo(loc.dtype).eps * squares  # what it leaves of 0
+            scores = distances.clamp_min_(rounding).sqrt_() * -per_nat
         if intercept is not None:
             scores.add_(intercept.unsqueeze(-1))
         if log_scale is None or squared is None:
             yield start, scores, part, None, distances, None
             continue
-        variance = _cast(fast_exp(log_scale[start : start + size], 2), half)
+        variance = _cast(fast_exp(log_scale[start:end], 2), half)
         deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
         noise = noise_of(start, part)
         yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
 
 
-class _ScoreGradients:
+class ScoreGradients:
     """The gradients of ``-Σ_bc weight_b p_bc s_bc`` for queries, candidates and log-scales, block after block.
 
     ``p`` are taken for constants. Scores may be in a unit of their own, of which a nat has ``per_nat``.
@@ -318,7 +306,7 @@ def _sigmoid_and_softplus(scores: Tensor) -> tuple[Tensor, Tensor]:
     return p, total.sub_(factors.prod(1).log_().sum(-1))
 
 
-def _drop(scores: Tensor, start: int, rows: Tensor | None, columns: Tensor | None) -> None:
+def drop(scores: Tensor, start: int, rows: Tensor | None, columns: Tensor | None) -> None:
     """Minus infinity for candidates ``(n,)`` of a block's rows ``(n,)``, or one of each row; in place."""
     if columns is not None:
         rows = torch.arange(len(scores), device=scores.device) if rows is None else rows
@@ -351,46 +339,4 @@ class _AllCandidates(torch.autograd.Function):
             _, gradients = ctx.facts.value_and_gradients(upstream)
         else:
             gradients = [None if g is None else g.mul_(upstream) for g in gradients]
-        return (*gradients, *[None] * 11)
-
-
-class _LogNormaliser(torch.autograd.Function):
-    """A walk over the candidates in ``forward``, and one in ``backward``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        loc: Tensor,
-        log_scale: Tensor | None,
-        excluded: Tensor | None,
-        seed: int,
-        half: torch.dtype | None,
-        distance: bool,
-    ) -> Tensor:
-        def noise(start: int, part: Tensor) -> Tensor:
-            generator = torch.Generator(query.device).manual_seed(seed + start)
-            return torch.randn(len(query), len(part), generator=generator, dtype=query.dtype, device=query.device)
-
-        def walk() -> Iterator[Block]:  # with scores in bits
-            for block in _score_blocks(query, loc, log_scale, noise, half, distance, per_nat=1 / math.log(2)):
-                _drop(block[1], block[0], None, excluded)
-                yield block
-
-        top, total = torch.full_like(query[:, :1], torch.finfo(query.dtype).min), torch.zeros_like(query[:, :1])
-        for _, scores, *_ in walk():
-            before, top = top, torch.maximum(top, scores.amax(-1, keepdim=True))
-            total.mul_((before - top).exp2_()).add_(scores.sub_(top).exp2_().sum(-1, keepdim=True))
-        bits = total.log2_().add_(top)
-        ctx.save_for_backward(query, loc, log_scale, bits)
-        ctx.walk, ctx.half, ctx.distance = walk, half, distance
-        return bits.squeeze(-1) * math.log(2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, loc, log_scale, bits = ctx.saved_tensors
-        gradients = _ScoreGradients(query, loc, log_scale, -upstream, ctx.half, ctx.distance, 1 / math.log(2))
-        for block in ctx.walk():
-            gradients.subtract(block[1].sub_(bits).exp2_(), block)
-        return *gradients.total(), None, None, None, None
+        return (*gradients, *[None] * 12)

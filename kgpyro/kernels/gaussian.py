@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 BLOCK = 300_000  # numbers at a time, which stay in the cache
 GPU_BLOCK = 1 << 30
 LARGE = 1 << 16  # numbers, of which drawing is worth a generator of its own
+Noise = Callable[[Tensor], Tensor]
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -37,10 +38,13 @@ def gaussian_kl(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_scale: 
 
 
 def gaussian_draw_and_kl(
-    loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_scale: Tensor
+    loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_scale: Tensor, noise: Noise | None = None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`gaussian_draw` and :func:`gaussian_kl` in one pass, whose gradients come from one pass too."""
-    return _Gaussian.apply(loc, log_scale, _compact(prior_loc), _compact(prior_scale), True)
+    """:func:`gaussian_draw` and :func:`gaussian_kl` in one pass, whose gradients come from one pass too.
+
+    ``noise`` makes standard normals of the shape of its argument, for blocks of rows one after another.
+    """
+    return _Gaussian.apply(loc, log_scale, _compact(prior_loc), _compact(prior_scale), noise or True)
 
 
 class _Gaussian(torch.autograd.Function):
@@ -51,10 +55,11 @@ class _Gaussian(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loc: Tensor, log_scale: Tensor, prior_loc: Tensor | None, prior_scale: Tensor | None, draw: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx: Any, loc: Tensor, log_scale: Tensor, prior_loc: Tensor | None, prior_scale: Tensor | None,
+        draw: bool | Noise,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         h = torch.empty_like(loc) if draw else None
-        noise = _normals(loc) if draw else None
+        noise = (draw if callable(draw) else _normals(loc)) if draw else None
         kl = None if prior_scale is None else loc.new_empty(loc.shape[:-1])
         for rows in _row_blocks(loc):
             scale = fast_exp(log_scale[rows])

@@ -15,6 +15,7 @@ from kgpyro.posterior.replay import Program
 from kgpyro.program.batches import Batches
 from kgpyro.program.interactions import resolve_score
 from kgpyro.program.likelihood import Answers
+from kgpyro.program.owners import Share
 from kgpyro.program.priors import resolve_prior
 from kgpyro.program.setting import Setting
 from kgpyro.program.sites import OwnParameters, Site, latent_sites, pyro_alone, run_of
@@ -22,7 +23,7 @@ from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
 
-def batches_of(graph: Graph, config: Mapping[str, Any], dtype: torch.dtype) -> Batches:
+def batches_of(graph: Graph, config: Mapping[str, Any], dtype: torch.dtype, share: Share | None = None) -> Batches:
     """What the steps of a fit see."""
     full = config["closed_world"] == "full"
     pooled = full and config["unanswered"] == "all"
@@ -38,10 +39,13 @@ def batches_of(graph: Graph, config: Mapping[str, Any], dtype: torch.dtype) -> B
         drawn,
         config["likelihood"] == "categorical",
         config.get("relation_weight", 0.0),
+        share,
     )
 
 
-def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | None = None) -> Setting:
+def build_setting(
+    graph: Graph, config: Mapping[str, Any], features: Tensor | None = None, share: Share | None = None
+) -> Setting:
     """The setting that a configuration names. Raises InputError for names there are none of."""
     relation_rows = graph.num_relations * (2 if config["inverse"] else 1)
     entity_prior = resolve_prior(config["entity_prior"] or config["prior"])
@@ -49,7 +53,7 @@ def build_setting(graph: Graph, config: Mapping[str, Any], features: Tensor | No
     score = resolve_score(config["score"])
     priors = entity_prior, relation_prior
     kg = Setting(graph.num_entities, relation_rows, score, config["dim"], *priors, graph.num_relations)
-    kg.features, kg.completeness = features, config["completeness"]
+    kg.features, kg.completeness, kg.share = features, config["completeness"], share
     kg.categorical = config["likelihood"] == "categorical"
     return kg
 

@@ -18,15 +18,8 @@ from kgpyro.data.features import FeaturesLike, load_features
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError
+from kgpyro.evaluation import ranking
 from kgpyro.evaluation.calibration import Recalibration
-from kgpyro.evaluation.ranking import (
-    all_metrics,
-    answer_distributions,
-    metrics_table,
-    per_relation_table,
-    rank_relations,
-    rank_triples,
-)  # fmt: skip
 from kgpyro.posterior.asked import Facts, refuse_numbers
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
@@ -37,6 +30,7 @@ from kgpyro.posterior.runs import OWN, Bounded, Run, is_own_code, provenance, re
 from kgpyro.posterior.streaming import refuse_no_update, updated, with_facts
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score
+from kgpyro.program.owners import Share
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
@@ -136,7 +130,8 @@ class Posterior(Predictions):
             triples = triples[~self.graph.seen[triples[:, [0, 2]]].all(1)]
             if not len(triples):
                 raise InputError(f"every entity of the {split} split is in training too; there is nothing unseen.")
-        return rank_triples(score_all, triples, self.graph.known_queries, self.graph.num_entities, progress)
+        among = self.graph.known_queries, self.graph.num_entities
+        return ranking.rank_triples(score_all, triples, *among, progress, self.kg.share)
 
     def evaluate(
         self,
@@ -177,16 +172,18 @@ class Posterior(Predictions):
                 raise InputError("`distribution` is of heads and tails of all triples; leave out the others.")
             p = partial(self.probabilities, draws=100 if draws is None else draws)
             asked = getattr(graph, split), graph.known_queries, graph.num_entities
-            ranks = ranks.join(answer_distributions(p, *asked, progress))
+            ranks = ranks.join(ranking.answer_distributions(p, *asked, progress))
         if relations:
             known = torch.cat([graph.train, graph.valid, graph.test])
             sizes = graph.num_entities, graph.num_relations
-            ranks = pd.concat([ranks, rank_relations(self.mean_relation_scores, getattr(graph, split), known, *sizes)])
-        return per_relation_table(ranks, self.graph) if per_relation else metrics_table(ranks)
+            ranks = pd.concat(
+                [ranks, ranking.rank_relations(self.mean_relation_scores, getattr(graph, split), known, *sizes)]
+            )
+        return ranking.per_relation_table(ranks, self.graph) if per_relation else ranking.metrics_table(ranks)
 
     def evaluation(self, split: str, progress: bool = False) -> dict[str, Any]:
         """All metrics of a split, nested as in ``metrics.json``."""
-        return all_metrics(self.ranks(split, progress=progress))
+        return ranking.all_metrics(self.ranks(split, progress=progress))
 
     @torch.no_grad()
     def prior_parameters(self) -> pd.DataFrame:
@@ -358,29 +355,33 @@ class Posterior(Predictions):
         Raises:
             InputError: no run there, or a file of it is missing or damaged.
         """
-        run = Run.read(folder)
+        return cls._of_run(Run.read(folder), folder, own).to(device)
+
+    @classmethod
+    def _of_run(cls, run: Run, folder: str | Path, own: dict[str, Any], share: Share | None = None) -> Posterior:
+        """The posterior of a run's files; tables of which these have the shapes alone are left to who reads them."""
         run.refuse_own_code(set(own))
         config = run.config | own
-        dtype = run.dtype
         with refusing(Path(folder)), Bounded(run.state.values()), seeded(0):
             _refuse_claims(run, config, own)
             graph = run.graph
-            kg = build_setting(graph, config, run.state.get("guide.features")).to(dtype)
-            program = program_of(config["model"], kg, batches_of(graph, config, dtype))
+            kg = build_setting(graph, config, run.state.get("guide.features"), share).to(run.dtype)
+            program = program_of(config["model"], kg, batches_of(graph, config, run.dtype, share))
             samples = {k.removeprefix("draws."): v for k, v in run.state.items() if k.startswith("draws.")}
-            guide = None if samples else build_guide(config["guide"], kg, sites_of(program)).to(dtype)
+            guide = None if samples else build_guide(config["guide"], kg, sites_of(program)).to(run.dtype)
             found = cls(graph, program, guide, run.config, run.metrics, run.log, samples or None)
         try:
             for part, module in found.modules().items():
                 state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
-                module.load_state_dict(state)
+                made = module.state_dict()
+                module.load_state_dict({k: made[k] if v.is_meta and k in made else v for k, v in state.items()})
         except RuntimeError as error:
             what = " ".join(str(error).split())[:300]
             raise InputError(f"the weights in {folder} do not fit its config.yaml: {what}.") from error
         found.provenance = run.provenance
         if run.recalibration is not None:
             found.recalibration = Recalibration.of(run.recalibration)
-        return found.to(device)
+        return found
 
 
 def _revived(files: Mapping[str, bytes], own: Mapping[str, Any], device: str) -> Posterior:

@@ -26,8 +26,10 @@ from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.errors import InputError
 from kgpyro.files import write_text, write_whole
 from kgpyro.names import is_dotted
+from kgpyro.program.owners import is_spread
 from kgpyro.version import VERSION
 
+ROWS = 1 << 18  # read at once
 FORMAT = "2"
 POSTERIOR = "posterior.safetensors"
 OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
@@ -65,18 +67,19 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     recalibration: dict[str, Any] | None = None
 
-    def write(self, folder: str | Path, unfinished: bool = False) -> None:
+    def write(self, folder: str | Path, unfinished: bool = False, shards: int = 1) -> None:
         """Write all files; ``posterior.safetensors`` is the last, so that where it is the run is complete.
 
         Args:
             folder: a new one, or that of the ``unfinished`` fit whose run this is, or of a run to replace.
+            shards: how many files have the rows of the entities (:func:`write_rows`), if more than this one.
 
         Raises InputError where the folder holds another run or cannot be written.
         """
         folder = Path(folder) if unfinished else new_run_folder(folder)
         check_writable_config(self.config)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state.items()}
-        metadata = {"format": FORMAT, "kgpyro": VERSION}
+        metadata = {"format": FORMAT, "kgpyro": VERSION, "shards": str(shards)}
         start_run(folder, self.graph, self.config)
         write_text(folder / "run.json", json.dumps(self.provenance, indent=2) + "\n")
         write_text(folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
@@ -86,8 +89,11 @@ class Run:
         write_whole(folder / POSTERIOR, lambda path: safetensors.torch.save_file(state, path, metadata))
 
     @classmethod
-    def read(cls, folder: str | Path) -> Run:
-        """Read all files. Raises InputError where there is no run, or a file of it is missing or damaged."""
+    def read(cls, folder: str | Path, whole: bool = True) -> Run:
+        """Read all files, where not the ``whole`` of entities' rows the shapes alone.
+
+        Raises InputError where there is no run, or a file of it is missing or damaged.
+        """
         folder = Path(folder)
         if not (folder / POSTERIOR).is_file():
             raise InputError(
@@ -99,7 +105,8 @@ class Run:
             with safe_open(folder / POSTERIOR, framework="pt") as tensors:
                 metadata = tensors.metadata() or {}
                 check_format(folder, metadata)
-                state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+                state = {k: tensors.get_tensor(k) for k in tensors.keys() if whole or not _is_rows(k)}  # noqa: SIM118
+            state |= _spread(folder, whole)
             found = [_object(folder / f) for f in ("metrics.json", "run.json") if (folder / f).is_file()]
             metrics, provenance = found if len(found) == 2 else (_object(folder / "metrics.json"), {})
             log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").is_file() else pd.DataFrame()
@@ -156,6 +163,65 @@ def start_run(folder: Path, graph: Graph, config: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} cannot be written to: {error}.") from error
     write_text(folder / "graph.json", json.dumps(names | splits, ensure_ascii=False))
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _is_rows(key: str) -> bool:
+    return key.startswith("guide.") and is_spread(key)
+
+
+def _file(number: int, shards: int) -> str:
+    return f"posterior-{number + 1}-of-{shards}.safetensors"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those that have rows of entities, in their order."""
+    with safe_open(folder / POSTERIOR, framework="pt") as file:
+        shards = int((file.metadata() or {}).get("shards", 1))
+    return [folder / _file(i, shards) for i in range(shards)] if shards > 1 else [folder / POSTERIOR]
+
+
+def _spread(folder: Path, whole: bool) -> dict[str, Tensor]:
+    """The tables of entities that several files have, put together; or those of a run as shapes alone."""
+    files = _files(folder)
+    with safe_open(files[0], framework="pt") as file:
+        keys = [key for key in file.keys() if _is_rows(key)]  # noqa: SIM118
+    found: dict[str, Tensor] = {}
+    for key in keys if len(files) > 1 or not whole else ():
+        parts = [_slice(path, key) for path in files]
+        shape = (sum(part.get_shape()[0] for part in parts), *parts[0].get_shape()[1:])
+        dtype = parts[0][:0].dtype
+        found[key] = torch.empty(shape, dtype=dtype, device="cpu" if whole else "meta")
+        if whole:
+            read_rows(folder, key, 0, found[key])
+    return found
+
+
+def _slice(path: Path, key: str) -> Any:
+    with safe_open(path, framework="pt") as file:
+        return file.get_slice(key)
+
+
+def write_rows(folder: Path, tables: Mapping[str, Tensor], number: int, shards: int) -> None:
+    """Write one process's rows of the entities' tables, the ``number``-th file from 0 of as many as ``shards``."""
+    tables = {key: value.detach().cpu().contiguous() for key, value in tables.items()}
+    metadata = {"format": FORMAT, "kgpyro": VERSION}
+    write_whole(folder / _file(number, shards), lambda path: safetensors.torch.save_file(dict(tables), path, metadata))
+
+
+@torch.no_grad()
+def read_rows(folder: Path, key: str, first: int, into: Tensor) -> None:
+    """Fill ``into``, ``(n, d)``, with the rows of a table from ``first`` on, whichever files of a run have them."""
+    with refusing(folder):
+        begin = 0
+        for path in _files(folder):
+            part = _slice(path, key)
+            end = begin + part.get_shape()[0]
+            for start in range(max(first, begin), min(first + len(into), end), ROWS):
+                stop = min(start + ROWS, first + len(into), end)
+                into[start - first : stop - first] = part[start - begin : stop - begin]
+            begin = end
+        if begin < first + len(into):
+            raise ValueError(f"{key} has {begin} rows, fewer than the graph has entities")
 
 
 @contextmanager

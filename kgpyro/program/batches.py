@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kgpyro.data.queries import Queries
 from kgpyro.program.lazy import Labels
+from kgpyro.program.owners import Share
 from kgpyro.program.plates import Batch
 
 
@@ -39,6 +40,7 @@ class Batches:
         unanswered: how many of the queries that are not among ``queries`` join each batch, at random (0: none).
         categorical: whether a query's answers are one draw each, so that the query is one term.
         relation_weight: what the question for a held fact's relation counts for, beside those for its ends.
+        share: where processes share the entities, what this one owns: batches are then its part of those of all.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Batches:
         unanswered: int = 0,
         categorical: bool = False,
         relation_weight: float = 0.0,
+        share: Share | None = None,
     ):
         self.relation_weight = relation_weight
+        self.share = share
         self.queries, self.num_entities, self.inverse = queries, num_entities, inverse
         self.negatives, self.negative_weight, self.categorical = negatives, negative_weight, categorical
         self.dtype = dtype or torch.get_default_dtype()
@@ -111,9 +115,24 @@ class Batches:
     def __call__(self, index: Tensor) -> Batch:
         """The batch of the queries ``index``, shape ``(b,)``, with fresh draws of whatever is sampled."""
         if self.negatives is not None:
-            return self.with_negatives(index, *self.draw_negatives(index, self.negatives))
+            row, negative = self.draw_negatives(index, self.negatives)
+            if self.share is None:
+                return self.with_negatives(index, row, negative)
+            return self._of_own(index, row, negative, self.share)
         others = torch.randint(max(1, self.num_unanswered), (self.unanswered,), device=index.device)
-        return self.with_unanswered(index, others)
+        batch = self.with_unanswered(index, others)
+        assert batch.y is not None
+        return batch if self.share is None else batch.of_own(self.share, batch.y)
+
+    def _of_own(self, index: Tensor, row: Tensor, negative: Tensor, share: Share) -> Batch:
+        """This process's share of the queries of :meth:`with_negatives`, at what they count for among all."""
+        step, own = share.processes, index[share.rank :: share.processes]
+        mine, part = row % step == share.rank, len(own) / len(index)
+        if not len(own):  # a query that counts for nothing, since none is not a batch
+            own, mine, part = index[:1], row == 0, 1e-30
+        batch = self.with_negatives(own, row[mine] // step, negative[mine])
+        assert batch.entity_scale is not None
+        return replace(batch, query_weight=batch.query_weight * part, entity_scale=batch.entity_scale * part)
 
     def with_unanswered(self, index: Tensor, others: Tensor) -> Batch:
         """The batch of the queries ``index``, and of those of the given places among the unanswered, ``(u,)``."""
@@ -179,7 +198,10 @@ class Batches:
     def asked(self, anchor: Tensor, relation: Tensor) -> Batch:
         """The batch of all candidates of the given queries, shapes ``(b,)``, each once and without labels."""
         ones = torch.ones(len(anchor), dtype=self.dtype, device=anchor.device)
-        return self._batch(anchor, relation, ones, ..., None, None, None)
+        batch, none = self._batch(anchor, relation, ones, ..., None, None, None), anchor[:0]
+        if self.share is None:
+            return batch
+        return batch.of_own(self.share, Labels.at(none, none, (len(anchor), self.num_entities), self.dtype))
 
     def _batch(
         self,

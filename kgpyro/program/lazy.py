@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from kgpyro.kernels.gaussian import gaussian_draw_and_kl
+from kgpyro.kernels.gaussian import Noise, gaussian_draw_and_kl
 from kgpyro.program.families import is_gaussian, log_scale_of
 
 _PROPERTIES = ("shape", "dtype", "device", "ndim", "layout", "is_sparse", "requires_grad", "is_cuda")
@@ -68,11 +68,13 @@ class Undrawn(Lazy):
         fn: the guide's distribution, batch shape ``(n,)``, event shape ``(d,)``.
         prior: the model's distribution at the site, once known: then one pass draws and compares.
         kl: the KL divergence of each row, shape ``(n,)``, where that pass was made; else None.
+        noise: what draws standard normals for blocks of rows, where that is not PyTorch.
     """
 
     fn: TorchDistribution
     prior: TorchDistribution | None = None
     kl: Tensor | None = None
+    noise: Noise | None = None
 
     @classmethod
     def of(cls, fn: TorchDistribution) -> Undrawn:
@@ -84,7 +86,7 @@ class Undrawn(Lazy):
         if self.prior is None or not is_gaussian(self.prior) or self.prior.event_shape != self.fn.event_shape:
             return self.fn.rsample()
         q, p = self.fn.base_dist, self.prior.base_dist
-        drawn, self.kl = gaussian_draw_and_kl(q.loc, log_scale_of(q), p.loc, p.scale)
+        drawn, self.kl = gaussian_draw_and_kl(q.loc, log_scale_of(q), p.loc, p.scale, self.noise)
         return drawn
 
 

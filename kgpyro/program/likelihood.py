@@ -14,28 +14,36 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from kgpyro.kernels.candidates import all_candidates_log_prob, log_normaliser
+from kgpyro.kernels.candidates import all_candidates_log_prob
 from kgpyro.kernels.gaussian import gaussian_draw
+from kgpyro.kernels.softmax import log_normaliser
 from kgpyro.program.families import log_scale_of
 from kgpyro.program.interactions import Score
 from kgpyro.program.lazy import Undrawn, observed_of
+from kgpyro.program.owners import Share
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Latents as rows of a table: ``table[..., ids, :]``, or the table as it is where ``ids`` is None."""
+    """Latents as rows of a table: ``table[..., ids, :]``, or the table as it is where ``ids`` is None.
+
+    Where processes ``share`` the table it is this one's rows, and the ids are of any.
+    """
 
     table: Tensor
     ids: Tensor | None = None
+    share: Share | None = None
 
     @property
     def values(self) -> Tensor:
-        return self.table[...] if self.ids is None else self.table[..., self.ids, :]
+        if self.ids is None:
+            return self.table[...]
+        return self.table[..., self.ids, :] if self.share is None else self.share.lookup(self.table[...], self.ids)
 
     @property
     def sparse_values(self) -> Tensor:
         """The same of a plain table, with a gradient that has these rows alone: by other uses it is dense anyway."""
-        if self.ids is None or self.table.dim() != 2 or self.table.device.type not in ("cpu", "cuda"):
+        if self.share or self.ids is None or self.table.dim() != 2 or self.table.device.type not in ("cpu", "cuda"):
             return self.values
         return F.embedding(self.ids, self.table[...], sparse=True)
 
@@ -45,7 +53,8 @@ class Rows:
         if self.ids is None or not isinstance(self.table, Undrawn):
             return self.values
         normal = self.table.fn.base_dist
-        return gaussian_draw(normal.loc[self.ids], log_scale_of(normal)[self.ids])
+        loc, log_scale = (Rows(x, self.ids, self.share).values for x in (normal.loc, log_scale_of(normal)))
+        return gaussian_draw(loc, log_scale)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Given:
         completeness: ``κ``, the probability with which a true fact between two entities is observed (Elkan & Noto
             2008); it is 1 for self-loops.
         query: of single facts, the query of each, ``(n,)``.
+        share: where processes share the candidates, which of them these are; ``loops`` then counts from its first.
     """
 
     score: Score
@@ -75,6 +85,7 @@ class Given:
     loops: Tensor
     completeness: float = 1.0
     query: Tensor | None = None
+    share: Share | None = None
 
 
 class SingleFacts(dist.Bernoulli):
@@ -177,7 +188,7 @@ class AllCandidates(TorchDistribution):
         """The log-probabilities ``(b,)``, or their weighted sum."""
         g, (rows, columns, labels) = self.given, observed_of(value)
         query, loc, log_scale, own = self._walk()
-        missing = g.completeness, g.loops, weight
+        missing = g.completeness, g.loops, weight, self._span
         if own is None:
             observed = rows, columns, labels
             return all_candidates_log_prob(
@@ -189,8 +200,13 @@ class AllCandidates(TorchDistribution):
         hit = torch.zeros_like(score).index_add(0, rows, labels * loops)
         observed = rows, columns, labels.masked_fill(loops, 0.0)
         total = all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, own, *missing)
-        loop = hit * score - F.softplus(score)
+        loop = (hit * score - F.softplus(score)) * (1 if g.share is None else g.share.own(own + g.share.first))
         return total + (loop if weight is None else (loop * weight).sum())
+
+    @property
+    def _span(self) -> tuple[int, int] | None:
+        """The first of the candidates and the number of all, where processes share them."""
+        return None if self.given.share is None else (self.given.share.first, self.given.share.total)
 
     def _walk(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Query vectors ``(b, d)``, candidates, their log-scales where scores are drawn, and then the self-loops."""
@@ -247,7 +263,9 @@ class Answers(AllCandidates):
         query, loc, log_scale, own = self._walk()
         # the observed scores are taken at their means, as they enter linearly
         scores = self.given.score.compare(query[rows], Rows(loc, columns).sparse_values)
-        normaliser = log_normaliser(query, loc, log_scale, own, not self.given.score.linear)
+        normaliser = log_normaliser(query, loc, log_scale, own, self._span, not self.given.score.linear)
+        if self.given.share is not None:
+            normaliser = self.given.share.log_sum_exp(normaliser)
         if own is not None:
             loops = self.given.score.compare(query, self._anchor)
             scores = torch.where(columns == own[rows], loops[rows], scores)

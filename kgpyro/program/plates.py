@@ -12,7 +12,8 @@ import pyro
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from kgpyro.program.lazy import observed_of
+from kgpyro.program.lazy import Labels, observed_of
+from kgpyro.program.owners import Share
 
 # ids of symbols, shape (n,), or all of them
 Symbols: TypeAlias = Tensor | EllipsisType
@@ -72,6 +73,8 @@ class Batch:
         terms_per_query: the number of terms of the log-likelihood that a query's facts stand for, shape ``(b,)``.
         total: sum of the weights of all queries there are.
         relation_weight: what the question for the relation of a held fact counts for.
+        share: where processes share the entities and the batch is of all of this one's: which these are; then
+            ``num_entities`` and ``y`` are of these, ``anchor`` is of all.
     """
 
     entities: Tensor | EllipsisType
@@ -89,10 +92,20 @@ class Batch:
     num_entities: int
     num_relations: int
     relation_weight: float = 0.0
+    share: Share | None = None
 
     def unlabelled(self) -> Batch:
         """The same facts without labels: a model run on them draws these."""
         return replace(self, y=None)
+
+    def of_own(self, share: Share, y: Tensor) -> Batch:
+        """The part of a batch of all candidates, with labels ``(b, E)``, whose candidates this process owns."""
+        row, column, labels = observed_of(y)
+        own = share.own(column)
+        labels = None if labels is None else labels[own]
+        shape = len(self.anchor), len(share)
+        mine = Labels.at(row[own], column[own] - share.first, shape, y.dtype, labels)
+        return replace(self, y=mine, num_entities=len(share), share=share)
 
     @contextmanager
     def entity_plate(self) -> Iterator[Symbols]:

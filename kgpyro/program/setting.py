@@ -25,6 +25,7 @@ from kgpyro.program.batches import Batches
 from kgpyro.program.families import Family
 from kgpyro.program.interactions import Score
 from kgpyro.program.likelihood import AllCandidates, Answers, Given, Rows, SingleFacts
+from kgpyro.program.owners import RowsOf, Share
 from kgpyro.program.plates import Batch, Held
 from kgpyro.program.priors import Prior, Unknown
 
@@ -121,6 +122,7 @@ class Setting(nn.Module):
         base_rate: mean over relations of the log-odds of the share of cells that training holds, shape ``()``.
         features: of the entities, shape ``(num_entities, f)``; None where there are none.
         completeness: the probability with which a true fact between two entities is in the training graph.
+        share: where processes share the entities, which of them this one owns.
         categorical: whether :meth:`likelihood` is of answers drawn from all candidates, where intercepts cancel.
     """
 
@@ -153,6 +155,7 @@ class Setting(nn.Module):
         self.completeness = 1.0
         self.categorical = False
         self.sparse = False
+        self.share: Share | None = None
 
     @property
     def sparse(self) -> bool:
@@ -172,6 +175,19 @@ class Setting(nn.Module):
     def count(self, kind: str) -> int:
         """Number of symbols of a kind."""
         return self.num_entities if kind == "entity" else self.num_relations
+
+    def new_table(self, kind: str, size: int) -> Tensor:
+        """A row for each symbol of a kind, ``(n, size)``, at Xavier's values (Glorot & Bengio 2010).
+
+        Where processes share the entities these are the rows of this process.
+        """
+        if kind == "entity" and self.share is not None:
+            return self.share.start(self.num_entities, size, self.start)
+        return nn.init.xavier_uniform_(torch.empty(self.count(kind), size))
+
+    def rows_of(self, kind: str) -> RowsOf:
+        """What looks up symbols ``(n,)`` in such a table, whichever process has their rows."""
+        return RowsOf(self.sparse, self.share if kind == "entity" else None)
 
     def family(self, kind: str) -> Family:
         """The posterior family that fits a kind's prior."""
@@ -254,7 +270,9 @@ class Setting(nn.Module):
         Batch shape ``(n,)`` of single facts; or ``(b,)`` with event ``(E,)``.
         """
         candidate = Rows(entities, None if isinstance(batch.candidate, EllipsisType) else batch.candidate)
-        return self._of(Rows(entities, batch.anchor), Rows(relations, batch.relation), candidate, intercepts, batch)
+        return self._of(
+            Rows(entities, batch.anchor, batch.share), Rows(relations, batch.relation), candidate, intercepts, batch
+        )
 
     def fact_likelihood(
         self, head: Tensor, relation: Tensor, tail: Tensor, intercepts: Tensor, batch: Batch
@@ -291,10 +309,12 @@ class Setting(nn.Module):
         if intercepts.dim() > 1:  # of vectorised particles, with a dimension for the plate of facts
             intercepts = intercepts.squeeze(-2)
         intercept = intercepts[..., batch.relation % self.relations]
-        loops = batch.anchor if batch.query is None else torch.eq(batch.anchor[batch.query], batch.candidate)  # type: ignore[arg-type]
+        own = batch.anchor if batch.share is None else batch.anchor - batch.share.first
+        loops = own if batch.query is None else torch.eq(batch.anchor[batch.query], batch.candidate)  # type: ignore[arg-type]
         given = Given(
-            self.score, anchor, relation, candidate, intercept, batch.reverse, loops, self.completeness, batch.query
-        )
+            self.score, anchor, relation, candidate, intercept, batch.reverse, loops, self.completeness, batch.query,
+            batch.share,
+        )  # fmt: skip
         if self.categorical:
             if batch.query is not None:
                 raise InputError("a categorical likelihood is of all candidates of a query, not of single facts.")
