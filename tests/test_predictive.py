@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import pairwise
 from test_posterior import posterior_of
 
 from kgpyro.data.graph import Graph
@@ -44,9 +45,7 @@ def test_certain_draws_leave_no_epistemic_doubt() -> None:
     assert found["std"].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("model", ["lim", "lfm"])
-@pytest.mark.parametrize("score", ["ComplEx", "TransE-L2", "pykeen:HolE"])
-@pytest.mark.parametrize("inverse", [True, False])
+@pairwise(model=["lim", "lfm"], score=["ComplEx", "TransE-L2", "pykeen:HolE"], inverse=[True, False])
 def test_a_fact_has_one_probability(tiny: Graph, model: str, score: str, inverse: bool) -> None:
     """As a fact, as an answer of its tail query and of its head query; self-loops included; against the formula."""
     posterior = posterior_of(tiny, model=model, score=score, inverse=inverse)

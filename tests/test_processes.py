@@ -65,9 +65,7 @@ def test_averaged_gradient(tiny: Graph, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("negatives", ["all", "5"])
-def test_two_processes_are_as_good_as_one(
-    tmp_path: Path, negatives: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_are_as_good_as_one(tmp_path: Path, negatives: str, capsys: pytest.CaptureFixture[str]) -> None:
     mrr = {}
     for devices in ("1", "2"):
         out = tmp_path / devices
