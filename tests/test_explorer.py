@@ -17,10 +17,22 @@ from kgpyro.program.catalogue import STANDARD, parameters_of
 from kgpyro.reporting.explorer import PriorExplorer
 
 
+def explorer_of(graph: Graph, folder: Path) -> PriorExplorer:
+    found = kgpyro.explore(graph, folder)
+    found.dim.value, found.epochs.value = 4, 3
+    return found
+
+
 @pytest.fixture
 def explorer(tiny: Graph, tmp_path: Path) -> PriorExplorer:
-    found = kgpyro.explore(tiny, tmp_path / "fits")
-    found.dim.value, found.epochs.value = 4, 3
+    return explorer_of(tiny, tmp_path / "fits")
+
+
+@pytest.fixture(scope="module")
+def families(tiny: Graph, tmp_path_factory: pytest.TempPathFactory) -> PriorExplorer:
+    """One explorer, whose family changes from test to test."""
+    found = explorer_of(tiny, tmp_path_factory.mktemp("fits"))
+    found.score.value = "DistMult"
     return found
 
 
@@ -45,12 +57,11 @@ def test_it_shows_what_the_function_says(explorer: PriorExplorer, tiny: Graph) -
 
 
 @pytest.mark.parametrize("name", list(STANDARD))
-def test_every_family_has_controls(explorer: PriorExplorer, name: str) -> None:
-    explorer.score.value = "DistMult"
-    explorer.prior.family.value = name
-    assert explorer.prior.numbers.keys() == parameters_of(name).keys()
-    assert kgpyro.resolve_prior(explorer.prior.text).text == explorer.prior.text == name
-    assert explorer.predictive is not None
+def test_every_family_has_controls(families: PriorExplorer, name: str) -> None:
+    families.prior.family.value = name
+    assert families.prior.numbers.keys() == parameters_of(name).keys()
+    assert kgpyro.resolve_prior(families.prior.text).text == families.prior.text == name
+    assert families.predictive is not None and families.predictive.title.startswith(f"{name}, DistMult")
 
 
 def test_what_cannot_be_is_said(explorer: PriorExplorer) -> None:

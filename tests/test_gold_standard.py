@@ -16,7 +16,7 @@ OPTIONS["closed_world"] = "local"
 
 @pytest.fixture(scope="module")
 def fitted(tiny: Graph) -> Posterior:
-    return kgpyro.fit(tiny, **OPTIONS, epochs=1500, lr=0.05, precision="64", progress=False, device="cpu")  # type: ignore[arg-type]
+    return kgpyro.fit(tiny, **OPTIONS, epochs=500, lr=0.15, precision="64", progress=False, device="cpu")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -52,10 +52,11 @@ def test_every_member_of_a_mixture_could_have_drawn_it(pair: Graph) -> None:
             table = getattr(parts.guide, kind)
             for member in getattr(mixture.guide, kind):
                 member.load_state_dict(table.state_dict())
-    np.testing.assert_allclose(kgpyro.psis_khat(other).log_ratios, kgpyro.psis_khat(one).log_ratios, rtol=1e-4)
+    alone = kgpyro.psis_khat(one, 200).log_ratios
+    np.testing.assert_allclose(kgpyro.psis_khat(other, 200).log_ratios, alone, rtol=1e-4)
     with torch.no_grad():
         mixture.guide.entity[1].loc.add_(100.0)
-    even = kgpyro.psis_khat(other).log_ratios[::2] - kgpyro.psis_khat(one).log_ratios[::2]
+    even = kgpyro.psis_khat(other, 200).log_ratios[::2] - alone[::2]
     np.testing.assert_allclose(even, math.log(2), rtol=1e-3)
 
 

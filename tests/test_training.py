@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from kgpyro import Options
 from kgpyro.data import graph
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.inference.training import KLSchedule
+from kgpyro.inference.training import KLSchedule, quiet
 
 QUICK: dict[str, Any] = {"dim": 4, "epochs": 3, "batch_size": 4, "progress": False, "device": "cpu"}
 
@@ -289,3 +291,23 @@ def test_options_take_what_means_the_same(tiny: Graph) -> None:
     assert (posterior.config["dim"], posterior.config["epochs"], len(posterior.log)) == (4, 2, 2)
     names = list(inspect.signature(kgpyro.fit).parameters)
     assert names[:3] == ["graph", "options", "model"] and "kl_weight" in names and "changes" not in names
+
+
+def test_fits_of_several_threads_leave_lightnings_logger_as_it_was() -> None:
+    logger, inside, done = logging.getLogger("lightning.pytorch"), threading.Event(), threading.Event()
+    before = logger.level
+
+    def other() -> None:
+        with quiet():
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=other)
+    with pytest.raises(RuntimeError), quiet():
+        thread.start()
+        assert inside.wait(10)
+        raise RuntimeError
+    assert logger.level == logging.ERROR  # the other fit is under way
+    done.set()
+    thread.join()
+    assert logger.level == before

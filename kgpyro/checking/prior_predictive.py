@@ -54,11 +54,15 @@ class PriorPredictive:
     title: str
 
     @property
+    def _sure(self) -> tuple[float, float]:
+        """Shares of random facts that are claimed for sure, as true and as false."""
+        return float((self.probabilities > SURE).mean()), float((self.probabilities < 1 - SURE).mean())
+
+    @property
     def verdict(self) -> str:
         """Three lines: how dense a graph the prior expects, how sure it is of random facts, and what to do."""
         claimed, graph = self.summary.loc["probability of a random fact"], self.summary["graph"].iloc[0]
-        sure, false = float((self.probabilities > SURE).mean()), float((self.probabilities < 1 - SURE).mean())
-        fine = "nothing: it leaves the facts open; `fit` it"
+        (sure, false), fine = self._sure, "nothing: it leaves the facts open; `fit` it"
         return (
             f"The prior expects {claimed['mean']:.2g} of all facts to be true ({claimed['low']:.2g} to "
             f"{claimed['high']:.2g}); in the graph {graph:.2g} are.\n"
@@ -75,8 +79,7 @@ class PriorPredictive:
     @property
     def warnings(self) -> list[str]:
         """In plain words, what is suspicious about the prior."""
-        sure = float((self.probabilities > SURE).mean())
-        false = float((self.probabilities < 1 - SURE).mean())
+        sure, false = self._sure
         if sure < PILED_UP:
             return []
         return [
@@ -247,10 +250,8 @@ def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tens
 def _observed_degrees(graph: Graph, queries: int) -> Tensor:
     """Numbers of training answers of random tail queries, unanswered ones included, shape ``(queries,)``."""
     key = torch.randint(graph.num_entities * graph.num_relations, (queries,))
-    triples = graph.train[:, 0] * graph.num_relations + graph.train[:, 1]
-    answered, counts = torch.unique(triples, return_counts=True)
-    position = torch.searchsorted(answered, key).clamp_max(len(answered) - 1)
-    return torch.where(answered[position] == key, counts[position], 0)
+    answered = pd.Series((graph.train[:, 0] * graph.num_relations + graph.train[:, 1]).numpy()).value_counts()
+    return torch.tensor(answered.reindex(key.numpy(), fill_value=0).to_numpy())
 
 
 def _predictive(

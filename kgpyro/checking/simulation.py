@@ -8,7 +8,6 @@ other, and a 90 % interval holds it in 90 % of all cases (Cook, Gelman & Rubin 2
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,7 +25,8 @@ from kgpyro.errors import InputError
 from kgpyro.inference.options import Options
 from kgpyro.posterior.building import batches_of, build_setting, program_of
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.program.sites import PER_FACT, frame_of, pyro_alone
+from kgpyro.posterior.replay import sites_run
+from kgpyro.program.sites import PER_FACT, frame_of
 from kgpyro.randomness import seeded
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -191,12 +190,8 @@ class _Truth:
             if true.any():
                 return self._graph(self.cells[true]), self.cells, p
 
-    @torch.no_grad()
-    def _latents(self) -> Mapping[str, Tensor]:
-        first = torch.zeros(1, dtype=torch.long)
-        with pyro_alone(), self.program.parameters:
-            trace = poutine.trace(self.program.model).get_trace(self.kg, self.program.batches.asked(first, first))
-        sites: Sequence[tuple[str, Any]] = [(name, trace.nodes[name]) for name in trace.stochastic_nodes]
-        if any(frame_of(site) in PER_FACT for _, site in sites):
+    def _latents(self) -> dict[str, Tensor]:
+        sites = sites_run(self.program, self.program.model)
+        if any(frame_of(site) in PER_FACT for site in sites.values()):
             raise InputError("simulation is of facts that share latents; choose `model` lim, or one such as it.")
-        return {name: site["value"].unsqueeze(0) for name, site in sites if name != self.program.label}
+        return {name: site["value"].unsqueeze(0) for name, site in sites.items() if name != self.program.label}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,8 +89,6 @@ class Queries:
         return rows, self.indptr[index[rows]] + within
 
     def to(self, device: torch.device | str) -> Queries:
-        anchor, relation, indptr, answers = (
-            x.to(device) for x in (self.anchor, self.relation, self.indptr, self.answers)
-        )
-        sure = None if self.confidences is None else self.confidences.to(device)
-        return Queries(anchor, relation, indptr, answers, self.num_relations, sure)
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in given.items() if isinstance(x, Tensor)}
+        return replace(self, **moved)

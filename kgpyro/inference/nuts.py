@@ -85,18 +85,12 @@ def _worst(chains: Any, what: str) -> float:
         return float("nan")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="More chains")
-        return _of_arviz(arviz, new, chains, what)
+        if new:
+            from arviz_stats.base import array_stats
 
-
-def _of_arviz(arviz: Any, new: bool, chains: Any, what: str) -> float:
-    if new:
-        from arviz_stats.base import array_stats
-
-        function = array_stats.rhat if what == "rhat" else array_stats.ess
-        found = function(chains, chain_axis=0, draw_axis=1)
-    else:
-        data = arviz.convert_to_dataset({"x": chains})
-        found = (arviz.rhat(data) if what == "rhat" else arviz.ess(data))["x"].to_numpy()
+            found = getattr(array_stats, what)(chains, chain_axis=0, draw_axis=1)
+        else:
+            found = getattr(arviz, what)(arviz.convert_to_dataset({"x": chains}))["x"].to_numpy()
     return float(found.max() if what == "rhat" else found.min())
 
 

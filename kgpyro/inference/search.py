@@ -126,32 +126,21 @@ def _fitted(graph: Graph, options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         posterior = fit(graph, **options, progress=False)
     except InputError as error:
-        return {
-            "options": {k: v if isinstance(v, (int, float)) else str(v) for k, v in options.items()},
-            "failure": str(error),
-        }
+        written = {k: v if isinstance(v, (int, float)) else str(v) for k, v in options.items()}
+        return {"options": written, "failure": str(error)}
     metrics = posterior.metrics
     if any("was interrupted" in warning for warning in metrics["warnings"]):
         raise KeyboardInterrupt
     mrr = {f"{split}_mrr": metrics[split]["realistic"]["mrr"] for split in ("valid", "test") if split in metrics}
-    config = {key: posterior.config[key] for key in options}
-    return mrr | {
-        "elbo_per_fact": metrics.get("elbo_per_fact"),
-        "seconds": round(posterior.seconds, 1),
-        "options": config,
-    }
+    mrr["elbo_per_fact"], mrr["seconds"] = metrics.get("elbo_per_fact"), round(posterior.seconds, 1)
+    return mrr | {"options": {key: posterior.config[key] for key in options}}
 
 
 def _table(study: Any) -> pd.DataFrame:
     """The trials that came to something, or to a failure of their own, best first."""
     ended = [trial.user_attrs["row"] for trial in study.get_trials() if trial.state.is_finished() and trial.user_attrs]
-    rows = [
-        {"trial": i, **{k: v for k, v in row.items() if k != "options"}, **row["options"]}
-        for i, row in enumerate(ended)
-    ]
-    table = pd.DataFrame(rows)
-    return (
-        table.sort_values("valid_mrr", ascending=False, kind="stable", ignore_index=True)
-        if "valid_mrr" in table
-        else table
-    )
+    table = pd.DataFrame([{"trial": i, **row, **row["options"]} for i, row in enumerate(ended)])
+    table = table.drop(columns="options", errors="ignore")
+    if "valid_mrr" not in table:
+        return table
+    return table.sort_values("valid_mrr", ascending=False, kind="stable", ignore_index=True)

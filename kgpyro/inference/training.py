@@ -8,8 +8,10 @@ import inspect
 import logging
 import math
 import platform
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -276,6 +278,25 @@ def has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+_LIGHTNING, _LOCK = logging.getLogger("lightning.pytorch"), threading.Lock()
+_LEVELS: list[int] = []  # of that logger before each fit that is under way; the first is the caller's
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's tips, by way of Python's one logger of that name: fits of several threads share it."""
+    with _LOCK:
+        _LEVELS.append(_LIGHTNING.level)
+        _LIGHTNING.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            level = _LEVELS.pop()
+            if not _LEVELS:
+                _LIGHTNING.setLevel(level)
+
+
 def train(
     module: Training,
     epochs: int,
@@ -296,11 +317,8 @@ def train(
     """
     kind, _, number = device.partition(":")
     names = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-    quiet = logging.getLogger("lightning.pytorch")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # Lightning tells of devices and tips by way of Python's one logger of that name
     try:
-        with asking(interrupt), warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(False):
+        with quiet(), asking(interrupt), warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(False):
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", message=".*(Sparse invariant|lightning|dataloader).*")
             trainer = pl.Trainer(
@@ -327,5 +345,3 @@ def train(
             return trainer.global_rank
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise InputError(f"`device` {device} with `precision` {precision}: {error} cpu works anywhere.") from error
-    finally:
-        quiet.setLevel(level)

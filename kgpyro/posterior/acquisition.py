@@ -66,12 +66,8 @@ def shortlist(
 
 def unknown(triples: Tensor, graph: Graph) -> Tensor:
     """The distinct triples that training lacks, shapes ``(n, 3) -> (m, 3)``."""
-
-    def key(ids: Tensor) -> Tensor:
-        return (ids[:, 1] * graph.num_entities + ids[:, 0]) * graph.num_entities + ids[:, 2]
-
     triples = triples.cpu().unique(dim=0)
-    return triples[~torch.isin(key(triples), key(graph.train))]
+    return triples[~torch.isin(graph._keys(triples), graph._keys(graph.train))]
 
 
 def _measure(by: str, mean: Tensor, aleatoric: Tensor) -> Tensor:

@@ -56,13 +56,20 @@ class _Values(Messenger):
 
 
 @torch.no_grad()
+def sites_run(program: Program, what: Callable) -> dict[str, Any]:
+    """The latents and the labels of a run of the model or a guide on one query, as Pyro traces them."""
+    first = torch.zeros(1, dtype=torch.long, device=program.kg.start.device)
+    with pyro_alone(), program.parameters:
+        nodes = poutine.trace(what).get_trace(program.kg, program.batches.asked(first, first)).nodes
+    drawn = {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    return {name: site for name, site in drawn.items() if name == program.label or not site["is_observed"]}
+
+
 def joint_draw(program: Program, guide: Guide, number: int) -> dict[str, Tensor]:
     """The latents that are not of single facts in a numbered draw, the same at every call: values by site."""
-    first = torch.zeros(1, dtype=torch.long, device=program.kg.start.device)
-    with pyro_alone(), program.parameters, seeded(number), guide.using(number):
-        trace = poutine.trace(guide).get_trace(program.kg, program.batches.asked(first, first))
-    sites = ((name, trace.nodes[name]) for name in trace.stochastic_nodes)
-    return {name: s["value"] for name, s in sites if frame_of(s) not in PER_FACT}
+    with seeded(number), guide.using(number):
+        sites = sites_run(program, guide)
+    return {name: s["value"] for name, s in sites.items() if frame_of(s) not in PER_FACT}
 
 
 @torch.no_grad()
@@ -111,14 +118,11 @@ class Standard:
     intercept: bool
 
 
-@torch.no_grad()
 def standard_form(program: Program, guide: Guide | None) -> Standard | None:
     """What closed forms of predictions a model admits, as a run of it shows; None for no such form."""
-    ids = torch.zeros(1, dtype=torch.long, device=program.kg.start.device)
-    with pyro_alone(), program.parameters, seeded(0):
-        trace = poutine.trace(program.model).get_trace(program.kg, program.batches.asked(ids, ids))
-    sites = {name: trace.nodes[name] for name in trace.stochastic_nodes}
-    fn = trace.nodes[program.label]["fn"]
+    with seeded(0):
+        sites = sites_run(program, program.model)
+    fn = sites[program.label]["fn"]
     if type(fn) not in (AllCandidates, Answers):
         return None
     given, kg = fn.given, program.kg

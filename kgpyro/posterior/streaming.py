@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from kgpyro.data.encoding import Rows, encode
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.errors import InputError
+from kgpyro.posterior.acquisition import unknown
 from kgpyro.posterior.asked import fact_ids, is_ids, named_facts
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.draws import Draws
@@ -45,12 +46,7 @@ def start_at(modules: Mapping[str, nn.Module], graph: Graph, old: Mapping[str, n
 
     Raises InputError where they do not fit.
     """
-    places = {
-        "entity": _places(before.entities, graph.entities),
-        "relation": _places(before.relations, graph.relations),
-    }
-    place, R = places["relation"], before.num_relations
-    places["row"] = torch.cat([place, torch.where(place < 0, place, place + R)])
+    places, R = _places(before, graph), before.num_relations
     counts = {"entity": before.num_entities, "relation": R, "row": 2 * R}
     for part, module in modules.items():
         given = dict(old[part].named_parameters()) if part in old else {}
@@ -71,10 +67,16 @@ def start_at(modules: Mapping[str, nn.Module], graph: Graph, old: Mapping[str, n
             parameter[known.to(parameter.device)] = value[places[kind][known].to(value.device)].to(parameter)
 
 
-def _places(before: Sequence[str], names: Sequence[str]) -> Tensor:
-    """Where names stood before, -1 for new ones."""
-    place = {name: i for i, name in enumerate(before)}
-    return torch.tensor([place.get(name, -1) for name in names], dtype=torch.long)
+def _places(before: Graph, graph: Graph) -> dict[str, Tensor]:
+    """Where entities, relations, and rows of relations and their inverses stood before, -1 for new ones."""
+    found = {}
+    for kind, ids, names in (
+        ("entity", before._entity_ids, graph.entities),
+        ("relation", before._relation_ids, graph.relations),
+    ):
+        found[kind] = torch.tensor([ids.get(name, -1) for name in names], dtype=torch.long)
+    place = found["relation"]
+    return found | {"row": torch.cat([place, torch.where(place < 0, place, place + before.num_relations)])}
 
 
 class _Before(nn.Module):
@@ -121,9 +123,7 @@ def with_facts(graph: Graph, facts: Any) -> tuple[Graph, Tensor]:
     rows = graph.names(fact_ids(graph, facts)) if is_ids(facts) else [row for _, row in named_facts(facts)]
     ids, _ = encode(Rows(map(list, rows), lambda number: f"fact {number - 1}"), entities, relations)
     larger = replace(graph, entities=tuple(entities), relations=tuple(relations), source="")
-    ids = ids.unique(dim=0)
-    new = ids[~torch.isin(larger._keys(ids), larger._keys(graph.train))]
-    if not len(new):
+    if not len(new := unknown(ids, larger)):
         raise InputError("training holds all of these facts; there is nothing to update.")
     held = {s: ~torch.isin(larger._keys(getattr(graph, s)), larger._keys(new)) for s in SPLITS[1:]}
     splits = {split: getattr(graph, split)[kept] for split, kept in held.items()}
@@ -171,7 +171,7 @@ def updated(
 @torch.no_grad()
 def _after(posterior: Predictions, kg: Setting, plain: Setting, larger: Graph) -> Setting:
     """The setting with the posterior for a prior; new symbols keep that of the ``plain`` one."""
-    graph, old = posterior.graph, posterior.guide
+    graph, old, places = posterior.graph, posterior.guide, _places(posterior.graph, larger)
     assert old is not None
     for kind in ("entity", "relation"):
         q, count = old.posterior(kind, ...).base_dist, kg.count(kind)
@@ -181,10 +181,7 @@ def _after(posterior: Predictions, kg: Setting, plain: Setting, larger: Graph) -
             raise InputError("new symbols need a normal prior for an update; fit all facts anew, with `start`.")
         of = prior.base_dist if normal else q
         loc, scale = (x.expand(count, kg.size(kind)).clone() for x in (of.loc, of.scale))
-        names = (graph.entities, larger.entities) if kind == "entity" else (graph.relations, larger.relations)
-        place = _places(*names)
-        if kind == "relation" and posterior.inverse:
-            place = torch.cat([place, torch.where(place < 0, place, place + graph.num_relations)])
+        place = places["row" if kind == "relation" and posterior.inverse else kind]
         known = place >= 0
         loc[known], scale[known] = q.loc[place[known]], q.scale[place[known]]
         kg.symbol_priors[kind] = _Before(loc, scale)
