@@ -249,18 +249,32 @@ def calibrate(options: dict[str, Any]) -> None:
 
     folder, posterior = Path(options["run"]), load(options)
     asked = {key: options[key] for key in ("negatives", "draws", "seed") if key in options}
+    uncertain, figures = "test" in posterior.graph.confidences, {}  # type: bool, dict[str, Any]
+    title = f"{posterior}: confidences of test triples"
+
+    def judged() -> dict[str, float]:
+        nonlocal title
+        if uncertain:
+            return posterior.confidences("test", **{k: v for k, v in asked.items() if k != "negatives"}).attrs[
+                "metrics"
+            ]
+        name = posterior.recalibration.method if posterior.recalibration else "predicted"
+        figures[name] = posterior.calibration("test", **asked)
+        title = f"{posterior}: test triples and false facts ({figures[name].negatives})"
+        return figures[name].metrics
+
     posterior.recalibrate("none")
-    before = posterior.calibration("test", **asked)
+    metrics = {"as predicted": judged()}
     posterior.recalibrate(**options)
-    method = posterior.recalibration and posterior.recalibration.method
-    after = {method: posterior.calibration("test", **asked)} if method else {}
-    metrics = {name: one.metrics for name, one in {"as predicted": before, **after}.items()}
-    title = f"{posterior}: test triples and false facts ({before.negatives})"
+    if mapped := posterior.recalibration:
+        metrics[mapped.method] = judged()
     show(title, posterior.log.from_dict(metrics, "index"), index=True)
     posterior.store_recalibration(folder)
-    write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**after)})
-    state = "predictions go by recalibration.json" if after else "predictions are as the model makes them"
-    say(f"\nsaved      {folder}: {state} from now on; checks/calibration.png")
+    if figures:
+        before = figures.pop("predicted")
+        write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**figures)})
+    state = "predictions go by recalibration.json" if mapped else "predictions are as the model makes them"
+    say(f"\nsaved      {folder}: {state} from now on" + ("; checks/calibration.png" if not uncertain else ""))
 
 
 @command("posterior_predictive prior_predictive", "posterior graph progress", (DRAWS, SAMPLED, OUT_CHECK, DATASET),

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Parts, pairwise
+from sklearn.isotonic import IsotonicRegression
 
 import kgpyro
+from kgpyro.commands import calibrate as calibrate_command
 from kgpyro.commands import evaluate as evaluate_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
@@ -122,10 +124,20 @@ def test_a_fit_predicts_confidences(tmp_path: Path, capsys: pytest.CaptureFixtur
     again = kgpyro.load(tmp_path / "run")
     assert again.graph.checksum == graph.checksum
     pd.testing.assert_frame_equal(again.confidences(rank=False), posterior.confidences(rank=False))
+    assert calibrate_command([str(tmp_path / "run"), "--method", "isotonic"]) == 0  # to the confidences of valid facts
+    assert "isotonic" in capsys.readouterr().out
+    again = kgpyro.load(tmp_path / "run")
+    raw, mapped = (one.confidences("valid", rank=False) for one in (posterior, again))
+    rising = IsotonicRegression().fit_transform(raw["probability"], raw["confidence"])
+    assert mapped["probability"].mean() == pytest.approx(raw["confidence"].mean(), abs=0.01)
+    assert np.abs(mapped["probability"] - rising).mean() < 0.03  # between the centres of its steps ours is linear
     assert evaluate_command([str(tmp_path / "run")]) == 0
     assert "predicted confidences" in capsys.readouterr().out
     for ask, why in (
         (lambda: posterior.confidences("dev"), "no confidences of a split 'dev'"),
+        (lambda: posterior.recalibrate(negatives="open"), "leave out `negatives`"),
+        (lambda: posterior.calibration("test"), "neither true nor false"),
+        (lambda: posterior.decide("test"), "neither true nor false"),
         (lambda: posterior.confidences(frame[["head", "relation", "tail"]]), "no column 'confidence'"),
         (lambda: kgpyro.fit(graph, completeness=0.5, progress=False), "says how sure it is of each fact"),
         (lambda: kgpyro.fit(graph, likelihood="categorical", progress=False), "says how sure it is of each fact"),

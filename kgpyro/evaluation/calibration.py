@@ -159,7 +159,8 @@ class Recalibration:
     ) -> Recalibration:
         """Fit to predicted facts, whose columns :meth:`kgpyro.Posterior.facts` describes, and their labels ``(n,)``.
 
-        Each label stands for ``counts`` facts, shape ``(n,)``, or for one.
+        Labels may lie between 0 and 1: confidences, of which the map then gives the expectation. Each stands for
+        ``counts`` facts, shape ``(n,)``, or for one.
 
         Raises InputError for an unknown method, or labels that are all the same.
         """
@@ -258,8 +259,8 @@ def _regression(
 
 def _targets(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Platt's, ``(n,)``: one more fact of either label than there are, so that no map has to be infinitely steep."""
-    true, false = counts[labels == 1].sum(), counts[labels != 1].sum()
-    return np.where(labels == 1, (true + 1) / (true + 2), 1 / (false + 2))
+    true, false = (counts * labels).sum(), (counts * (1 - labels)).sum()
+    return labels * (true + 1) / (true + 2) + (1 - labels) / (false + 2)
 
 
 def _line_per_relation(
@@ -320,8 +321,8 @@ def _worth_it(x: np.ndarray, labels: np.ndarray, counts: np.ndarray, folds: int 
             continue
         for j, columns in enumerate((slice(0, 1), slice(None))):
             weights, intercept = _regression(x[kept, columns], labels[kept], counts[kept])
-            sign = 2 * labels[~kept] - 1
-            score[j] += (counts[~kept] * special.log_expit(sign * (x[~kept, columns] @ weights + intercept))).sum()
+            z, y = x[~kept, columns] @ weights + intercept, labels[~kept]
+            score[j] += (counts[~kept] * (y * special.log_expit(z) + (1 - y) * special.log_expit(-z))).sum()
     return bool(score[1] > score[0])
 
 

@@ -99,19 +99,28 @@ class Predictions(Answers):
             seed: of draws and corruptions.
 
         Raises:
-            InputError: an unknown split or kind of negatives, or the split that a recalibration was fitted to.
+            InputError: an unknown split or kind of negatives, the split that a recalibration was fitted to, or one
+                whose facts have confidences.
         """
         refuse_numbers(draws=draws, seed=seed)
+        self._refuse_confidences(split)
         if split == "valid" and self.recalibration is not None:
             raise InputError("the recalibration was fitted to the valid split, which cannot judge it; choose test.")
         facts = labelled_facts(self.graph, split, negatives, seed)
         found = self.facts(facts, draws, seed=seed)["probability"].to_numpy()
         return Calibration(found, facts["label"].to_numpy(), facts.attrs["negatives"], facts["weight"].to_numpy())
 
+    def _refuse_confidences(self, split: str) -> None:
+        if split in self.graph.confidences:
+            raise InputError(
+                f"the {split} facts have confidences, so that they are neither true nor false; `confidences` says how "
+                f"near predicted ones come."
+            )
+
     def recalibrate(
         self,
         method: Literal["temperature", "platt", "isotonic", "stacked", "per_relation", "none"] = "isotonic",
-        negatives: Literal["open", "random", "hard", "verified"] = "open",
+        negatives: Literal["open", "random", "hard", "verified"] | None = None,
         draws: int = 500,
         seed: int = 0,
     ) -> None:
@@ -120,13 +129,14 @@ class Predictions(Answers):
         From then on every column of :meth:`facts` and :meth:`predict` is of the recalibrated distribution. With open
         negatives the probabilities are those of facts that the graph does not hold, the held-out facts taken for all
         the true ones among them. With random, hard or verified ones they are those of facts that are as often true as
-        these labels: about one in two.
+        these labels: about one in two. On an uncertain graph the labels are the confidences of the validation facts,
+        and the probabilities are expected confidences of facts that are like these.
 
         Args:
             method: temperature, platt, isotonic, stacked (by all evidence, the model's doubt included) or per_relation
                 (a line for each relation, drawn to a common one); none takes the map off again.
-            negatives: open (of all facts that no split holds), random, hard or verified: what counts as false
-                (:func:`kgpyro.labelled_facts`).
+            negatives: open (of all facts that no split holds; the default), random, hard or verified: what counts as
+                false (:func:`kgpyro.labelled_facts`); an uncertain graph takes none.
             draws: posterior draws behind each probability.
             seed: of draws and corruptions.
 
@@ -136,8 +146,13 @@ class Predictions(Answers):
         refuse_numbers(draws=draws, seed=seed)
         if method == "none":
             self.recalibration = None
+        elif "valid" in self.graph.confidences:
+            if negatives is not None:
+                raise InputError("the validation facts have confidences, which are the labels; leave out `negatives`.")
+            found = self.facts(self.graph.valid, draws, seed=seed, recalibrated=False)
+            self.recalibration = Recalibration.fit(found, self.graph.confidences["valid"].double().numpy(), method)
         else:
-            facts = labelled_facts(self.graph, "valid", negatives, seed)
+            facts = labelled_facts(self.graph, "valid", negatives or "open", seed)
             found = self.facts(facts, draws, seed=seed, recalibrated=False)
             labels, counts = facts["label"].to_numpy(), facts["weight"].to_numpy()
             self.recalibration = Recalibration.fit(found, labels, method, counts, facts.attrs["negatives"])
@@ -168,12 +183,13 @@ class Predictions(Answers):
             ``head``, ``relation``, ``tail``, ``probability`` (put to scale) and ``decision``: true, false, or abstain.
 
         Raises:
-            InputError: a risk or confidence outside (0, 1), open negatives, or too few validation facts.
+            InputError: a risk or confidence outside (0, 1), open negatives, or too few or uncertain validation facts.
         """
         refuse_numbers(draws=draws, seed=seed)
         refuse_no_risk(risk, confidence)
         if negatives == "open":
             raise InputError("decisions are calibrated on labels as they are; choose random, hard or verified ones.")
+        self._refuse_confidences("valid")
         self._say_what_is_watched()
         labelled = labelled_facts(self.graph, "valid", negatives, seed)
         labels = labelled["label"].to_numpy()
