@@ -17,8 +17,8 @@ from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration, moved_logits
 from kgpyro.posterior.asked import Facts, Queries, fact_ids, query_ids, refuse_numbers
 from kgpyro.posterior.draws import AT_ONCE
+from kgpyro.posterior.logits import DrawnLogits
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.posterior.uncertainty import covered, entropy, label_entropy, moments, summary
 from kgpyro.program.variational import Guide
 
@@ -28,7 +28,7 @@ FEW = 1 << 20  # draws of log-odds that are measured at once without a look befo
 LOGITS = 1 << 24  # draws of log-odds at once
 
 
-class Answers(PosteriorScores):
+class Answers(DrawnLogits):
     """Facts and answers under a posterior.
 
     Attributes:

@@ -18,6 +18,7 @@ from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
 KEPT = 1 << 25  # numbers in the draws of all latents, up to which they are drawn whole and kept
+FEWEST = 4  # draws of all latents that can be kept, below which joint draws are made row by row
 AT_ONCE = 1 << 22  # numbers of latents or scores at once
 POOL = 1 << 22  # standard normals that the draws of a large graph are made of, in pieces of 32
 TOGETHER = 64  # symbols of a large graph whose draws are made together, where they are no Normals
@@ -120,9 +121,8 @@ class Draws:
             e, r = (self._of_pool(*of, part, seed) for of in (("entity", entities), ("relation", relations)))
             return e, r, self._intercepts(part, seed)
         e, r, b = self._cached(self._tables, (draws, seed), seed, lambda: self._rows(draws))
-        if len(part) < len(e):
-            e, r, b = e[part], r[part], b[part]
-        return e[:, entities], r[:, relations], b
+        each = part.unsqueeze(1)
+        return e[each, entities], r[each, relations], b[part]
 
     @staticmethod
     def _cached(cache: dict[Any, Any], key: Any, seed: int, make: Callable[[], Any]) -> Any:
@@ -143,6 +143,8 @@ class Draws:
         normals = partial(torch.randn, POOL // 32, 32, dtype=self.dtype, device=self.device)
         pool = self._cached(self._pools, seed, seed, normals)
         drawn = pool.new_empty(len(part), len(ids), size)
+        if not len(ids):
+            return drawn
         for member in range(self.guide.members):
             mine = (part % self.guide.members == member).nonzero().squeeze(-1)
             with self.guide.using(member):
@@ -153,7 +155,11 @@ class Draws:
                         len(pool) - len(pieces)
                     )
                     rows = pool.index_select(0, (place.unsqueeze(-1) + pieces).flatten())
-                    rows = rows.view(len(mine), len(ids), -1)[..., :size].mul_(q.base_dist.scale).add_(q.base_dist.loc)
+                    rows = (
+                        rows.view(len(mine), len(ids), 32 * len(pieces))[..., :size]
+                        .mul_(q.base_dist.scale)
+                        .add_(q.base_dist.loc)
+                    )
                     if self.guide.members == 1:
                         return rows
                     drawn[mine] = rows
@@ -176,6 +182,12 @@ class Draws:
             with seeded(_seed_of(number, seed, -1)), self.guide.using(number):
                 found.append(self.guide.field("intercept")().rsample())
         return torch.stack(found)
+
+    @property
+    def _by_rows(self) -> bool:
+        """Whether there are so many latents that the rows that are asked for are drawn alone (:meth:`_of_pool`)."""
+        standard = self.form is not None and not self.form.per_fact and self.samples is None and not self.kg.categorical
+        return standard and self.kept < FEWEST
 
     def numbers(self, draws: int, seed: int) -> range:
         """The numbers of so many joint draws; of stored ones all, at most."""
