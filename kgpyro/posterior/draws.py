@@ -44,15 +44,19 @@ class Draws:
         self.guide = None if guide is None else guide.eval()
         self.samples = samples
         self.form = standard_form(program, guide)
-        self._means: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._means: dict[int, tuple[Tensor, Tensor]] = {}
+        self._lengths: dict[int, tuple[Tensor, Tensor]] = {}
         self._tables: dict[tuple[int, int], Tables] = {}
         self._pools: dict[int, Tensor] = {}
+        self._asked: dict[tuple[str, int, int], tuple[Tensor, Any]] = {}
 
     def forget(self) -> None:
         """Drop what is cached of the posterior; for whoever trains it further."""
         self._means.clear()
+        self._lengths.clear()
         self._tables.clear()
         self._pools.clear()
+        self._asked.clear()
 
     def in_turn(self, draws: int, first: int = 0) -> Iterator[int]:
         """Each member of a mixture in turn, from that of draw ``first`` on, with its share of ``draws`` draws."""
@@ -148,8 +152,8 @@ class Draws:
         for member in range(self.guide.members):
             mine = (part % self.guide.members == member).nonzero().squeeze(-1)
             with self.guide.using(member):
-                q = self.guide.posterior(kind, ids)
-                if is_gaussian(q):
+                q, normal = self._rows_of(kind, ids)
+                if normal is not None:
                     pieces = torch.arange(-(-size // len(pool[0])), device=self.device)
                     place = _scattered(part[mine].unsqueeze(1), 2 * ids + (kind == "entity")) % (
                         len(pool) - len(pieces)
@@ -172,6 +176,18 @@ class Draws:
                         with seeded(_seed_of(int(part[i]), seed, 2 * block + (kind == "entity"))):
                             drawn[i, here] = rows.rsample()[ids[here] - block * TOGETHER]
         return drawn
+
+    def _rows_of(self, kind: str, ids: Tensor) -> tuple[Any, tuple[Tensor, Tensor] | None]:
+        """The posterior of these ids, and location and scale of Normals; kept for the last few tensors of ids."""
+        assert self.guide is not None
+        key = (kind, self.guide.member, id(ids))
+        if key not in self._asked or self._asked[key][0] is not ids:
+            q = self.guide.posterior(kind, ids)
+            normal = (q.base_dist.loc, q.base_dist.scale) if is_gaussian(q) else None
+            for old in list(self._asked)[:-2]:
+                self._asked.pop(old, None)
+            self._asked[key] = ids, (q, normal)
+        return self._asked[key][1]
 
     def _intercepts(self, part: Tensor, seed: int) -> Tensor:
         assert self.guide is not None and self.form is not None

@@ -24,14 +24,17 @@ class DrawnLogits(PosteriorScores):
         A draw's latents are the same for all facts where they are global. Equal facts have equal draws, whatever the
         order they stand in, and but for rounding whatever other facts are asked with them.
         """
-        facts, place = torch.unique(facts.to(self.device), dim=0, return_inverse=True)
+        R, E = self.graph.num_relations, self.graph.num_entities
         if not len(facts):
             return torch.zeros(draws, 0, device=self.device)
+        head, relation, tail = facts.to(self.device).unbind(1)
+        key, place = torch.unique((head * R + relation) * E + tail, return_inverse=True)
+        facts = torch.stack([key // (R * E), key // E % R, key % E], 1)
         if self.form is None or self.kg.categorical:
             return self._facts_by_query(facts, draws, seed)[:, place]
         ends, e = torch.unique(facts[:, [0, 2]], return_inverse=True)
         rows, row = torch.unique(facts[:, 1], return_inverse=True)
-        R, count = self.graph.num_relations, len(rows)
+        count = len(rows)
         pairs, alone = self._pairs(e, row, count)
         logits = torch.empty(len(self.numbers(draws, seed)), len(facts), dtype=self.dtype, device=self.device)
         done = 0
@@ -142,12 +145,13 @@ class DrawnLogits(PosteriorScores):
         everyone, none = torch.arange(self.kg.num_entities, device=self.device), rows[:0]
         forth = torch.where(row < R, latent[: len(row)], latent[-len(row) :])  # of the relation itself
         latents_of_loops = torch.cat([forth, latent[: len(row)] + latent[-len(row) :] - forth][: 1 + self.inverse])
+        blocks = [(block, everyone[block]) for block in self._blocks(len(everyone))]
         for number in torch.arange(len(self.numbers(draws, seed)), device=self.device)[:first].split(1):
             entities, relations, intercepts = (drawn[0] for drawn in self.drawn(draws, seed, number, ends, rows))
             head = entities[place]
             scores = torch.empty(len(row), len(everyone), dtype=self.dtype, device=self.device)
-            for block in self._blocks(len(everyone)):
-                candidates = self.drawn(draws, seed, number, everyone[block], none)[0][0]
+            for block, ids in blocks:
+                candidates = self.drawn(draws, seed, number, ids, none)[0][0]
                 scores[:, block] = self._read(head, row, candidates, relations[latent], True)
             if self.form.per_fact:  # a self-loop whose ends have draws of their own
                 tails = self.drawn(draws, seed + 1_000_003, number, ends, none)[0][:, place]

@@ -304,6 +304,17 @@ class PosteriorScores(Draws):
             self._means[self.guide.member] = entities, relations
         return self._means[self.guide.member]
 
+    def _spreads(self) -> tuple[Tensor, Tensor]:
+        """Of each entity's latents the squared length of the mean and the mean variance, ``(E,)``; cached by member."""
+        assert self.guide is not None
+        if (cached := self._lengths.get(self.guide.member)) is None:
+            entities, variances = self._moments()[0], []
+            for block in self._blocks(len(entities)):
+                ids = torch.arange(len(entities), device=self.device)[block]
+                variances.append(posterior_variance(self.guide.posterior("entity", ids)).mean(1))
+            cached = self._lengths[self.guide.member] = entities.square().sum(1), torch.cat(variances)
+        return cached
+
     def _variance(self, entities: Tensor) -> Tensor:
         """Posterior variances of these entities, ``(n,) -> (n, d)``."""
         assert self.guide is not None
