@@ -289,3 +289,9 @@ def test_options_take_what_means_the_same(tiny: Graph) -> None:
     assert (posterior.config["dim"], posterior.config["epochs"], len(posterior.log)) == (4, 2, 2)
     names = list(inspect.signature(kgpyro.fit).parameters)
     assert names[:3] == ["graph", "options", "model"] and "kl_weight" in names and "changes" not in names
+
+
+def test_a_covariance_that_diverges_is_told_in_a_sentence(tiny: Graph) -> None:
+    options: dict[str, Any] = {"model": "lim", "dim": 4, "guide": "lowrank(rank=2)", "epochs": 20, "progress": False}
+    with pytest.raises(InputError, match="a covariance of the guide was not positive definite any more after step"):
+        kgpyro.fit(tiny, lr=1e3, **options)
