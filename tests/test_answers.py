@@ -11,12 +11,14 @@ import pytest
 import torch
 from conftest import Parts
 from test_posterior import CONFIG, posterior_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kgpyro
+from kgpyro.checking import posterior_predictive
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration
-from kgpyro.posterior import answers, discovery, draws
+from kgpyro.posterior import answers, discovery, draws, logits, scores
 from kgpyro.posterior.fitted import Posterior
 
 QUERIES = [("a", "likes", None), (None, "knows", "a"), ("a", None, "b"), (None, "likes", "c"), ("e", None, "e")]
@@ -325,3 +327,67 @@ def test_usual_names_of_columns_in_files(tiny: Graph, tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("Subject;predicate;object\na;likes;b\n")
     posterior = posterior_of(tiny)
     pd.testing.assert_frame_equal(posterior.facts(tmp_path / "f.csv"), posterior.facts(("a", "likes", "b")))
+
+
+@pytest.mark.parametrize("options", [{"score": "ComplEx"}, {"guide": "mixture(members=2)"}], ids=str)
+def test_few_candidates_of_many(nations: Graph, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """Estimates leave out none that belongs to the best answers, but for one within the error of the last."""
+    posterior = uneven(nations, **options)
+    asked = [(nations.entities[h], nations.relations[r], None) for h, r, _ in nations.test[:40].tolist()]
+    exact = posterior.answers(asked, top=3, draws=60)
+    monkeypatch.setattr(answers, "FEW", 0)
+    monkeypatch.setattr(answers, "SPARE", 0)
+    monkeypatch.setattr(answers, "WIDER", 2)
+    kept, candidates = [], posterior._candidates
+
+    def spy(*args: Any) -> Any:
+        kept.append((args[1], args[-1]))
+        return candidates(*args)
+
+    monkeypatch.setattr(posterior, "_candidates", spy)
+    found = posterior.answers(asked, top=3, draws=60)
+    assert (3, True) in kept and (6, True) in kept and (3, False) in kept
+    assert (found.groupby("query").size() == 3).all()
+    third = [table.groupby("query")[["probability", "error"]].nth(2).reset_index(drop=True) for table in (exact, found)]
+    assert (third[0]["probability"] - third[1]["probability"] <= 2 * third[1]["error"] + 1e-6).all()
+    reverse = posterior.answers(asked[::-1], top=3, draws=60)
+    again = reverse.assign(query=39 - reverse["query"]).sort_values("query", kind="stable", ignore_index=True)
+    pd.testing.assert_frame_equal(again, found, rtol=1e-5, atol=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor made meanwhile has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        for each in made if isinstance(made, (list, tuple)) else [made]:
+            if isinstance(each, torch.Tensor) and not func._schema.is_mutable and each.layout == torch.strided:
+                self.numbers = max(self.numbers, each.untyped_storage().nbytes() // each.element_size())
+        return made
+
+
+@pytest.mark.parametrize("ask", ["facts", "predict", "probability", "check"])
+def test_nothing_as_large_as_the_tables(monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
+    """Of many entities no table of draws is made, and none of all draws or all relations with all entities."""
+    E, R = 20_000, 40
+    rows = [(f"e{i}", f"r{i % R}", f"e{(7 * i + 1) % E}") for i in range(E)]
+    posterior = posterior_of(Graph.from_triples("many", rows, [("e0", "r1", "e5")], [("e1", "r2", "e5")]))
+    for module in (draws, scores, logits):
+        monkeypatch.setattr(module, "AT_ONCE", 1 << 12)
+    monkeypatch.setattr(draws, "KEPT", 50)
+    monkeypatch.setattr(draws, "POOL", 1 << 12)
+    monkeypatch.setattr(answers, "LOGITS", 1 << 12)
+    monkeypatch.setattr(posterior_predictive, "BLOCK", 1 << 12)
+    with Largest() as seen:
+        if ask == "facts":
+            posterior.facts(posterior.graph.train[:5000], draws=40)
+        elif ask == "predict":
+            posterior.predict("e0", "r1", draws=40)
+        elif ask == "probability":
+            posterior.probabilities(torch.tensor([0]), torch.tensor([1]), draws=3)
+        else:
+            posterior_predictive.posterior_predictive(posterior, 3, queries=20, entities=5)
+    own = {t.untyped_storage().nbytes() // t.element_size() for t in posterior.guide.parameters()}  # type: ignore[union-attr]
+    assert seen.numbers < max(own)

@@ -311,3 +311,9 @@ def test_fits_of_several_threads_leave_lightnings_logger_as_it_was() -> None:
     done.set()
     thread.join()
     assert logger.level == before
+
+
+def test_a_covariance_that_diverges_is_told_in_a_sentence(tiny: Graph) -> None:
+    options: dict[str, Any] = {"model": "lim", "dim": 4, "guide": "lowrank(rank=2)", "epochs": 20, "progress": False}
+    with pytest.raises(InputError, match="a covariance of the guide was not positive definite any more after step"):
+        kgpyro.fit(tiny, lr=1e3, **options)

@@ -238,16 +238,17 @@ def posterior_predictive(
     numbers = torch.randint(1 << 62, (draws,), generator=generator).tolist()
     size = posterior.graph.num_entities
     counts = torch.zeros(draws, len(cells.head), dtype=torch.int32)
-    received = torch.zeros(draws, size, dtype=torch.int32)
+    degrees = torch.zeros(draws, len(cells.head) + 1, dtype=torch.int32)  # how many tails have so many facts
     corners = []
-    parts = torch.arange(len(cells.head)).split(max(1, BLOCK // size))
+    once = BLOCK if posterior.form is not None else 8 * BLOCK  # a replay is of all tails, whichever are looked at
+    parts = torch.arange(size).split(max(1, once // len(cells.head)))
     steps = draws * (len(parts) + (not cells.complete))
     with tqdm(total=steps, desc="replicate", unit="step", disable=not progress, leave=False) as bar:
         for part in parts:
-            drawn = replicate(posterior, cells.head[part], cells.relation[part], torch.arange(size), numbers, generator)
+            drawn = replicate(posterior, cells.head, cells.relation, part, numbers, generator)
             for draw, labels in enumerate(drawn):
-                counts[draw, part] = labels.sum(1, dtype=torch.int32)
-                received[draw] += labels.sum(0, dtype=torch.int32)
+                counts[draw] += labels.sum(1, dtype=torch.int32)
+                degrees[draw] += labels.sum(0).bincount(minlength=degrees.shape[1])
                 if cells.complete:  # all in one part
                     corners.append(cells.of_corner(labels.reshape(-1, size, size)))
                 bar.update()
@@ -257,10 +258,10 @@ def posterior_predictive(
             for labels in replicate(posterior, head, relation, cells.entities, numbers, generator):
                 corners.append(cells.of_corner(labels.unflatten(0, (len(cells.relations), -1))))
                 bar.update()
-    of_queries = torch.stack([cells.of_queries(*both) for both in zip(counts, received, strict=True)])
+    of_queries = torch.stack([cells.of_queries(*both) for both in zip(counts, degrees, strict=True)])
     replicated = torch.cat([of_queries, torch.stack(corners)], dim=1)
     answers, incoming, labels = cells.observed
-    observed = torch.cat([cells.of_queries(answers, incoming), cells.of_corner(labels)])
+    observed = torch.cat([cells.of_queries(answers, incoming.bincount()), cells.of_corner(labels)])
     tie = 1e-9 * observed.abs().clamp_min(1)
     above, below = (replicated >= observed - tie).double().mean(0), (replicated <= observed + tie).double().mean(0)
     summary = pd.DataFrame(cells.names, columns=["family", "statistic", "relation"])
@@ -285,9 +286,11 @@ def replicate(
     """Labels of the cells ``(head, relation)`` × ``tails`` in each numbered draw of the latents, ``(b, c)``, bool."""
     share = posterior.share_observed(head.unsqueeze(1), tails)
     if _is_local(posterior):
-        queries, (kinds, place) = posterior.graph.training_queries, relation.unique(return_inverse=True)
-        back = queries.positions(tails.unsqueeze(0), kinds.unsqueeze(1) + posterior.graph.num_relations) >= 0
-        asked = (queries.positions(head, relation) >= 0).unsqueeze(1) | back[place]
+        queries, R = posterior.graph.training_queries, posterior.graph.num_relations
+        asked = (queries.positions(head, relation) >= 0).unsqueeze(1).repeat(1, len(tails))
+        for kind in relation.unique():
+            back = queries.positions(tails, (kind + R).expand(len(tails))) >= 0
+            asked[relation == kind] |= back
         share = share * asked.to(share.device)
     noise = torch.Generator(share.device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
     for p in posterior.joint_probabilities(head, relation, numbers, tails):

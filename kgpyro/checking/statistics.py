@@ -134,16 +134,17 @@ class Cells:
         groups = ((found, self.all_queries), (corner, self.complete))
         return [(a, b if whole else f"{b} (sample)", c) for names, whole in groups for a, b, c in names]
 
-    def of_queries(self, counts: Tensor, received: Tensor) -> Tensor:
-        """Statistics of queries, from the answers of each, ``(n,)``, and the facts of each tail, ``(E,)``."""
+    def of_queries(self, counts: Tensor, degrees: Tensor) -> Tensor:
+        """Statistics of queries, from the answers of each, ``(n,)``, and the numbers of tails with 0, 1, … facts."""
         facts = torch.bincount(self.relation, counts.double(), minlength=self.graph.num_relations)
         out = torch.bincount(self.head, counts.double(), minlength=self.graph.num_entities)
         bins = torch.bincount(torch.bucketize(counts, BOUNDS), minlength=len(ANSWERS))
         answers = counts.double()
         found = [answers.sum()[None], facts[self.relation.unique()], bins / len(counts)]
         found += [answers.std(correction=0)[None], answers.max()[None]]
-        for degree in (out[self.head.unique()], received.double()):
-            found.append(torch.quantile(degree, QUANTILES, interpolation="nearest"))
+        found.append(torch.quantile(out[self.head.unique()], QUANTILES, interpolation="nearest"))
+        place = (QUANTILES * (degrees.sum() - 1)).round().long()
+        found.append(torch.searchsorted(degrees.cumsum(0), place, right=True).double())
         return torch.cat(found)
 
     def of_corner(self, labels: Tensor) -> Tensor:

@@ -343,5 +343,8 @@ def train(
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()
             return trainer.global_rank
+    except torch.linalg.LinAlgError as error:
+        what = f"a covariance of the guide was not positive definite any more after step {module.step}"
+        raise Diverged(f"{what}; lower `lr`, or choose a tighter `prior`.") from error
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise InputError(f"`device` {device} with `precision` {precision}: {error} cpu works anywhere.") from error

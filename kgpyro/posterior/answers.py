@@ -17,18 +17,21 @@ from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration, moved_logits
 from kgpyro.posterior.asked import Facts, Queries, fact_ids, query_ids, refuse_numbers
 from kgpyro.posterior.draws import AT_ONCE
+from kgpyro.posterior.logits import DrawnLogits
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.posterior.uncertainty import covered, entropy, label_entropy, moments, summary
+from kgpyro.program.families import posterior_mean, posterior_variance
 from kgpyro.program.variational import Guide
 
-LOOKED = 50  # draws by which the candidates of a large graph are looked over; all draws measure the best of them
-SPARE = 40  # candidates that are measured beyond those that are wanted
+SPARE = 20  # candidates that are measured beyond those that are wanted
+WIDER = 8  # times as many where these may not be enough
+ERRORS = 1.0  # Monte-Carlo errors by which what is left out is below the last answer
+LOOKED = 16  # draws of a query's latents that say how much their products vary
 FEW = 1 << 20  # draws of log-odds that are measured at once without a look before
 LOGITS = 1 << 24  # draws of log-odds at once
 
 
-class Answers(PosteriorScores):
+class Answers(DrawnLogits):
     """Facts and answers under a posterior.
 
     Attributes:
@@ -152,8 +155,9 @@ class Answers(PosteriorScores):
             ``low``, ``high`` (standard deviation and interval of that probability over the posterior), ``aleatoric``
             and ``epistemic`` (the two parts of the doubt, in nats; :func:`.summary`), ``score``, ``frequency`` and
             ``error`` as in :meth:`facts`, ``known`` (the split that holds the fact, or an empty string). Of equal
-            probabilities the higher score is first. Where a graph has too many latents to keep ``draws`` of all, 50
-            draws choose ``top + 40`` candidates, which all draws then measure.
+            probabilities the higher score is first. Of a large graph only the ``top`` and some more candidates are
+            measured, by an estimate of their probability without draws: every one that is left out is estimated a
+            Monte-Carlo error below the last answer. Where that cannot be had, all draws look over all candidates.
 
         Raises:
             InputError: an unknown name, not two of the three, or a number that cannot be.
@@ -215,23 +219,87 @@ class Answers(PosteriorScores):
             for number, wanted in enumerate((asked[:, 1] >= 0, asked[:, 1] < 0)):
                 size = self.graph.num_relations if number else self.graph.num_entities
                 few = number or top is None or len(asked) * size * draws <= FEW
-                kept = size if few else min(size, top + SPARE)  # type: ignore[operator]
-                block = max(1, min(4 * AT_ONCE // size, LOGITS // (kept * draws)))
-                for part in wanted.nonzero().squeeze(-1).split(block) if bool(wanted.any()) else ():
-                    every = torch.arange(size, device=self.device).expand(len(part), -1)
-                    ids = every if kept == size else self._candidates(asked[part], kept, draws, seed, new)
-                    found.append(self._measured_answers(part, asked[part], ids, top, draws, interval, seed, new))
-                    bar.update(len(part))
+                left = wanted.nonzero().squeeze(-1)
+                kept, estimated = size if few else min(size, top + SPARE), not few and self._estimable  # type: ignore[operator]
+                while len(left):
+                    parts, left = left.split(max(1, LOGITS // (kept * draws))), left[:0]
+                    for part in parts:
+                        if kept == size:
+                            ids, beyond = torch.arange(size, device=self.device).expand(len(part), -1), None
+                        else:
+                            ids, beyond = self._candidates(asked[part], kept, draws, seed, new, estimated)
+                        table, sure = self._measured_answers(
+                            part, asked[part], ids, beyond, top, draws, interval, seed, new
+                        )
+                        found += [table] * len(table[:1])
+                        left = torch.cat([left, part[~sure]])
+                        bar.update(int(sure.sum()))
+                    if top is not None and kept == top + SPARE and WIDER * kept < size:
+                        kept *= WIDER
+                    elif top is not None:
+                        kept, estimated = min(size, top + SPARE), False
         table = pd.concat(found, ignore_index=True).sort_values("query", kind="stable", ignore_index=True)
         table.attrs = found[0].attrs
         return table if len(given) else table[:0]
 
-    def _candidates(self, asked: Tensor, kept: int, draws: int, seed: int, new: bool) -> Tensor:
-        """The entities most likely to be among the best answers of each query, ``(b, kept)``."""
-        graph = self.graph
-        anchor, row = self._as_rows(asked)
+    @property
+    def _estimable(self) -> bool:
+        """Whether the probabilities of a query's candidates can be estimated from means and variances of latents."""
+        fits = self.form is not None and self.guide is not None and not self.kg.categorical
+        return fits and self.kg.score.multilinear and self.kg.score.linear and not self._by_evidence
+
+    def _candidates(
+        self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, estimated: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The entities most likely to be among the best answers of each query, ``(b, kept)``.
+
+        And, where they are ``estimated``, the estimate for the best of the others, ``(b,)``.
+        """
+        ids, beyond, known = [], [], self.graph.known_queries
+        for part in asked.split(max(1, (2 if estimated else 1) * AT_ONCE // self.graph.num_entities)):
+            anchor, row = self._as_rows(part)
+            key = (self._estimates if estimated else self._looked_over)(anchor, row, draws, seed)
+            if new:
+                rows, others = known.answer_pairs(known.positions(anchor, row))
+                key[rows.to(self.device), others.to(self.device)] = -math.inf
+            best = key.topk(kept + estimated)
+            ids.append(best.indices[:, :kept])
+            beyond.append(best.values[:, -1])
+        return torch.cat(ids), torch.cat(beyond).sigmoid() if estimated else None
+
+    def _estimates(self, anchor: Tensor, row: Tensor, draws: int, seed: int) -> Tensor:
+        """Log-odds ``(b, E)`` of about the probability of each candidate, over all draws there could be.
+
+        Of Gaussian log-odds ``N(m, v)`` these are about ``m / sqrt(1 + π v / 8)`` (MacKay 1992). The mean is exact, the
+        variance as if those of an entity's coordinates were alike.
+        """
+        assert self.guide is not None and self.form is not None
+        anchor, row, R = anchor.to(self.device), row.to(self.device), self.graph.num_relations
+        reverse, (ends, place) = row >= R, torch.unique(anchor, return_inverse=True)
+        rows, latent = torch.unique(self._latent_rows(row), return_inverse=True)
+        some = torch.arange(min(LOOKED, len(self.numbers(draws, seed))), device=self.device)
+        drawn = zip(*self.drawn(draws, seed, some, ends, rows)[:2], strict=True)
+        squares = torch.stack([self._query(e[place], r[latent], reverse).square() for e, r in drawn]).mean(0)
+        total = None
+        for _ in self.in_turn(self.guide.members):
+            entities, relations = self._moments()
+            query = self._query(entities[anchor], relations[self._latent_rows(row)], reverse)
+            mean, (length, variance) = query @ entities.mT, self._spreads()
+            spread = torch.stack([(squares - query.square()).clamp_min(0).mean(1), squares.sum(1)], 1)
+            found = spread @ torch.stack([length, variance])
+            if self.form.intercept:
+                intercept = self.guide.field("intercept")()
+                mean += posterior_mean(intercept)[row % R].unsqueeze(1)
+                found += posterior_variance(intercept)[row % R].unsqueeze(1)
+            mean.div_(found.mul_(math.pi / 8).add_(1).sqrt_())
+            total = mean if self.guide.members == 1 else mean.sigmoid_() if total is None else total + mean.sigmoid_()
+        assert total is not None
+        return total if self.guide.members == 1 else torch.logit(total / self.guide.members, eps=1e-12)
+
+    def _looked_over(self, anchor: Tensor, row: Tensor, draws: int, seed: int) -> Tensor:
+        """What the candidates of queries are ranked by, ``(b, E)``: their probability over all draws."""
         total: dict[str, Tensor] = {}
-        for logits in self.answer_logits(anchor, row, draws, seed, LOOKED if self._too_many(draws) else None):
+        for logits in self.answer_logits(anchor, row, draws, seed):
             p = logits.sigmoid()
             parts = {"count": p.new_ones(()), "probability": p, "score": logits}
             if self._by_evidence:
@@ -243,50 +311,62 @@ class Answers(PosteriorScores):
         if self._by_evidence and self.one_probability:
             mean["std"] = (mean["std"] - key.square()).clamp_min(0).sqrt()
             mean["epistemic"] = (label_entropy(key) - mean["aleatoric"]).clamp_min(0)
-            ends = graph.frequency.minimum(graph.frequency[anchor.cpu()].unsqueeze(1))
-            key = self._recalibrated(mean | {"frequency": ends}, row.unsqueeze(1) % graph.num_relations)
-        key = key * (1 + 1e-10 * score)  # of equal ones the higher score
-        if new:
-            known = graph.known_queries
-            rows, ids = known.answer_pairs(known.positions(anchor, row))
-            key[rows.to(self.device), ids.to(self.device)] = -math.inf
-        return key.topk(kept).indices
+            ends = self.graph.frequency.minimum(self.graph.frequency[anchor.cpu()].unsqueeze(1))
+            key = self._recalibrated(mean | {"frequency": ends}, row.unsqueeze(1) % self.graph.num_relations)
+        return key * (1 + 1e-10 * score)  # of equal ones the higher score
 
     def _as_rows(self, asked: Tensor) -> tuple[Tensor, Tensor]:
         """The given entity and the relation row of queries for entities, ``(b,)`` each."""
         tails = asked[:, 2] < 0
         return torch.where(tails, asked[:, 0], asked[:, 2]), asked[:, 1] + self.graph.num_relations * ~tails
 
-    def _too_many(self, draws: int) -> bool:
-        """Whether so many draws of all latents are too many to keep."""
-        return self.form is not None and self.samples is None and not self.kg.categorical and draws > self.kept
-
     def _measured_answers(
-        self, numbers: Tensor, asked: Tensor, ids: Tensor, top: int | None, draws: int, interval: float, seed: int,
-        new: bool,
-    ) -> pd.DataFrame:  # fmt: skip
-        """The best of the candidates ``(b, k)`` of some queries, in order, with all that is said of them."""
+        self, numbers: Tensor, asked: Tensor, ids: Tensor, beyond: Tensor | None, top: int | None, draws: int,
+        interval: float, seed: int, new: bool,
+    ) -> tuple[pd.DataFrame, Tensor]:  # fmt: skip
+        """The best of the candidates ``(b, k)`` of some queries, in order, with all that is said of them.
+
+        And of which queries that is sure, ``(b,)``, if at best so probable are the other candidates; others have none.
+        """
         query = torch.arange(len(asked)).repeat_interleave(ids.shape[1])
         facts = asked[query].to(self.device)
         facts = torch.where(facts < 0, ids.reshape(-1, 1), facts)
         relations = bool((asked[:, 1] < 0).any())
         of_facts = relations or self.one_probability
-        all_of_many = not relations and self._too_many(draws) and ids.shape[1] == self.graph.num_entities
-        if of_facts and not all_of_many:
-            logits = self.fact_logits(facts, draws, seed)
-        else:
-            drawn = self.answer_logits(*self._as_rows(asked), draws, seed)
-            logits = torch.stack([each.gather(1, ids).flatten() for each in drawn])
-        keys = [logits.double().mean(0), logits.double().sigmoid().mean(0)]
-        if of_facts and (self._by_evidence or (relations and self.recalibration is not None)):
-            frequency = self.graph.frequency[facts[:, [0, 2]].cpu()].amin(1)
-            keys.append(self._recalibrated(moments(logits) | {"frequency": frequency}, facts[:, 1]))
-        order = np.lexsort([*(-key.cpu().numpy() for key in keys), query.numpy()])
+        parts = facts.split(max(1, LOGITS // draws) if of_facts else len(facts))
+        keys, logits = [], torch.empty(0)
+        for part in parts:
+            if of_facts:
+                logits = self.fact_logits(part, draws, seed)
+            else:
+                drawn = self.answer_logits(*self._as_rows(asked), draws, seed)
+                logits = torch.stack([each.gather(1, ids).flatten() for each in drawn])
+            exact = logits.double()
+            keys.append([exact.mean(0), exact.sigmoid_().mean(0)])
+            if of_facts and (self._by_evidence or (relations and self.recalibration is not None)):
+                frequency = self.graph.frequency[part[:, [0, 2]].cpu()].amin(1)
+                keys[-1].append(self._recalibrated(moments(logits) | {"frequency": frequency}, part[:, 1]))
+        order = np.lexsort([*(-torch.cat(key).cpu().numpy() for key in zip(*keys, strict=True)), query.numpy()])
         order = order[self._known(facts.cpu()[order]) == ""] if new else order
-        place = pd.Series(order).groupby(query.numpy()[order]).cumcount().to_numpy()
-        chosen = torch.from_numpy(order if top is None else order[place < top])
-        shown = facts[chosen.to(self.device)]
-        columns = self._summary(logits[:, chosen.to(self.device)], interval, shown, of_facts)
-        table = self._table(shown, columns, interval)
-        table.insert(0, "query", numbers[query[chosen]].numpy())
-        return table
+        asks = query.numpy()[order]
+        first = np.searchsorted(asks, np.arange(len(asked)))
+        order = order if top is None else order[np.arange(len(order)) - first[asks] < top]
+        sure = np.ones(len(asked), dtype=bool)
+        if beyond is not None:
+            ends = np.searchsorted(query.numpy()[order], np.arange(len(asked)), side="right")
+            last = torch.from_numpy(order[ends - 1]).to(self.device)
+            p = (logits[:, last] if len(parts) == 1 else self.fact_logits(facts[last], draws, seed)).double().sigmoid()
+            sure = (beyond <= p.mean(0) - ERRORS * p.std(0, correction=0) / math.sqrt(len(p))).cpu().numpy()
+            sure &= np.diff(ends, prepend=0) == top
+            order = order[sure[query.numpy()[order]]]
+            if not len(order):
+                return pd.DataFrame(), torch.from_numpy(sure)
+        chosen = torch.from_numpy(order).to(self.device)
+        found = []
+        for part in chosen.split(max(1, LOGITS // draws)):
+            mine = logits[:, part] if len(parts) == 1 else self.fact_logits(facts[part], draws, seed)
+            found.append(self._summary(mine, interval, facts[part], of_facts))
+        columns = {key: torch.cat([each[key].to(self.device) for each in found]) for key in found[0]}
+        table = self._table(facts[chosen], columns, interval)
+        table.insert(0, "query", numbers[query[order]].numpy())
+        return table, torch.from_numpy(sure)

@@ -18,6 +18,7 @@ from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
 KEPT = 1 << 25  # numbers in the draws of all latents, up to which they are drawn whole and kept
+FEWEST = 4  # draws of all latents that can be kept, below which joint draws are made row by row
 AT_ONCE = 1 << 22  # numbers of latents or scores at once
 POOL = 1 << 22  # standard normals that the draws of a large graph are made of, in pieces of 32
 TOGETHER = 64  # symbols of a large graph whose draws are made together, where they are no Normals
@@ -43,15 +44,19 @@ class Draws:
         self.guide = None if guide is None else guide.eval()
         self.samples = samples
         self.form = standard_form(program, guide)
-        self._means: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._means: dict[int, tuple[Tensor, Tensor]] = {}
+        self._lengths: dict[int, tuple[Tensor, Tensor]] = {}
         self._tables: dict[tuple[int, int], Tables] = {}
         self._pools: dict[int, Tensor] = {}
+        self._asked: dict[tuple[str, int, int], tuple[Tensor, Any]] = {}
 
     def forget(self) -> None:
         """Drop what is cached of the posterior; for whoever trains it further."""
         self._means.clear()
+        self._lengths.clear()
         self._tables.clear()
         self._pools.clear()
+        self._asked.clear()
 
     def in_turn(self, draws: int, first: int = 0) -> Iterator[int]:
         """Each member of a mixture in turn, from that of draw ``first`` on, with its share of ``draws`` draws."""
@@ -120,9 +125,8 @@ class Draws:
             e, r = (self._of_pool(*of, part, seed) for of in (("entity", entities), ("relation", relations)))
             return e, r, self._intercepts(part, seed)
         e, r, b = self._cached(self._tables, (draws, seed), seed, lambda: self._rows(draws))
-        if len(part) < len(e):
-            e, r, b = e[part], r[part], b[part]
-        return e[:, entities], r[:, relations], b
+        each = part.unsqueeze(1)
+        return e[each, entities], r[each, relations], b[part]
 
     @staticmethod
     def _cached(cache: dict[Any, Any], key: Any, seed: int, make: Callable[[], Any]) -> Any:
@@ -143,11 +147,13 @@ class Draws:
         normals = partial(torch.randn, POOL // 32, 32, dtype=self.dtype, device=self.device)
         pool = self._cached(self._pools, seed, seed, normals)
         drawn = pool.new_empty(len(part), len(ids), size)
+        if not len(ids):
+            return drawn
         for member in range(self.guide.members):
             mine = (part % self.guide.members == member).nonzero().squeeze(-1)
             with self.guide.using(member):
-                q = self.guide.posterior(kind, ids)
-                if is_gaussian(q):
+                q, normal = self._rows_of(kind, ids)
+                if normal is not None:
                     pieces = torch.arange(-(-size // len(pool[0])), device=self.device)
                     place = _scattered(part[mine].unsqueeze(1), 2 * ids + (kind == "entity")) % (
                         len(pool) - len(pieces)
@@ -171,6 +177,18 @@ class Draws:
                             drawn[i, here] = rows.rsample()[ids[here] - block * TOGETHER]
         return drawn
 
+    def _rows_of(self, kind: str, ids: Tensor) -> tuple[Any, tuple[Tensor, Tensor] | None]:
+        """The posterior of these ids, and location and scale of Normals; kept for the last few tensors of ids."""
+        assert self.guide is not None
+        key = (kind, self.guide.member, id(ids))
+        if key not in self._asked or self._asked[key][0] is not ids:
+            q = self.guide.posterior(kind, ids)
+            normal = (q.base_dist.loc, q.base_dist.scale) if is_gaussian(q) else None
+            for old in list(self._asked)[:-2]:
+                self._asked.pop(old, None)
+            self._asked[key] = ids, (q, normal)
+        return self._asked[key][1]
+
     def _intercepts(self, part: Tensor, seed: int) -> Tensor:
         assert self.guide is not None and self.form is not None
         if not self.form.intercept:
@@ -180,6 +198,12 @@ class Draws:
             with seeded(_seed_of(number, seed, -1)), self.guide.using(number):
                 found.append(self.guide.field("intercept")().rsample())
         return torch.stack(found)
+
+    @property
+    def _by_rows(self) -> bool:
+        """Whether there are so many latents that the rows that are asked for are drawn alone (:meth:`_of_pool`)."""
+        standard = self.form is not None and not self.form.per_fact and self.samples is None and not self.kg.categorical
+        return standard and self.kept < FEWEST
 
     def numbers(self, draws: int, seed: int) -> range:
         """The numbers of so many joint draws; of stored ones all, at most."""

@@ -11,12 +11,14 @@ import torch
 
 from kgpyro.display import COLOURS, axes_of, plain
 from kgpyro.errors import InputError
+from kgpyro.posterior.draws import AT_ONCE
 from kgpyro.program.families import posterior_mean, posterior_variance
 
 if TYPE_CHECKING:
     from kgpyro.posterior.predictions import Predictions
 
 MARKS = {"": ("o", "new"), "train": ("s", "in train"), "valid": ("^", "in valid"), "test": ("D", "in test")}
+LARGE = 10_000  # symbols from which on principal components are those of a covariance, which takes less memory
 LABELS = 25  # symbols that have their names in a plane by default
 
 
@@ -44,20 +46,25 @@ def embeddings(posterior: Predictions, kind: str = "entity") -> pd.DataFrame:
         if (site := posterior._site(kind)) not in posterior.samples:
             raise InputError(f"this model has no latents {site!r}, a row per {kind}.")
         drawn = posterior.samples[site].double()
-        mean, variance = drawn.mean(0), drawn.var(0, correction=0)
+        values = torch.cat([drawn.mean(0), drawn.std(0, correction=0)], 1)
     else:
-        guide, each = posterior.its_guide("embeddings"), []
-        for member in range(guide.members):
-            with guide.using(member):
-                q = guide.posterior(kind, ...)
-                each.append((posterior_mean(q).double(), posterior_variance(q).double()))
-        means, variances = (torch.stack(parts) for parts in zip(*each, strict=True))
-        mean, variance = means.mean(0), (variances + means.square()).mean(0) - means.mean(0).square()
+        guide = posterior.its_guide("embeddings")
+        count, size = posterior.kg.count(kind), posterior.kg.size(kind)
+        values = torch.empty(count, 2 * size, dtype=posterior.dtype)
+        for ids in torch.arange(count, device=posterior.device).split(max(1, AT_ONCE // (4 * guide.members * size))):
+            each = []
+            for member in range(guide.members):
+                with guide.using(member):
+                    q = guide.posterior(kind, ids)
+                    each.append((posterior_mean(q).double(), posterior_variance(q).double()))
+            means, variances = (torch.stack(parts) for parts in zip(*each, strict=True))
+            mean = means.mean(0)
+            variance = (variances + means.square()).mean(0) - mean.square()
+            values[ids] = torch.cat([mean, variance.clamp_min(0).sqrt()], 1).to(values)
     index = list(names[kind])
-    index += [f"{name} (inverse)" for name in index] if len(mean) == 2 * len(index) else []
-    values = torch.cat([mean, variance.clamp_min(0).sqrt()], 1).cpu().numpy()
-    columns = pd.MultiIndex.from_product([("mean", "scale"), range(mean.shape[1])])
-    return pd.DataFrame(values, pd.Index(index, name=kind), columns)
+    index += [f"{name} (inverse)" for name in index] if len(values) == 2 * len(index) else []
+    columns = pd.MultiIndex.from_product([("mean", "scale"), range(values.shape[1] // 2)])
+    return pd.DataFrame(values.cpu().numpy(), pd.Index(index, name=kind), columns)
 
 
 def plot_embeddings(
@@ -124,7 +131,7 @@ def _plane(means: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple
     if method == "pca":
         from sklearn.decomposition import PCA  # imported here: it takes a second
 
-        found = PCA(2, svd_solver="full").fit(means)
+        found = PCA(2, svd_solver="covariance_eigh" if len(means) > LARGE else "full").fit(means)
         share = found.explained_variance_ratio_
         return found.transform(means), (
             f"first principal component ({share[0]:.0%} of the variance)",

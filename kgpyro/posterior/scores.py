@@ -17,14 +17,13 @@ log-odds of facts (:meth:`Posterior.recalibrate`, ``per_relation``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.posterior.categorical import log_odds, of_open_answers, usual_answers
+from kgpyro.posterior.categorical import log_odds
 from kgpyro.posterior.draws import AT_ONCE, Draws
 from kgpyro.posterior.replay import replayed_logits
 from kgpyro.program.families import is_gaussian, posterior_mean, posterior_variance
@@ -69,24 +68,41 @@ class PosteriorScores(Draws):
         asked, place = torch.unique(self.other(row), return_inverse=True)
         read = torch.empty_like(own)
         for i, relation in enumerate(asked):  # every candidate as the anchor of the other reading
-            back = replayed_logits(self.program, self.guide, values, everyone, relation.expand(len(everyone)), number)
-            mine = place == i
-            read[mine] = back[:, anchor[mine]].T
+            mine = (place == i).nonzero()
+            for part in everyone.split(max(1, 4 * AT_ONCE // len(everyone))):
+                back = replayed_logits(self.program, self.guide, values, part, relation.expand(len(part)), number)
+                read[mine, part] = back[:, anchor[mine.squeeze(1)]].T
         return (own + read) / 2
 
+    def _latent_rows(self, row: Tensor) -> Tensor:
+        """Whose latents queries of these rows read: their own relation's row, and then that of its other reading."""
+        return torch.cat([row, self.other(row)]) if self.inverse else row % self.graph.num_relations
+
     def _read(self, anchor: Tensor, row: Tensor, candidates: Tensor, relations: Tensor, both: bool) -> Tensor:
-        """Scores of candidates, ``(b, d_e), (b,), (c, d_e) -> (b, c)``, given latents of all relations."""
-        R, score = self.graph.num_relations, self.kg.score
+        """Scores of candidates, ``(b, d_e), (b,), (c, d_e) -> (b, c)``, given latents of :meth:`_latent_rows`."""
+        score, own, back = self.kg.score, relations[: len(row)], relations[-len(row) :]
+        if score.linear and (both or not self.inverse):  # both readings in one product
+            return self._query(anchor, relations, row >= self.graph.num_relations) @ candidates.mT
         if not self.inverse:
-            return score.candidates(anchor, relations[row % R], candidates, row >= R)
-        if both and score.linear:  # both readings in one product
-            forth, back = score.tail_query(anchor, relations[row]), score.head_query(anchor, relations[self.other(row)])
-            return (forth + back) / 2 @ candidates.mT
-        own = score.candidates(anchor, relations[row], candidates)
+            return score.candidates(anchor, own, candidates, row >= self.graph.num_relations)
+        scores = score.candidates(anchor, own, candidates)
         if not both:
-            return own
-        reverse = torch.ones_like(row, dtype=torch.bool)
-        return (own + score.candidates(anchor, relations[self.other(row)], candidates, reverse)) / 2
+            return scores
+        return (scores + score.candidates(anchor, back, candidates, torch.ones_like(row, dtype=torch.bool))) / 2
+
+    def _query(self, anchor: Tensor, relations: Tensor, reverse: Tensor) -> Tensor:
+        """Query vectors of a linear score, ``(b, d_e)``; of both readings where relations have inverses.
+
+        Args:
+            anchor: latents of the given entities, ``(b, d_e)``.
+            relations: those of :meth:`_latent_rows`.
+            reverse: which ask for heads, ``(b,)``, bool.
+        """
+        score = self.kg.score
+        if not self.inverse:
+            return score.queries(anchor, relations, reverse)
+        own, back = relations.chunk(2)
+        return (score.tail_query(anchor, own) + score.head_query(anchor, back)) / 2
 
     @torch.no_grad()
     def joint_probabilities(
@@ -113,10 +129,25 @@ class PosteriorScores(Draws):
                 yield self._joint_logits(anchor, row, number, candidates).sigmoid_()
 
     def _joint_logits(self, anchor: Tensor, row: Tensor, number: int, candidates: Tensor | EllipsisType) -> Tensor:
-        values = self.joint(number)
         if self.form is None or self.form.per_fact:
-            return self._replayed(values, anchor, row, number)[:, candidates].clone()
-        entities, relations = values[self._site("entity")], values[self._site("relation")]
+            return self._replayed(self.joint(number), anchor, row, number)[:, candidates].clone()
+        if not self._by_rows:
+            return self._closed_logits(self.joint(number), anchor, row, candidates)
+        ids, part = self._ids(candidates), torch.tensor([number], device=self.device)
+        scores = torch.empty(len(anchor), len(ids), dtype=self.dtype, device=self.device)
+        head, relations = (
+            self._of_pool(*of, part, 0)[0] for of in (("entity", anchor), ("relation", self._latent_rows(row)))
+        )
+        for block in self._blocks(len(ids)):
+            scores[:, block] = self._read(head, row, self._of_pool("entity", ids[block], part, 0)[0], relations, True)
+        return scores.add_(self._intercepts(part, 0)[0, row % self.graph.num_relations].unsqueeze(-1))
+
+    def _closed_logits(
+        self, values: Mapping[str, Tensor], anchor: Tensor, row: Tensor, candidates: Tensor | EllipsisType
+    ) -> Tensor:
+        """Log-odds ``(b, c)`` in closed form, given all latents."""
+        assert self.form is not None
+        entities, relations = values[self._site("entity")], values[self._site("relation")][self._latent_rows(row)]
         if self.kg.categorical:
             scores = self._read(entities[anchor], row, entities, relations, False)
             return log_odds(scores.log_softmax(-1))[:, candidates]
@@ -124,6 +155,16 @@ class PosteriorScores(Draws):
         if self.form.intercept:
             scores = scores + values["intercept"][row % self.graph.num_relations].unsqueeze(-1)
         return scores
+
+    def _ids(self, candidates: Tensor | EllipsisType) -> Tensor:
+        if isinstance(candidates, EllipsisType):
+            return torch.arange(self.graph.num_entities, device=self.device)
+        return candidates
+
+    def _blocks(self, count: int) -> list[slice]:
+        """So many entities, in parts of whose latents there are few enough at once."""
+        size = max(1, AT_ONCE // max(self.kg.entity_size, 1))
+        return [slice(start, start + size) for start in range(0, count, size)]
 
     @torch.no_grad()
     def probabilities(
@@ -155,10 +196,9 @@ class PosteriorScores(Draws):
             return self._joint_logits(anchor, row, number, candidates)
         assert self.guide is not None
         with seeded(number), self.guide.using(number):
-            rows = torch.cat([row, self.other(row)]) if self.inverse else row % self.graph.num_relations
-            head, relations, intercepts = (table[0] for table in self._member_rows(1, anchor, rows))
-            own, back = relations[: len(row)], relations[-len(row) :]
-            return self._noisy(head, own, back, intercepts, anchor, row, candidates)
+            drawn = self._member_rows(1, anchor, self._latent_rows(row))
+            head, relations, intercepts = (table[0] for table in drawn)
+            return self._noisy(head, relations, intercepts, anchor, row, candidates)
 
     @property
     def _score_noise(self) -> bool:
@@ -168,136 +208,28 @@ class PosteriorScores(Draws):
         return is_gaussian(self.guide.posterior("entity", torch.zeros(1, dtype=torch.long, device=self.device)))
 
     def _noisy(
-        self, head: Tensor, own: Tensor, back: Tensor, intercepts: Tensor, anchor: Tensor, row: Tensor,
+        self, head: Tensor, relations: Tensor, intercepts: Tensor, anchor: Tensor, row: Tensor,
         candidates: Tensor | EllipsisType,
     ) -> Tensor:  # fmt: skip
         """Log-odds ``(b, c)`` with each score drawn on its own, given draws of queries' ends and relations."""
         assert self.guide is not None and self.form is not None
-        score, R = self.kg.score, self.graph.num_relations
-        if not self.inverse:
-            query = score.queries(head, own, row >= R)
-        elif self.kg.categorical:
-            query = score.tail_query(head, own)
+        R = self.graph.num_relations
+        if self.inverse and self.kg.categorical:
+            query = self.kg.score.tail_query(head, relations[: len(row)])
         else:
-            query = (score.tail_query(head, own) + score.head_query(head, back)) / 2
-        everyone = candidates if not self.kg.categorical else ...
-        q = self.guide.posterior("entity", everyone).base_dist
-        mean, variance = query @ q.loc.mT, query.square() @ q.scale.square().mT
-        scores = torch.addcmul(mean, variance.clamp_min(1e-20).sqrt(), torch.randn_like(mean))
+            query = self._query(head, relations, row >= R)
+        ids, squares = self._ids(... if self.kg.categorical else candidates), query.square()
+        scores = torch.empty(len(query), len(ids), dtype=self.dtype, device=self.device)
+        for block in self._blocks(len(ids)):
+            q = self.guide.posterior("entity", ids[block]).base_dist
+            mean, variance = query @ q.loc.mT, squares @ q.scale.square().mT
+            scores[:, block] = mean.addcmul_(variance.clamp_min_(1e-20).sqrt_(), torch.randn_like(mean))
         if not self.form.per_fact:  # a self-loop has the anchor's draw at both ends
-            ids = torch.arange(self.graph.num_entities, device=self.device)[everyone]
             loops = (query * head).sum(-1, keepdim=True)
             scores = torch.where(anchor.unsqueeze(1) == ids, loops, scores)
         if self.kg.categorical:
             return log_odds(scores.log_softmax(-1))[:, candidates]
         return scores + intercepts[row % R].unsqueeze(-1)
-
-    # ---- many draws of few facts ------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def fact_logits(self, facts: Tensor, draws: int, seed: int = 0) -> Tensor:
-        """Draws of the log-odds of facts ``(head, relation, tail)``, shapes ``(n, 3) -> (draws, n)``.
-
-        A draw's latents are the same for all facts where they are global. Equal facts have equal draws, whatever the
-        order they stand in.
-        """
-        facts, place = torch.unique(facts.to(self.device), dim=0, return_inverse=True)
-        if not len(facts):
-            return torch.zeros(draws, 0, device=self.device)
-        if self.form is None or self.kg.categorical:
-            return self._facts_by_query(facts, draws, seed)[:, place]
-        ends, e = torch.unique(facts[:, [0, 2]], return_inverse=True)
-        R = self.graph.num_relations
-        rows = facts[:, 1].unique()
-        row = torch.searchsorted(rows, facts[:, 1].contiguous())
-        both = torch.cat([rows, rows + R]) if self.inverse else rows
-        found = []
-        for entities, relations, intercepts, tails in self.tables_of(draws, seed, ends, both):
-            at_once = max(1, AT_ONCE // (len(entities) * max(self.kg.entity_size, self.kg.relation_size)))
-            scores = []
-            for part in torch.arange(len(facts), device=self.device).split(at_once):
-                loop = (e[part, 0] == e[part, 1]).unsqueeze(-1)
-                t = entities[:, e[part, 1]]
-                t = t if tails is None else torch.where(loop, tails[:, e[part, 1]], t)
-                _, at, count = torch.unique_consecutive(facts[part, :2], dim=0, return_inverse=True, return_counts=True)
-                first = part[count.cumsum(0) - count]  # of the facts of each head and relation
-                h, own = entities[:, e[first, 0]], relations[:, row[first]]
-                back = relations[:, row[first] + len(rows)] if self.inverse else None
-                scores.append(self._both_ways(h, own, back, t, at) + intercepts[:, facts[part, 1]])
-            found.append(torch.cat(scores, 1))
-        return torch.cat(found)[:, place]
-
-    def _both_ways(self, head: Tensor, own: Tensor, back: Tensor | None, tail: Tensor, at: Tensor) -> Tensor:
-        """Scores of facts in draws, ``(S, n)``: tails ``(S, n, d)`` of the heads and relations at ``at``, ``(n,)``."""
-        score = self.kg.score
-        if score.linear:
-            query = score.tail_query(head, own)
-            query = query if back is None else (query + score.head_query(head, back)) / 2
-            return (query[:, at] * tail).sum(-1)
-        forth = score.facts(head[:, at], own[:, at], tail)
-        return forth if back is None else (forth + score.facts(tail, back[:, at], head[:, at])) / 2
-
-    def tables_of(
-        self, draws: int, seed: int, entities: Tensor, relations: Tensor, first: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """The first draws of so many, in parts, and other ends of self-loops where facts have latents of their own."""
-        assert self.form is not None
-        size = len(entities) * self.kg.entity_size + len(relations) * self.kg.relation_size
-        numbers = torch.arange(len(self.numbers(draws, seed)), device=self.device)[:first]
-        for part in [numbers] if draws <= self.kept else numbers.split(max(1, 4 * AT_ONCE // max(1, size))):
-            tails = self.drawn(draws, seed + 1_000_003, part, entities, relations)[0] if self.form.per_fact else None
-            yield (*self.drawn(draws, seed, part, entities, relations), tails)
-
-    def _facts_by_query(self, facts: Tensor, draws: int, seed: int) -> Tensor:
-        """The same from the log-odds of all candidates of both queries of each fact."""
-        R, E, found = self.graph.num_relations, self.graph.num_entities, []
-        ways = ((facts[:, 0], facts[:, 1], facts[:, 2]), (facts[:, 2], facts[:, 1] + R, facts[:, 0]))
-        for number in self.numbers(draws, seed):
-            values, total = self.joint(number), torch.zeros(len(facts), device=self.device, dtype=self.dtype)
-            for anchor, row, answer in ways:
-                key, place = torch.unique(row * E + anchor, return_inverse=True)
-                for part in torch.arange(len(key), device=self.device).split(max(1, 4 * AT_ONCE // E)):
-                    asked = key[part] % E, key[part] // E
-                    here = (place >= part[0]) & (place <= part[-1])
-                    query, candidate = place[here] - part[0], answer[here]
-                    if self.kg.categorical:
-                        logits = self._joint_logits(*asked, number, ...)
-                        total[here] += of_open_answers(logits, self.graph, self._usual, *asked, query, candidate) / 2
-                    else:
-                        logits = replayed_logits(self.program, self.guide, values, *asked, number)
-                        total[here] += logits[query, candidate] / 2
-            found.append(total)
-        return torch.stack(found)
-
-    @cached_property
-    def _usual(self) -> Tensor:
-        return usual_answers(self.graph).to(self.kg.start)
-
-    @torch.no_grad()
-    def answer_logits(
-        self, anchor: Tensor, row: Tensor, draws: int, seed: int = 0, first: int | None = None
-    ) -> Iterator[Tensor]:
-        """Log-odds of all candidates of queries ``(b,)`` in each of so many draws, or the ``first``, ``(b, E)``.
-
-        Of the facts that candidates make, in the draws of :meth:`fact_logits`; or of being the answer, where the
-        likelihood is categorical.
-        """
-        anchor, row = anchor.to(self.device), row.to(self.device)
-        if self.form is None or self.kg.categorical:
-            yield from (self._joint_logits(anchor, row, number, ...) for number in self.numbers(draws, seed)[:first])
-            return
-        everyone = torch.arange(self.graph.num_entities, device=self.device)
-        rows = torch.arange(self.kg.num_relations, device=self.device)
-        relation, one_each = row % self.graph.num_relations, torch.arange(len(row), device=self.device)
-        for entities, relations, intercepts, tails in self.tables_of(draws, seed, everyone, rows, first):
-            for i in range(len(entities)):
-                scores = self._read(entities[i, anchor], row, entities[i], relations[i], True)
-                if tails is not None:
-                    back = relations[i : i + 1, relation + self.graph.num_relations] if self.inverse else None
-                    ends = entities[i : i + 1, anchor], relations[i : i + 1, relation]
-                    loops = self._both_ways(*ends, back, tails[i : i + 1, anchor], one_each)[0]
-                    scores[one_each, anchor] = loops
-                yield scores + intercepts[i, relation].unsqueeze(-1)
 
     # ---- posterior means --------------------------------------------------------------------------------------------
 
@@ -317,10 +249,10 @@ class PosteriorScores(Draws):
         if self.form is not None and self.kg.score.multilinear and self.guide is not None:
             found = None
             for _ in self.in_turn(self.guide.members):
-                entities, relations, variance = self._moments()
-                scores = self._read(entities[anchor], row, entities, relations, both)
-                if variance is not None:
-                    scores = scores.scatter_add(1, anchor[:, None], self._loops(variance[anchor], relations, row, both))
+                entities, relations = self._moments()
+                scores = self._read(entities[anchor], row, entities, relations[self._latent_rows(row)], both)
+                if not self.form.per_fact:
+                    scores.scatter_add_(1, anchor[:, None], self._loops(self._variance(anchor), relations, row, both))
                 found = scores if found is None else found + scores
             assert found is not None
             return found / self.guide.members if self.guide.members > 1 else found
@@ -332,30 +264,8 @@ class PosteriorScores(Draws):
             else:
                 values = self.joint(number)
                 entities, relations = values[self._site("entity")], values[self._site("relation")]
-                total += self._read(entities[anchor], row, entities, relations, both)
+                total += self._read(entities[anchor], row, entities, relations[self._latent_rows(row)], both)
         return total / draws
-
-    @torch.no_grad()
-    def mean_relation_scores(self, head: Tensor, tail: Tensor, draws: int = 32) -> Tensor:
-        """Posterior mean of the log-odds of every relation between pairs of ends, ``(b,), (b,) -> (b, R)``.
-
-        Of both readings, and exact where :meth:`mean_scores` is; else the mean of ``draws`` posterior draws.
-        """
-        head, tail, R = head.to(self.device), tail.to(self.device), self.graph.num_relations
-        if self.form is None or not self.kg.score.multilinear or self.guide is None:
-            each = torch.arange(R, device=self.device).repeat(len(head))
-            facts = torch.stack([head.repeat_interleave(R), each, tail.repeat_interleave(R)], 1)
-            parts = facts.split(max(1, AT_ONCE // draws))
-            return torch.cat([self.fact_logits(part, draws).mean(0) for part in parts]).view(-1, R)
-        total, score, loops = self.kg.start.new_zeros(len(head), R), self.kg.score, head == tail
-        for _ in self.in_turn(self.guide.members):
-            entities, relations, variance = self._moments()
-            for one, other, rows in ((head, tail, relations[:R]), (tail, head, relations[-R:]))[: 1 + self.inverse]:
-                found = score.relations(entities[one], entities[other], rows)
-                if variance is not None and bool(loops.any()):
-                    found[loops] += variance[head[loops]] @ score.self_loop_weights(rows, self.kg.entity_size).mT
-                total = total + found / (self.guide.members * (1 + self.inverse))
-        return total + posterior_mean(self.guide.field("intercept")()) if self.form.intercept else total
 
     def _loops(self, variance: Tensor, relations: Tensor, row: Tensor, both: bool) -> Tensor:
         """What variances add to the mean score of a query's anchor with itself, ``(b, 1)``."""
@@ -367,18 +277,29 @@ class PosteriorScores(Draws):
         own = added(row if self.inverse else row % self.graph.num_relations)
         return (own if not (both and self.inverse) else (own + added(self.other(row))) / 2).unsqueeze(1)
 
-    def _moments(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Posterior means of entities and relations, and variances of global entities; cached by member."""
-        assert self.guide is not None and self.form is not None
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Posterior means of entities and relations; cached by member."""
+        assert self.guide is not None
         if self.guide.member not in self._means:
-            q = self.guide.posterior("entity", ...)
-            variance = None if self.form.per_fact else posterior_variance(q)
-            self._means[self.guide.member] = (
-                posterior_mean(q),
-                posterior_mean(self.guide.posterior("relation", ...)),
-                variance,
-            )
+            entities, relations = (posterior_mean(self.guide.posterior(kind, ...)) for kind in ("entity", "relation"))
+            self._means[self.guide.member] = entities, relations
         return self._means[self.guide.member]
+
+    def _spreads(self) -> tuple[Tensor, Tensor]:
+        """Of each entity's latents the squared length of the mean and the mean variance, ``(E,)``; cached by member."""
+        assert self.guide is not None
+        if (cached := self._lengths.get(self.guide.member)) is None:
+            entities, variances = self._moments()[0], []
+            for block in self._blocks(len(entities)):
+                ids = torch.arange(len(entities), device=self.device)[block]
+                variances.append(posterior_variance(self.guide.posterior("entity", ids)).mean(1))
+            cached = self._lengths[self.guide.member] = entities.square().sum(1), torch.cat(variances)
+        return cached
+
+    def _variance(self, entities: Tensor) -> Tensor:
+        """Posterior variances of these entities, ``(n,) -> (n, d)``."""
+        assert self.guide is not None
+        return posterior_variance(self.guide.posterior("entity", entities))
 
     @torch.no_grad()
     def check_form(self, queries: int = 8) -> None:
@@ -388,7 +309,7 @@ class PosteriorScores(Draws):
         asked = self.graph.training_queries
         index = torch.linspace(0, len(asked) - 1, min(queries, len(asked))).long()
         anchor, row = asked.anchor[index].to(self.device), asked.relation[index].to(self.device)
-        closed = self._joint_logits(anchor, row, 0, ...)
-        replayed = self._replayed(self.joint(0), anchor, row, 0)
+        values = self.joint(0)
+        closed, replayed = self._closed_logits(values, anchor, row, ...), self._replayed(values, anchor, row, 0)
         if not torch.allclose(closed, replayed, rtol=1e-3, atol=1e-3, equal_nan=True):
             self.form = None

@@ -50,9 +50,6 @@ class ShardedPosterior(Posterior):
     def kept(self) -> int:
         return 0  # draws of all latents: rows are drawn as they are asked for
 
-    def _too_many(self, draws: int) -> bool:
-        return False  # answers are measured fact by fact
-
     def check_form(self, queries: int = 8) -> None:
         """Raise InputError for a model without the standard likelihood of latents per symbol."""
         if self.form is None or self.form.per_fact:
@@ -70,7 +67,9 @@ class ShardedPosterior(Posterior):
         scores[own, anchor[own] - self.share.first] += self._loops(posterior_variance(q), relations, row, both)[own, 0]
         return scores
 
-    def _candidates(self, asked: Tensor, kept: int, draws: int, seed: int, new: bool) -> Tensor:
+    def _candidates(
+        self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, estimated: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The entities of the highest mean scores, ``(b, kept)``: each process's best, and of these the best."""
         anchor, row = self._as_rows(asked)
         found, share, known = [], self.share, self.graph.known_queries
@@ -86,7 +85,7 @@ class ShardedPosterior(Posterior):
             values, ids = share.gathered(values), share.gathered(torch.nn.functional.pad(ids + share.first, missing))
             best = values.transpose(0, 1).flatten(1).topk(kept).indices
             found.append(ids.transpose(0, 1).flatten(1).gather(1, best))
-        return torch.cat(found)
+        return torch.cat(found), None
 
     def _answered(self, asked: Tensor, top: int | None, *options: Any, **more: Any) -> Any:
         self.refuse_categorical("answers and facts of a run that is spread")
