@@ -255,7 +255,7 @@ class Answers(DrawnLogits):
         And, where they are ``estimated``, the estimate for the best of the others, ``(b,)``.
         """
         ids, beyond, known = [], [], self.graph.known_queries
-        for part in asked.split(max(1, 4 * AT_ONCE // self.graph.num_entities)):
+        for part in asked.split(max(1, (2 if estimated else 1) * AT_ONCE // self.graph.num_entities)):
             anchor, row = self._as_rows(part)
             key = (self._estimates if estimated else self._looked_over)(anchor, row, draws, seed)
             if new:

@@ -154,8 +154,9 @@ class PosteriorScores(Draws):
         return scores
 
     def _ids(self, candidates: Tensor | EllipsisType) -> Tensor:
-        everyone = isinstance(candidates, EllipsisType)
-        return torch.arange(self.graph.num_entities, device=self.device) if everyone else candidates
+        if isinstance(candidates, EllipsisType):
+            return torch.arange(self.graph.num_entities, device=self.device)
+        return candidates
 
     def _blocks(self, count: int) -> list[slice]:
         """So many entities, in parts of whose latents there are few enough at once."""
@@ -262,29 +263,6 @@ class PosteriorScores(Draws):
                 entities, relations = values[self._site("entity")], values[self._site("relation")]
                 total += self._read(entities[anchor], row, entities, relations[self._latent_rows(row)], both)
         return total / draws
-
-    @torch.no_grad()
-    def mean_relation_scores(self, head: Tensor, tail: Tensor, draws: int = 32) -> Tensor:
-        """Posterior mean of the log-odds of every relation between pairs of ends, ``(b,), (b,) -> (b, R)``.
-
-        Of both readings, and exact where :meth:`mean_scores` is; else the mean of ``draws`` posterior draws.
-        """
-        head, tail, R = head.to(self.device), tail.to(self.device), self.graph.num_relations
-        if self.form is None or not self.kg.score.multilinear or self.guide is None:
-            each = torch.arange(R, device=self.device).repeat(len(head))
-            facts = torch.stack([head.repeat_interleave(R), each, tail.repeat_interleave(R)], 1)
-            parts = facts.split(max(1, AT_ONCE // draws))
-            return torch.cat([self.fact_logits(part, draws).mean(0) for part in parts]).view(-1, R)
-        total, score, loops = self.kg.start.new_zeros(len(head), R), self.kg.score, head == tail
-        for _ in self.in_turn(self.guide.members):
-            entities, relations = self._moments()
-            variance = None if self.form.per_fact or not bool(loops.any()) else self._variance(head[loops])
-            for one, other, rows in ((head, tail, relations[:R]), (tail, head, relations[-R:]))[: 1 + self.inverse]:
-                found = score.relations(entities[one], entities[other], rows)
-                if variance is not None:
-                    found[loops] += variance @ score.self_loop_weights(rows, self.kg.entity_size).mT
-                total = total + found / (self.guide.members * (1 + self.inverse))
-        return total + posterior_mean(self.guide.field("intercept")()) if self.form.intercept else total
 
     def _loops(self, variance: Tensor, relations: Tensor, row: Tensor, both: bool) -> Tensor:
         """What variances add to the mean score of a query's anchor with itself, ``(b, 1)``."""
