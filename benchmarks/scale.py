@@ -10,7 +10,9 @@ steps less what it holds after the imports: tables, state, graph index and worki
 
 ``sharded``: the sampled regime with the entities spread over processes, ``peak_mb`` that of the process with the most.
 After the steps each process writes its rows, reads them again, and ranks the tails of 1,000 queries with the others.
-With ``--only sharded`` the rows of that section replace those of the file, and the others stay.
+``after_fit``: what comes after a fit, at 10⁶ entities and at 6,000 relations; ``peak_mb`` is what an operation takes on
+top of posterior and graph, ``ratio`` that and the posterior over the posterior. ``--only SECTION`` measures that section
+and leaves the others in the file as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,11 +38,15 @@ import torch.distributed as distributed
 from machine import machine
 from speed import memory, random_batches, reset_peak
 
+import kgpyro
+from kgpyro.checking.posterior_predictive import posterior_predictive
+from kgpyro.data.graph import Graph
 from kgpyro.data.queries import Queries
 from kgpyro.evaluation.ranking import rank_triples
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.inference.training import KLSchedule, Training
-from kgpyro.posterior.building import build_guide, build_setting, program_of, sites_of
+from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
+from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import POSTERIOR, read_rows, write_rows
 from kgpyro.posterior.sharded import ShardedPosterior
 from kgpyro.program.batches import Batches
@@ -66,11 +73,11 @@ class Sizes:
         self.num_entities, self.num_relations = num_entities, RELATIONS
 
 
-def power_law(entities: int, triples: int, seed: int = 0) -> torch.Tensor:
+def power_law(entities: int, triples: int, seed: int = 0, relations: int = RELATIONS) -> torch.Tensor:
     """Random triples whose heads and tails follow Zipf's law: the i-th entity in proportion to 1/i."""
     rng = np.random.default_rng(seed)
     heads, tails = (rng.permutation(entities)[(entities ** rng.random(triples)).astype(np.int64) - 1] for _ in range(2))
-    return torch.from_numpy(np.stack([heads, rng.integers(RELATIONS, size=triples), tails], axis=1))
+    return torch.from_numpy(np.stack([heads, rng.integers(relations, size=triples), tails], axis=1))
 
 
 def measure(regime: str, entities: int, triples: int, steps: int) -> dict[str, Any]:
@@ -190,11 +197,74 @@ def shown(row: dict[str, Any]) -> None:
     print(f"{row['name']:50} {figures} {', '.join(more)}", flush=True)
 
 
+OPERATIONS: dict[str, Callable[[Posterior, Path], Any]] = {
+    "evaluate": lambda p, _: p.evaluate(),
+    "facts": lambda p, _: p.facts(p.graph.names(p.graph.test)),
+    "predict relations": lambda p, _: p.predict(head="e5", tail="e7"),
+    "answers": lambda p, _: p.answers([(f"e{i}", "r3", None) for i in range(20)], draws=20),
+    "recalibrate": lambda p, _: p.recalibrate(draws=100),
+    "posterior_predictive": lambda p, _: posterior_predictive(p, 2, queries=500),
+    "plot_embeddings": lambda p, _: p.plot_embeddings(),
+    "save": lambda p, folder: p.save(folder / "run"),
+    "load": lambda p, folder: kgpyro.load(folder / "saved"),
+}
+GRAPHS = [(1_000_000, 50, 2_000_000), (14_541, 6_000, 272_115)]  # entities, relations, triples
+
+
+def untrained(entities: int, relations: int, triples: int) -> Posterior:
+    """The posterior of a fit's start, over a power-law graph with a thousand facts in each of valid and test."""
+    rows = power_law(entities, triples, relations=relations).unique(dim=0)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].split(
+        [1000, 1000, len(rows) - 2000]
+    )
+    names = [tuple(f"{kind}{i}" for i in range(n)) for kind, n in (("e", entities), ("r", relations))]
+    graph = Graph("power law", *names, rows[2].clone(), rows[0].clone(), rows[1].clone())
+    config: dict[str, Any] = {
+        "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx", "dim": DIM,
+        "guide": "lookup", "inverse": True, "likelihood": "bernoulli", "completeness": 1.0, "closed_world": "local",
+        "unanswered": None, "negatives": 8, "negative_weight": None, "seed": 0, "precision": "32",
+    }  # fmt: skip
+    kg = build_setting(graph, config)
+    program = program_of("lim", kg, batches_of(graph, config, torch.float32))
+    return Posterior(graph, program, build_guide("lookup", kg, sites_of(program)), config)
+
+
+def measure_after_fit(operation: str, graph: tuple[int, int, int]) -> dict[str, Any]:
+    """Peak of an operation, in a process of its own."""
+    pyro.enable_validation(False)
+    with tempfile.TemporaryDirectory() as folder:
+        posterior = untrained(*graph)
+        if operation == "load":
+            posterior.save(Path(folder) / "saved")
+        tables = sum(p.numel() * p.element_size() for p in posterior.guide.parameters()) / 2**20  # type: ignore[union-attr]
+        reset_peak()
+        before = memory("VmRSS")
+        started = time.perf_counter()
+        OPERATIONS[operation](posterior, Path(folder))
+        peak, seconds = memory("VmHWM") - before, time.perf_counter() - started
+    name = f"{operation}, {graph[0]:,} entities, {graph[1]:,} relations"
+    return {"name": name, "seconds": seconds, "peak_mb": peak, "posterior_mb": tables, "ratio": 1 + peak / tables}
+
+
+def after_fit() -> list[dict[str, Any]]:
+    rows = []
+    for graph in GRAPHS:
+        for operation in OPERATIONS:
+            with get_context("spawn").Pool(1) as fresh:
+                rows.append(fresh.apply(measure_after_fit, (operation, graph)))
+            row = rows[-1]
+            print(
+                f"{row['name']:60} {row['peak_mb']:6.0f} MB, ratio {row['ratio']:.2f}, {row['seconds']:.1f} s",
+                flush=True,
+            )
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write rows and ratios to this file")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--only", choices=["sharded", "whole"], help="one of the two parts")
+    parser.add_argument("--only", choices=["whole", "sharded", "after_fit"], help="this section alone")
     parser.add_argument("--entities", type=int, default=10_000_000, help="of the largest sharded row")
     parser.add_argument("--triples", type=int, default=50_000_000, help="of the largest sharded row")
     arguments = parser.parse_args()
@@ -211,11 +281,11 @@ def main() -> int:
         with get_context("spawn").Pool(1) as pool:
             return add(pool.apply(measure, (*size, arguments.steps)))
 
-    if arguments.only != "sharded":
+    if arguments.only in (None, "whole"):
         small, _, large, *_ = [fresh(*size) for size in SIZES]
         ratios["time_1e6_vs_1e4"] = large["seconds_per_fact"] / small["seconds_per_fact"]
         ratios["memory_vs_state"] = large["peak_mb"] / large["state_mb"]
-    if arguments.only != "whole":
+    if arguments.only in (None, "sharded"):
         entities, triples = arguments.entities // 10, arguments.triples // 10
         whole = fresh("sampled", entities, 2 * entities)
         for processes in (2, 4):
@@ -227,7 +297,9 @@ def main() -> int:
     for name, ratio in ratios.items():
         print(f"{name:32} {ratio:.3f}")
     if arguments.json:
-        written = {"machine": machine(), "rows": list(rows.values()), "ratios": ratios}
+        written = before | {"machine": machine(), "rows": list(rows.values()), "ratios": ratios}
+        if arguments.only in (None, "after_fit"):
+            written["after_fit"] = after_fit()
         arguments.json.write_text(json.dumps(written, indent=2) + "\n")
     return 0
 

@@ -110,7 +110,7 @@ def test_draws_of_large_graphs(tiny: Graph, options: dict[str, Any]) -> None:
     one = posterior.drawn(2000, 3, number[7:8], everyone, rows)  # of a mixture's members only one has a share
     assert torch.equal(one[0], entities[7:8])
     table = posterior.embeddings()
-    mean, scale = (torch.tensor(table[name].to_numpy()) for name in ("mean", "scale"))
+    mean, scale = (torch.tensor(table[name].to_numpy()).double() for name in ("mean", "scale"))
     off = (entities.double().mean(0) - mean) / scale * 2000**0.5
     assert off.abs().max() < 5
     torch.testing.assert_close(entities.double().std(0), scale, rtol=0.12, atol=0)

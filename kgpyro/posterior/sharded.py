@@ -62,7 +62,8 @@ class ShardedPosterior(Posterior):
         q = self.guide.posterior("entity", anchor)
         entities, relations = self.guide.posterior("entity", ...), posterior_mean(self.guide.posterior("relation", ...))
         both = both and self.one_probability
-        scores = self._read(posterior_mean(q), row, posterior_mean(entities), relations, both)
+        own_rows = relations[self._latent_rows(row)]
+        scores = self._read(posterior_mean(q), row, posterior_mean(entities), own_rows, both)
         own = self.share.own(anchor).nonzero().squeeze(-1)
         scores[own, anchor[own] - self.share.first] += self._loops(posterior_variance(q), relations, row, both)[own, 0]
         return scores
