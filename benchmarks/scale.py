@@ -11,7 +11,7 @@ steps less what it holds after the imports: tables, state, graph index and worki
 ``sharded``: the sampled regime with the entities spread over processes, ``peak_mb`` that of the process with the most.
 After the steps each process writes its rows, reads them again, and ranks the tails of 1,000 queries with the others.
 ``after_fit``: what comes after a fit, at 10⁶ entities and at 6,000 relations; ``peak_mb`` is what an operation takes on
-top of posterior and graph, ``ratio`` that and the posterior over the posterior. ``--only SECTION`` measures that section
+top of posterior and graph, ``ratio`` that and the posterior over the posterior. ``--only SECTION`` measures one section
 and leaves the others in the file as they are.
 """
 
