@@ -132,7 +132,7 @@ class Recalibration:
     Platt's targets (1999), so that labels that can be told apart leave it finite; ``stacked``: of all ``EVIDENCE``, so
     that the model's doubt counts along with its score, where that predicts left-out labels better than Platt's;
     ``per_relation``: a line ``a_r logit p + b_r`` for each relation, drawn to a common one as far as relations are
-    alike (:func:`_line_per_relation`); ``isotonic``: ``f`` is linear between the centres of the steps of the best
+    alike; ``isotonic``: ``f`` is linear between the centres of the steps of the best
     rising function (Zadrozny & Elkan 2002), which keeps apart what is apart, and stays ``1/(n + 2)`` away from 0 and 1,
     for ``n`` facts cannot say more. No map falls: where the labels want one that does, it hardly rises.
 
