@@ -163,7 +163,7 @@ class DrawnLogits(PosteriorScores):
     def mean_relation_scores(self, head: Tensor, tail: Tensor, draws: int = 32) -> Tensor:
         """Posterior mean of the log-odds of every relation between pairs of ends, ``(b,), (b,) -> (b, R)``.
 
-        Of both readings, and exact where :meth:`mean_scores` is; else the mean of ``draws`` posterior draws.
+        Of both readings, and exact where ``mean_scores`` is; else the mean of ``draws`` posterior draws.
         """
         head, tail, R = head.to(self.device), tail.to(self.device), self.graph.num_relations
         if self.form is None or not self.kg.score.multilinear or self.guide is None:
