@@ -342,7 +342,7 @@ class Answers(DrawnLogits):
                 drawn = self.answer_logits(*self._as_rows(asked), draws, seed)
                 logits = torch.stack([each.gather(1, ids).flatten() for each in drawn])
             exact = logits.double()
-            keys.append([exact.mean(0), exact.sigmoid_().mean(0)])
+            keys.append([exact.mean(0), exact.sigmoid().mean(0)])
             if of_facts and (self._by_evidence or (relations and self.recalibration is not None)):
                 frequency = self.graph.frequency[part[:, [0, 2]].cpu()].amin(1)
                 keys[-1].append(self._recalibrated(moments(logits) | {"frequency": frequency}, part[:, 1]))
