@@ -238,7 +238,7 @@ class Predictions(Answers):
         elif "confidence" not in facts.columns:
             raise InputError("the table has no column 'confidence', from 0 to 1, to hold predictions to.")
         else:
-            ids, given = fact_ids(self.graph, facts), torch.from_numpy(facts["confidence"].to_numpy(dtype=float))
+            ids, given = fact_ids(self.graph, facts), torch.tensor(facts["confidence"].to_numpy(dtype=float))
         found = self.facts(ids, draws, interval, seed).assign(confidence=given.numpy())
         off = found["probability"] - found["confidence"]
         inside = found["confidence"].between(found["low"], found["high"])
