@@ -266,7 +266,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--only", choices=["whole", "sharded", "after_fit"], help="this section alone")
     parser.add_argument("--entities", type=int, default=10_000_000, help="of the largest sharded row")
-    parser.add_argument("--triples", type=int, default=50_000_000, help="of the largest sharded row")
+    parser.add_argument("--triples", type=int, default=20_000_000, help="of the largest sharded row")
     arguments = parser.parse_args()
     before = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
     rows = {row["name"]: row for row in before.get("rows", [])} if arguments.only else {}
