@@ -85,7 +85,7 @@ def scale() -> Figure:
     """Time per observed fact and memory, against the number of entities."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for regime, colour, name in (("sampled", RED, "100 sampled candidates"), ("all", BLUE, "all candidates")):
+    for regime, colour, name in (("sampled", RED, "32 sampled candidates"), ("all", BLUE, "all candidates")):
         rows = [row for row in results("scale")["rows"] if row["name"].startswith(regime)]
         rows = [row for row in rows if not row["name"].endswith("10,000,000 triples")]
         entities = [int(row["name"].split(", ")[1].split(" ")[0].replace(",", "")) for row in rows]

@@ -277,9 +277,10 @@ def main() -> int:
         shown(row)
         return row
 
-    def fresh(*size: Any) -> dict[str, Any]:
+    def fresh(*size: Any, called: str = "") -> dict[str, Any]:
         with get_context("spawn").Pool(1) as pool:
-            return add(pool.apply(measure, (*size, arguments.steps)))
+            row = pool.apply(measure, (*size, arguments.steps))
+        return add(row | {"name": row["name"].replace("sampled", called or "sampled")})
 
     if arguments.only in (None, "whole"):
         small, _, large, *_ = [fresh(*size) for size in SIZES]
@@ -287,7 +288,7 @@ def main() -> int:
         ratios["memory_vs_state"] = large["peak_mb"] / large["state_mb"]
     if arguments.only in (None, "sharded"):
         entities, triples = arguments.entities // 10, arguments.triples // 10
-        whole = fresh("sampled", entities, 2 * entities)
+        whole = fresh("sampled", entities, 2 * entities, called="not sharded")
         for processes in (2, 4):
             row = add(sharded(processes, entities, 2 * entities, arguments.steps))
             ratios[f"memory_per_process_{processes}"] = row["peak_mb"] / whole["peak_mb"]
