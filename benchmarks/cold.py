@@ -10,14 +10,12 @@ another family; guides that are richer; other data (a full closed world). On a t
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from machine import machine
+from kept import keep, parser, rows_in
 
 import kgpyro
 from kgpyro.data.graph import Graph
@@ -99,12 +97,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--graphs", nargs="+", default=list(GRAPHS), choices=list(GRAPHS))
-    parser.add_argument("--table", action="store_true", help="print what stands there, and run nothing")
-    arguments = parser.parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    options = parser(__doc__, GRAPHS)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = options.parse_args()
+    rows = rows_in(RESULTS)
     done = {(row["graph"], row["how"], row["seed"]) for row in rows}
     for seed in () if arguments.table else arguments.seeds:
         for graph in arguments.graphs:
@@ -112,8 +108,7 @@ def main() -> None:
                 if (graph, how, seed) in done:
                     continue
                 rows.append(measured(graph, how, seed))
-                kept = {"machine": machine(), "version": kgpyro.__version__, "rows": rows}
-                RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+                keep(RESULTS, rows)
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(table(rows))
 

@@ -9,13 +9,11 @@ Five seeds of each fit; and the draws of the first posterior, and the members of
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from machine import machine
+from kept import keep, parser, rows_in
 
 import kgpyro
 from kgpyro.posterior.building import build_guide, sites_of
@@ -87,18 +85,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graphs", nargs="+", default=list(GRAPHS), choices=list(GRAPHS))
-    parser.add_argument("--fits", nargs="+", default=list(FITS), choices=list(FITS))
-    parser.add_argument("--table", action="store_true", help="print what stands there, and run nothing")
-    arguments = parser.parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    options = parser(__doc__, GRAPHS)
+    options.add_argument("--fits", nargs="+", default=list(FITS), choices=list(FITS))
+    arguments = options.parse_args()
+    rows = rows_in(RESULTS)
     done = {(row["graph"], row["fit"]) for row in rows}
     asked = [(graph, how) for graph in arguments.graphs for how in arguments.fits if (graph, how) not in done]
     for graph, how in [] if arguments.table else asked:
         rows += measured(graph, how)
-        kept = {"machine": machine(), "version": kgpyro.__version__, "rows": rows}
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        keep(RESULTS, rows)
         print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(table(rows))
 

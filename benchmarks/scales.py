@@ -9,13 +9,11 @@ A LIM with a normal and with an N3 prior. Of the fixed scales the table has the 
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from machine import machine
+from kept import keep, parser, rows_in
 
 import kgpyro
 
@@ -63,26 +61,23 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--graphs", nargs="+", default=list(GRAPHS), choices=list(GRAPHS))
-    parser.add_argument("--table", action="store_true", help="print what stands there, and run nothing")
-    arguments = parser.parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    options = parser(__doc__, GRAPHS)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = options.parse_args()
+    rows = rows_in(RESULTS)
     done = {tuple(row[key] for key in ("graph", "prior", "how", "finish", "seed")) for row in rows}
     asked = [(seed, graph) for seed in arguments.seeds for graph in arguments.graphs]
     for seed, graph in () if arguments.table else asked:
-        for (prior, how), options in rows_of().items():
+        for (prior, how), chosen in rows_of().items():
             for finish in ("", "map"):
                 row = {"graph": graph, "prior": prior, "how": how, "finish": finish, "seed": seed}
                 if tuple(row.values()) in done:
                     continue
                 more = {"seed": seed, "finish": finish or None, "progress": False}
-                posterior = kgpyro.fit(graph, model="lim", **GRAPHS[graph] | options | more)
+                posterior = kgpyro.fit(graph, model="lim", **GRAPHS[graph] | chosen | more)
                 row |= {f"{s}_mrr": posterior.metrics[s]["realistic"]["mrr"] for s in ("valid", "test")}
                 rows.append(row | {"seconds": posterior.seconds})
-                kept = {"machine": machine(), "version": kgpyro.__version__, "rows": rows}
-                RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+                keep(RESULTS, rows)
                 print(rows[-1], flush=True)
     print(table(rows))
 
