@@ -249,32 +249,28 @@ def calibrate(options: dict[str, Any]) -> None:
 
     folder, posterior = Path(options["run"]), load(options)
     asked = {key: options[key] for key in ("negatives", "draws", "seed") if key in options}
-    uncertain, figures = "test" in posterior.graph.confidences, {}  # type: bool, dict[str, Any]
-    title = f"{posterior}: confidences of test triples"
+    uncertain = "test" in posterior.graph.confidences
 
-    def judged() -> dict[str, float]:
-        nonlocal title
-        if uncertain:
-            return posterior.confidences("test", **{k: v for k, v in asked.items() if k != "negatives"}).attrs[
-                "metrics"
-            ]
-        name = posterior.recalibration.method if posterior.recalibration else "predicted"
-        figures[name] = posterior.calibration("test", **asked)
-        title = f"{posterior}: test triples and false facts ({figures[name].negatives})"
-        return figures[name].metrics
+    def judged() -> Any:
+        if not uncertain:
+            return posterior.calibration("test", **asked)
+        return posterior.confidences("test", **{key: asked[key] for key in asked if key != "negatives"})
 
     posterior.recalibrate("none")
-    metrics = {"as predicted": judged()}
+    found = {"as predicted": judged()}
     posterior.recalibrate(**options)
     if mapped := posterior.recalibration:
-        metrics[mapped.method] = judged()
-    show(title, posterior.log.from_dict(metrics, "index"), index=True)
+        found[mapped.method] = judged()
+    before, *after = found.values()
+    of = "confidences of test triples" if uncertain else f"test triples and false facts ({before.negatives})"
+    metrics = {name: one.attrs["metrics"] if uncertain else one.metrics for name, one in found.items()}
+    show(f"{posterior}: {of}", posterior.log.from_dict(metrics, "index"), index=True)
     posterior.store_recalibration(folder)
-    if figures:
-        before = figures.pop("predicted")
-        write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**figures)})
     state = "predictions go by recalibration.json" if mapped else "predictions are as the model makes them"
-    say(f"\nsaved      {folder}: {state} from now on" + ("; checks/calibration.png" if not uncertain else ""))
+    if not uncertain:
+        others = {mapped.method: after[0]} if mapped else {}
+        write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**others)})
+    say(f"\nsaved      {folder}: {state} from now on" + "; checks/calibration.png" * (not uncertain))
 
 
 @command("posterior_predictive prior_predictive", "posterior graph progress", (DRAWS, SAMPLED, OUT_CHECK, DATASET),

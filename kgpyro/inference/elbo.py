@@ -165,12 +165,13 @@ class WeightedELBO(ELBO):
             if site["type"] == "sample" and not site["is_observed"]:
                 q = guide_trace.nodes[name]["fn"]
                 each = _kl(q, site["fn"], site["value"], self.estimator != "plain")
-                if share is not None and kind_of(site) != "entity":  # in every process, and counts once in all
+                spread = share if kind_of(site) == "entity" else None
+                if each.dim():  # of symbols; what is one for all is no one's
+                    result.kl_per_latent[name] = _mean_of_all(each.detach(), spread)
+                if share is not None and spread is None:  # in every process, and counts once in all
                     each = each / share.processes
                 result.kl = result.kl + _scaled_sum(each, site)
                 result.price = result.price + self._price(each, site, args[1])
-                if each.dim():  # of symbols; what is one for all is no one's
-                    result.kl_per_latent[name] = _mean_of_all(each.detach(), share, kind_of(site) == "entity")
         return result
 
     def _price(self, kl: Tensor, site: dict, batch: Batch) -> Tensor:
@@ -197,10 +198,10 @@ class WeightedELBO(ELBO):
         return float(loss.detach())
 
 
-def _mean_of_all(kl: Tensor, share: Share | None, entities: bool) -> Tensor:
-    """The mean KL of a site's latents, or of their parts in all processes where these share the entities."""
-    if share is None or not entities:
-        return kl.mean() * (1 if share is None else share.processes)
+def _mean_of_all(kl: Tensor, share: Share | None) -> Tensor:
+    """The mean KL of a site's latents, of their parts in all processes where these share them."""
+    if share is None:
+        return kl.mean()
     total, count = share.sum(torch.stack([kl.sum(), kl.new_tensor(float(len(kl)))]))
     return total / count
 

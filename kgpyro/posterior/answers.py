@@ -231,7 +231,8 @@ class Answers(DrawnLogits):
                         table, sure = self._measured_answers(
                             part, asked[part], ids, beyond, top, draws, interval, seed, new
                         )
-                        found += [table] * len(table[:1])
+                        if len(table):
+                            found.append(table)
                         left = torch.cat([left, part[~sure]])
                         bar.update(int(sure.sum()))
                     if top is not None and kept == top + SPARE and WIDER * kept < size:
