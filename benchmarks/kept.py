@@ -25,6 +25,6 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
-def keep(file: Path, rows: list[dict[str, Any]]) -> None:
-    kept = {"machine": machine(), "version": kgpyro.__version__, "rows": rows}
+def keep(file: Path, rows: list[dict[str, Any]], ratios: dict[str, float] | None = None) -> None:
+    kept = {"machine": machine(), "version": kgpyro.__version__, "rows": rows} | ({"ratios": ratios} if ratios else {})
     file.write_text(json.dumps(kept, indent=1) + "\n")
