@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Parts, pairwise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
 import kgpyro
@@ -18,6 +23,8 @@ from kgpyro.commands import calibrate as calibrate_command
 from kgpyro.commands import evaluate as evaluate_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
+from kgpyro.evaluation.calibration import Recalibration
+from kgpyro.evaluation.quantiles import quantiles_at, rising_quantiles
 from kgpyro.evaluation.ranking import ndcg
 
 ROWS = {
@@ -120,22 +127,33 @@ def test_a_fit_predicts_confidences(tmp_path: Path, capsys: pytest.CaptureFixtur
     metrics = found.attrs["metrics"]
     constant = float(((found["confidence"] - found["confidence"].mean()) ** 2).mean())
     assert metrics["mse"] < 0.6 * constant and 0 < metrics["coverage"] <= 1 and 0.5 < metrics["ndcg"] <= 1
-    assert metrics["mae"] == pytest.approx(float((found["probability"] - found["confidence"]).abs().mean()))
+    mean_error = float((found["probability"] - found["confidence"]).abs().mean())
+    assert metrics["mae"] == metrics["mae_of_mean"] == pytest.approx(mean_error) and "median" not in found
     again = kgpyro.load(tmp_path / "run")
     assert again.graph.checksum == graph.checksum
     pd.testing.assert_frame_equal(again.confidences(rank=False), posterior.confidences(rank=False))
-    assert calibrate_command([str(tmp_path / "run"), "--method", "isotonic"]) == 0  # to the confidences of valid facts
-    assert "isotonic" in capsys.readouterr().out
+    calibrate = [str(tmp_path / "run"), "--method", "isotonic", "--negatives"]
+    assert calibrate_command([*calibrate, "none"]) == 0  # to the confidences of valid facts alone
+    assert "mae_of_mean" in capsys.readouterr().out
     again = kgpyro.load(tmp_path / "run")
     raw, mapped = (one.confidences("valid", rank=False) for one in (posterior, again))
     rising = IsotonicRegression().fit_transform(raw["probability"], raw["confidence"])
     assert mapped["probability"].mean() == pytest.approx(raw["confidence"].mean(), abs=0.01)
     assert np.abs(mapped["probability"] - rising).mean() < 0.03  # between the centres of its steps ours is linear
+    off = (mapped[["probability", "median"]].sub(mapped["confidence"], axis=0)).abs()
+    metrics = mapped.attrs["metrics"]
+    assert (metrics["mse"], metrics["mae_of_mean"]) == pytest.approx(
+        ((off["probability"] ** 2).mean(), off["probability"].mean())
+    )
+    assert metrics["mae"] == pytest.approx(off["median"].mean()) and metrics["mae"] <= metrics["mae_of_mean"]
+    inside = (mapped["low"] <= mapped["confidence"]) & (mapped["confidence"] <= mapped["high"])
+    assert metrics["coverage"] == inside.mean() >= 0.9  # of the facts that they were fitted to
+    assert "of the confidence" in mapped.attrs["intervals"] and "of the probability" in raw.attrs["intervals"]
     assert evaluate_command([str(tmp_path / "run")]) == 0
     assert "predicted confidences" in capsys.readouterr().out
     for ask, why in (
         (lambda: posterior.confidences("dev"), "no confidences of a split 'dev'"),
-        (lambda: posterior.recalibrate(negatives="open"), "leave out `negatives`"),
+        (lambda: kgpyro.abstention(posterior), "neither true nor false"),
         (lambda: posterior.calibration("test"), "neither true nor false"),
         (lambda: posterior.decide("test"), "neither true nor false"),
         (lambda: posterior.confidences(frame[["head", "relation", "tail"]]), "no column 'confidence'"),
@@ -144,6 +162,89 @@ def test_a_fit_predicts_confidences(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         with pytest.raises(InputError, match=why):
             ask()
+
+
+def test_a_map_that_has_seen_facts_of_no_confidence() -> None:
+    """Facts that no split holds are predicted to have none; a map of listed facts alone knows only what these have."""
+    rng = np.random.default_rng(0)
+    pairs = [(h, t) for h in range(30) for t in range(30)]
+    rows = [
+        [f"{h}", "r", f"{t}", rng.uniform(0.3, 0.9)] for h, t in pairs if (h < 15) == (t < 15) and rng.uniform() < 0.6
+    ]
+    graph = Graph.from_dataframe(pd.DataFrame(rows, columns=["head", "relation", "tail", "confidence"]), holdout=0.2)
+    options: dict[str, Any] = {"model": "lim", "dim": 4, "epochs": 80, "batch_size": 32, "kl_weight": 0.1}
+    posterior = kgpyro.fit(graph, **options, progress=False, device="cpu")
+    labelled = kgpyro.labelled_facts(graph, "test", "random", seed=1)
+    n = len(graph.test)
+    assert labelled["label"].tolist() == [*graph.confidence("test").tolist(), *[0] * (len(labelled) - n)]
+    found = {}
+    for negatives in (None, "none"):
+        posterior.recalibrate("isotonic", negatives, draws=50)
+        assert posterior.recalibration is not None
+        assert posterior.recalibration.negatives == (negatives or "random")
+        found[negatives] = posterior.confidences(labelled.rename(columns={"label": "confidence"}), 50, rank=False)
+    both, listed = found.values()
+    assert both.attrs["metrics"]["mse"] < listed.attrs["metrics"]["mse"]
+    assert both.attrs["metrics"]["mae"] < listed.attrs["metrics"]["mae"]
+    assert both["probability"][n:].mean() < 0.5 * listed["probability"][n:].mean()
+    again = Recalibration.of(json.loads(json.dumps(asdict(posterior.recalibration))))
+    assert again == posterior.recalibration
+
+
+# ---- the distribution of confidences --------------------------------------------------------------------------------
+
+
+def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions, and confidences of which they are the means: most are a little above, a few far below."""
+    rng = np.random.default_rng(seed)
+    predicted = rng.uniform(0.1, 0.8, n)
+    return predicted, np.where(
+        rng.uniform(size=n) < 0.8, 1.2 * predicted, 0.2 * predicted * (1 + rng.uniform(-1, 1, n))
+    )
+
+
+def test_the_median_has_the_least_absolute_error() -> None:
+    """On facts that the quantiles were not fitted to: as many below them as they say, and least pinball loss."""
+    rows = rising_quantiles(*skewed(20_000, 0), np.ones(20_000))
+    predicted, given = skewed(20_000, 1)
+    levels = [0.05, 0.1, 0.5, 0.95]
+    found = dict(zip(levels, quantiles_at(rows, predicted, levels), strict=True))
+    assert np.abs(found[0.5] - given).mean() < 0.85 * np.abs(predicted - given).mean()
+    assert ((predicted - given) ** 2).mean() < ((found[0.5] - given) ** 2).mean()
+    assert np.abs(found[0.5] - 1.2 * predicted).mean() < 0.01  # the median, as it is
+
+
+@pytest.mark.parametrize("level", [0.013, 0.05, 0.5, 0.8, 0.95])
+def test_quantiles_have_their_share_below(level: float) -> None:
+    rng = np.random.default_rng(0)
+    predicted = rng.uniform(0.05, 0.95, (2, 20_000))
+    given = rng.beta(4 * predicted, 4 * (1 - predicted))
+    rows = rising_quantiles(predicted[0], given[0], np.ones(20_000))
+    (found,) = quantiles_at(rows, predicted[1], [level])
+    assert (given[1] < found).mean() == pytest.approx(level, abs=0.01)  # three Monte-Carlo errors
+    exact = stats.beta.ppf(level, 4 * predicted[1], 4 * (1 - predicted[1]))
+    assert np.abs(found - exact).mean() < 0.03
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(1, 3)), min_size=1, max_size=200))
+@settings(max_examples=20)
+def test_quantiles_rise_and_do_not_cross(facts: list[tuple[float, float, int]]) -> None:
+    predicted, given_, counts = np.array(facts).T
+    rows = rising_quantiles(predicted, given_, counts)
+    at = np.linspace(0, 1, 50)
+    found = np.array(quantiles_at(rows, at, np.linspace(0, 1, 7)))
+    assert (np.diff(found, axis=0) >= -1e-6).all() and (np.diff(found, axis=1) >= -1e-6).all()
+    assert found.min() >= 0 and found.max() <= 1
+
+
+def test_a_fact_that_stands_for_many_counts_as_many() -> None:
+    rng = np.random.default_rng(0)
+    given_, counts = rng.uniform(size=40), rng.integers(1, 5, 40)
+    one, other = (
+        rising_quantiles(np.full(len(y), 0.5), y, w)
+        for y, w in ((given_, counts), (given_.repeat(counts), np.ones(counts.sum())))
+    )
+    np.testing.assert_allclose(np.array(one)[0], np.array(other)[0], atol=0.05)
 
 
 def test_ndcg_by_hand() -> None:

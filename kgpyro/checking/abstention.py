@@ -110,10 +110,11 @@ def abstention(
         seed: of draws and corruptions.
 
     Raises:
-        InputError: unknown names, or verified negatives of a graph that has none.
+        InputError: unknown names, facts with confidences, or verified negatives of a graph that has none.
     """
     predicted, labels = {}, {}
     for part in dict.fromkeys(("valid", split)):
+        posterior._refuse_confidences(part)
         labels[part] = labelled_facts(posterior.graph, part, negatives, seed)
         ids = fact_ids(posterior.graph, labels[part])
         found = posterior.facts(ids, draws, seed=seed, recalibrated=False)

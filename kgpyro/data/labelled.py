@@ -10,13 +10,13 @@ from kgpyro.data.graph import COLUMNS, Graph
 from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError
 
-KINDS = ("verified", "hard", "random", "open")
+KINDS = ("verified", "hard", "random", "open", "none")
 TRIES = 50
 OPEN = 20_000  # facts drawn of all that no split holds
 
 
 def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = None, seed: int = 0) -> pd.DataFrame:
-    """The triples of a split, labelled 1, and false ones, labelled 0.
+    """The triples of a split, labelled 1, or with their confidences where they have such, and false ones, labelled 0.
 
     Args:
         graph: the graph.
@@ -25,7 +25,8 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
             the graph's folder); ``random``: for each triple one with another head or tail, any entity, that no split
             holds; ``hard``: likewise, with an entity that training has at that end of the relation (type-consistent);
             ``open``: ``OPEN`` of all facts that no split holds, uniformly, with the weights that make them and the
-            split stand for all facts that training lacks. By default verified where the graph has them, else random.
+            split stand for all facts that training lacks; ``none``: no false ones. By default verified where the graph
+            has them, else random.
         seed: of the corruptions.
 
     Returns:
@@ -56,10 +57,13 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
     elif kind == "open":
         false, number = open_facts(graph, OPEN, seed)
         weights = (len(graph.valid) + len(graph.test)) / max(1, len(true)), number / max(1, len(false))
+    elif kind == "none":
+        false = true[:0]
     else:
         false = corruptions(graph, true, kind == "hard", seed)
     frame = pd.DataFrame(graph.names(torch.cat([true, false])), columns=list(COLUMNS))
-    frame["label"] = [1] * len(true) + [0] * len(false)
+    labels = graph.confidence(split).tolist() if split in graph.confidences else [1] * len(true)
+    frame["label"] = labels + [0] * len(false)
     frame["weight"] = [weights[0]] * len(true) + [weights[1]] * len(false)
     frame.attrs["negatives"] = kind
     return frame

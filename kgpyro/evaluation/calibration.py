@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kgpyro.display import new_figure
 from kgpyro.errors import InputError
+from kgpyro.evaluation.quantiles import LEVELS, quantiles_at
 
 Facts: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]
 FLATTEST = 1e-2  # slope of a map in log-odds where its labels say nothing
@@ -139,6 +140,7 @@ class Recalibration:
     Attributes:
         negatives: what the false labels were (:func:`kgpyro.labelled_facts`), which says whose base rate it has.
         relations: slope and intercept of each relation that has its own, by name.
+        spread: on uncertain graphs, which confidences are given by which is predicted (:func:`.rising_quantiles`).
     """
 
     method: str
@@ -147,6 +149,7 @@ class Recalibration:
     steps: tuple[tuple[float, float], ...] = ()
     negatives: str = ""
     relations: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    spread: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def fit(
@@ -188,9 +191,17 @@ class Recalibration:
             weights = {str(name): float(weight) for name, weight in fields["weights"].items()}
             about = str(fields.get("negatives", ""))
             lines = {str(name): (float(a), float(b)) for name, (a, b) in fields.get("relations", {}).items()}
-            found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps, about, lines)
-            values = np.array([found.intercept, *weights.values(), *np.ravel(steps), *np.ravel([*lines.values()])])
-            if [*weights] != METHODS[found.method] or not np.isfinite(values).all() or list(steps) != sorted(steps):
+            spread = tuple(tuple(float(x) for x in row) for row in fields.get("spread", ()))
+            found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps, about, lines, spread)
+            values = [
+                found.intercept,
+                *weights.values(),
+                *np.ravel(steps),
+                *np.ravel([*lines.values()]),
+                *np.ravel(spread),
+            ]
+            rises = list(steps) == sorted(steps) and {len(row) for row in spread} <= {1 + LEVELS}
+            if [*weights] != METHODS[found.method] or not np.isfinite(values).all() or not rises:
                 raise ValueError("no such map")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is no recalibration ({error}); remove it, and recalibrate the run.") from error
@@ -211,6 +222,13 @@ class Recalibration:
         at, value = np.array(self.steps).T
         beyond = FLATTEST * (np.minimum(x - at[0], 0) + np.maximum(x - at[-1], 0))
         return special.expit(np.interp(x, at, value) + beyond)
+
+    def quantiles(self, probabilities: np.ndarray, levels: Sequence[float]) -> list[np.ndarray]:
+        """Quantiles of the confidences that sources give to facts of these recalibrated probabilities, ``(n,)`` each.
+
+        At 0.5 it is the median, of which the mean absolute error is least. For maps with a ``spread``.
+        """
+        return quantiles_at(self.spread, probabilities, levels)
 
 
 def _rising(x: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[tuple[float, float], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Calibration, Recalibration
 from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
 from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
+from kgpyro.evaluation.quantiles import rising_quantiles
 from kgpyro.evaluation.ranking import mean_ndcg
 from kgpyro.files import table_file
 from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
@@ -120,7 +122,7 @@ class Predictions(Answers):
     def recalibrate(
         self,
         method: Literal["temperature", "platt", "isotonic", "stacked", "per_relation", "none"] = "isotonic",
-        negatives: Literal["open", "random", "hard", "verified"] | None = None,
+        negatives: Literal["open", "random", "hard", "verified", "none"] | None = None,
         draws: int = 500,
         seed: int = 0,
     ) -> None:
@@ -129,33 +131,36 @@ class Predictions(Answers):
         From then on every column of :meth:`facts` and :meth:`predict` is of the recalibrated distribution. With open
         negatives the probabilities are those of facts that the graph does not hold, the held-out facts taken for all
         the true ones among them. With random, hard or verified ones they are those of facts that are as often true as
-        these labels: about one in two. On an uncertain graph the labels are the confidences of the validation facts,
-        and the probabilities are expected confidences of facts that are like these.
+        these labels: about one in two.
+
+        On an uncertain graph the labels are the confidences of the validation facts, and 0 for what counts as false:
+        probabilities are expected confidences of facts that are like these. How confidences scatter about them is
+        learned too, for :meth:`confidences`.
 
         Args:
             method: temperature, platt, isotonic, stacked (by all evidence, the model's doubt included) or per_relation
                 (a line for each relation, drawn to a common one); none takes the map off again.
-            negatives: open (of all facts that no split holds; the default), random, hard or verified: what counts as
-                false (:func:`kgpyro.labelled_facts`); an uncertain graph takes none.
+            negatives: open (of all facts that no split holds), random, hard or verified: what counts as false
+                (:func:`kgpyro.labelled_facts`); none, on an uncertain graph, for a map that is of listed facts alone,
+                and gives others too much. Default: open, and random on an uncertain graph.
             draws: posterior draws behind each probability.
             seed: of draws and corruptions.
 
         Raises:
-            InputError: an unknown method or kind of negatives, or no validation facts.
+            InputError: an unknown method or kind of negatives, no validation facts, or labels that are all the same.
         """
         refuse_numbers(draws=draws, seed=seed)
         if method == "none":
             self.recalibration = None
-        elif "valid" in self.graph.confidences:
-            if negatives is not None:
-                raise InputError("the validation facts have confidences, which are the labels; leave out `negatives`.")
-            found = self.facts(self.graph.valid, draws, seed=seed, recalibrated=False)
-            self.recalibration = Recalibration.fit(found, self.graph.confidences["valid"].double().numpy(), method)
-        else:
-            facts = labelled_facts(self.graph, "valid", negatives or "open", seed)
-            found = self.facts(facts, draws, seed=seed, recalibrated=False)
-            labels, counts = facts["label"].to_numpy(), facts["weight"].to_numpy()
-            self.recalibration = Recalibration.fit(found, labels, method, counts, facts.attrs["negatives"])
+            return
+        uncertain = "valid" in self.graph.confidences
+        facts = labelled_facts(self.graph, "valid", negatives or ("random" if uncertain else "open"), seed)
+        found = self.facts(facts, draws, seed=seed, recalibrated=False)
+        labels, counts = facts["label"].to_numpy(), facts["weight"].to_numpy()
+        fitted = Recalibration.fit(found, labels, method, counts, facts.attrs["negatives"])
+        if uncertain:
+            fitted = replace(fitted, spread=rising_quantiles(fitted(found), labels, counts))
+        self.recalibration = fitted
 
     def decide(
         self,
@@ -216,6 +221,11 @@ class Predictions(Answers):
     ) -> pd.DataFrame:
         """Predicted confidences of an uncertain graph's facts, beside those that are given.
 
+        The mean of what a confidence may be has the least squared error, its median the least absolute error.
+        :meth:`recalibrate` learns from validation facts how given confidences scatter about predicted ones. After it
+        ``median``, ``low`` and ``high`` are quantiles of the confidence itself. Before it nothing says more than the
+        posterior of the fact's probability: ``low`` and ``high`` are its, and there is no median.
+
         Args:
             facts: a split, or a table with columns ``head``, ``relation``, ``tail`` and ``confidence``.
             draws: posterior draws.
@@ -224,9 +234,12 @@ class Predictions(Answers):
             rank: whether to rank tails, for nDCG.
 
         Returns:
-            What :meth:`facts` says, with ``confidence``. ``attrs["metrics"]``: ``mse`` and ``mae`` of the predicted
-            probability, ``coverage``, the share of given confidences inside the interval of theirs, and ``ndcg``, of
-            the tails of each query ranked by probability among all that training leaves open (Chen et al. 2019).
+            What :meth:`facts` says, with ``confidence``, and ``median`` where there is one; the probability is the mean
+            of the predicted confidence. ``attrs["intervals"]`` says what the intervals are of. ``attrs["metrics"]``:
+            ``mse``, of the probability; ``mae``, of the median, or where there is none of the probability;
+            ``mae_of_mean``, of the probability; ``coverage``, the share of given confidences inside their interval; and
+            ``ndcg``, of the tails of each query ranked by probability among all that training leaves open (Chen et al.
+            2019).
 
         Raises:
             InputError: a split without confidences, a table without the columns, or unknown names.
@@ -239,10 +252,17 @@ class Predictions(Answers):
             raise InputError("the table has no column 'confidence', from 0 to 1, to hold predictions to.")
         else:
             ids, given = fact_ids(self.graph, facts), torch.tensor(facts["confidence"].to_numpy(dtype=float))
-        found = self.facts(ids, draws, interval, seed).assign(confidence=given.numpy())
-        off = found["probability"] - found["confidence"]
-        inside = found["confidence"].between(found["low"], found["high"])
-        metrics = {"mse": float((off**2).mean()), "mae": float(off.abs().mean()), "coverage": float(inside.mean())}
+        found, wanted = self.facts(ids, draws, interval, seed), given.numpy()
+        nearest = mean = found["probability"].to_numpy()
+        if self.recalibration is not None and self.recalibration.spread:
+            levels = 0.5, (1 - interval) / 2, (1 + interval) / 2
+            nearest, low, high = self.recalibration.quantiles(mean, levels)
+            found = found.assign(median=nearest, low=low, high=high)
+            found.attrs["intervals"] = f"central {interval:.0%} of the confidence, as of validation facts like it"
+        off, apart = np.abs(mean - wanted), np.abs(nearest - wanted)
+        metrics = {"mse": float((off**2).mean()), "mae": float(apart.mean()), "mae_of_mean": float(off.mean())}
+        found = found.assign(confidence=wanted)
+        metrics["coverage"] = float(found["confidence"].between(found["low"], found["high"]).mean())
         if rank:
             metrics["ndcg"] = mean_ndcg(partial(self.probabilities, draws=draws), ids, given, self.graph)
         found.attrs["metrics"] = metrics
