@@ -65,6 +65,13 @@ def test_confidences_stay_with_their_triples(unsure: Graph, tmp_path: Path) -> N
     assert unsure.checksum != Graph.from_triples("unsure", *([r[:3] for r in triples(s)] for s in ROWS)).checksum
 
 
+def test_a_fact_given_twice_has_the_mean_confidence() -> None:
+    rows = [["b", "r", "a", "0.2"], ["a", "r", "b", "0.4"], ["b", "r", "a", "0.7"], ["b", "r", "a", "0.9"]]
+    graph = Graph.from_triples("twice", rows, [], [])
+    assert graph.names(graph.train) == [("b", "r", "a"), ("a", "r", "b")]
+    assert graph.confidences["train"].tolist() == pytest.approx([0.6, 0.4])
+
+
 @pytest.mark.parametrize("wrong", ["1.5", "-0.1", "nan", "sure", ""])
 def test_what_is_no_confidence(wrong: str) -> None:
     with pytest.raises(InputError, match=r"train, row 2: 4 columns, .* is no confidence from 0 to 1"):

@@ -243,7 +243,7 @@ class Graph:
         """A graph from named triples; names are numbered in sorted order, whatever the order of the triples.
 
         A fourth element of every triple of a split is its confidence. A triple that a split holds twice is one fact:
-        the first stays.
+        the first stays, with the mean of their confidences.
 
         Raises InputError where the training split is empty, a name is empty, valid or test holds a relation that
         training does not, or negatives name what the graph has not.
@@ -365,9 +365,11 @@ class Graph:
             notes = [*notes, f"{len(lost)} facts of valid and test {lack}, such as of {SHORT.repr(lost[0])}."]
         ids: dict[str, Any] = dict(zip(SPLITS, (triples for triples, _ in found), strict=True))
         sure = {split: values for split, (_, values) in zip(SPLITS, found, strict=True) if values is not None}
-        graph = cls(name, tuple(entities), tuple(relations), **ids, confidences=sure, notes=tuple(notes))
-        firsts = {s: np.sort(np.unique(graph._keys(t).numpy(), return_index=True)[1]) for s, t in ids.items()}
-        graph = graph._taking({split: torch.from_numpy(first) for split, first in firsts.items()})
+        graph = cls(name, tuple(entities), tuple(relations), **ids, notes=tuple(notes))
+        each = {s: np.unique(graph._keys(t).numpy(), return_index=True, return_inverse=True) for s, t in ids.items()}
+        means = {s: (np.bincount(each[s][2], y) / np.bincount(each[s][2]))[each[s][2]] for s, y in sure.items()}
+        graph = replace(graph, confidences={split: torch.from_numpy(mean) for split, mean in means.items()})
+        graph = graph._taking({split: torch.from_numpy(np.sort(first)) for split, (_, first, _) in each.items()})
         return graph.renamed(graph.entities, graph.relations)
 
     def renamed(self, entities: Sequence[str], relations: Sequence[str]) -> Graph:

@@ -50,7 +50,8 @@ def load_graph(
 
     Columns are found by their usual names in any case (head, relation, tail; subject, predicate, object; source, type,
     target; h, r, t; confidence, from 0 to 1, of an uncertain graph; split), or else by their order. Names are strings,
-    as written. A triple that a split holds twice is one fact. :attr:`Graph.problems` tells what was left out.
+    as written. A triple that a split holds twice is one fact, with the mean of their confidences where these are given.
+    :attr:`Graph.problems` tells what was left out.
 
     Args:
         source: what holds the triples.
