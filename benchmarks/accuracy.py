@@ -80,6 +80,8 @@ def run(config: Path, seed: int) -> dict[str, Any]:
         "score": resolved["score"],
         "prior": priors[0] if len(set(priors)) == 1 else f"{priors[0]} / {priors[1]}",
         "seed": seed,
+        "dim": resolved["dim"],
+        "epochs": resolved["epochs"],
         "objective": posterior.metrics["objective"],
         "config": name_of(config),
         "config_sha": digest(config),
@@ -138,7 +140,7 @@ def table(folder: str) -> str:
 def _rank(line: dict[str, Any]) -> str:
     """A run's rank, the dim that it takes, and its epochs, of the configuration (with early stopping at most)."""
     options = yaml.safe_load((HERE / "configs" / line["config"]).read_text())
-    dim, epochs = (options.get(key, getattr(kgpyro.Options(), key)) for key in ("dim", "epochs"))
+    dim, epochs = (options.get(key, line.get(key, getattr(kgpyro.Options(), key))) for key in ("dim", "epochs"))
     rank = f"{dim // 2} ({dim})" if line["score"] in COMPLEX else str(dim)
     return f"{rank} | {'≤ ' if options.get('early_stopping') else ''}{epochs}"
 
