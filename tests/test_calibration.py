@@ -253,6 +253,17 @@ def test_open_facts_stand_for_all_that_training_lacks(tiny: Graph, monkeypatch: 
     assert (facts["weight"] * facts["label"]).sum() == pytest.approx(len(tiny.valid) + len(tiny.test))
 
 
+@pytest.mark.parametrize("negatives", ["open", "random"])
+def test_some_labelled_facts_stand_for_all(negatives: str) -> None:
+    graph = kgpyro.load_graph("nations")
+    every, some = (labelled_facts(graph, "valid", negatives, most=most) for most in (None, 50))
+    assert (some["label"] == 1).sum() == 50 and len(some) <= 100
+    total = (every["weight"] * every["label"]).sum()
+    assert (some["weight"] * some["label"]).sum() == pytest.approx(total)
+    assert some["weight"].sum() == pytest.approx(every["weight"].sum(), rel=0.1)
+    assert set(map(tuple, some[some["label"] == 1].iloc[:, :3].values)) <= set(map(tuple, every.iloc[:, :3].values))
+
+
 def test_expected_facts_are_as_many_as_there_are() -> None:
     """A fifth of kinship held out: the probabilities of all unknown facts sum to the number of true ones."""
     whole = kgpyro.load_graph("kinships")

@@ -15,7 +15,9 @@ TRIES = 50
 OPEN = 20_000  # facts drawn of all that no split holds
 
 
-def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = None, seed: int = 0) -> pd.DataFrame:
+def labelled_facts(
+    graph: Graph, split: str = "test", negatives: str | None = None, seed: int = 0, most: int | None = None
+) -> pd.DataFrame:
     """The triples of a split, labelled 1, or with their confidences where they have such, and false ones, labelled 0.
 
     Args:
@@ -28,11 +30,12 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
             split stand for all facts that training lacks; ``none``: no false ones. By default verified where the graph
             has them, else random.
         seed: of the corruptions.
+        most: of the true ones, at random, and of the open ones, at most; None for all and ``OPEN``.
 
     Returns:
         ``head``, ``relation``, ``tail``, ``label`` and ``weight``, how many facts each stands for: 1, but with ``open``
-        ones. ``attrs["negatives"]`` says which were used. A triple for which no corruption was found in ``TRIES`` draws
-        has none.
+        ones, or fewer than there are. ``attrs["negatives"]`` says which were used. A triple for which no corruption was
+        found in ``TRIES`` draws has none.
 
     Raises:
         InputError: unknown names, or verified negatives of a graph that has none.
@@ -51,18 +54,22 @@ def labelled_facts(graph: Graph, split: str = "test", negatives: str | None = No
         raise InputError(
             f"graph {graph.name!r} holds no {split} facts out, which are the true ones among labelled facts."
         )
-    weights = 1.0, 1.0
+    chosen = torch.arange(len(true))
+    if most is not None and most < len(true):
+        chosen = torch.randperm(len(true), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    weights = len(true) / len(chosen), 1.0
+    true = true[chosen]
     if kind == "verified":
         false = graph.negatives[split]
     elif kind == "open":
-        false, number = open_facts(graph, OPEN, seed)
-        weights = (len(graph.valid) + len(graph.test)) / max(1, len(true)), number / max(1, len(false))
+        false, number = open_facts(graph, OPEN if most is None else min(OPEN, most), seed)
+        weights = (len(graph.valid) + len(graph.test)) / len(true), number / max(1, len(false))
     elif kind == "none":
         false = true[:0]
     else:
-        false = corruptions(graph, true, kind == "hard", seed)
+        false, weights = corruptions(graph, true, kind == "hard", seed), (weights[0], weights[0])
     frame = pd.DataFrame(graph.names(torch.cat([true, false])), columns=list(COLUMNS))
-    labels = graph.confidence(split).tolist() if split in graph.confidences else [1] * len(true)
+    labels = graph.confidence(split)[chosen].tolist() if split in graph.confidences else [1] * len(true)
     frame["label"] = labels + [0] * len(false)
     frame["weight"] = [weights[0]] * len(true) + [weights[1]] * len(false)
     frame.attrs["negatives"] = kind

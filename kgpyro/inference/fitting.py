@@ -54,7 +54,7 @@ from kgpyro.randomness import seeded
 LONG, LOOKED_AT = 20, 500_000_000  # epochs from which on, and cells up to which, a fit is validated halfway as well
 ENOUGH = 100  # training facts below which little can be learned
 TOO_FEW = "The graph has {} training facts, too few to say much: expect wide intervals, and ranks near chance."
-LINKED = 20  # draws behind the link from a categorical fit's evidence to the log-odds of facts
+LINKED, LINK = 20, 4_000_000_000  # draws and cells behind the link from a categorical fit's evidence to log-odds
 HOW_MOVED = "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"
 NOT_MIXED = "The chains have not mixed: R-hat {r_hat:.2f} of the log density (1.05 is the most); raise `warmup_draws`."
 
@@ -333,7 +333,8 @@ def _fit(
     if values is not None:
         posterior = posterior.extend(whole, values)
     if config["likelihood"] == "categorical" and len(whole.valid) and share is None:  # evidence to log-odds of facts
-        posterior.recalibrate("per_relation", draws=LINKED)
+        most = max(100, LINK // (4 * LINKED * whole.num_entities))  # true and open facts, each in two queries
+        posterior.recalibrate("per_relation", draws=LINKED, most=most)
     measured = {s: posterior.evaluation(s, progress) for s in ("test", "valid") if len(getattr(whole, s))}
     posterior.metrics = Metrics(measured) | {
         "elbo_per_fact": bound,

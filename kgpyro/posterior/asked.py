@@ -22,16 +22,16 @@ Queries: TypeAlias = Sequence[Sequence[Any]] | pd.DataFrame | str | Path
 
 
 def refuse_numbers(**given: Any) -> None:
-    """Raise InputError for a number that cannot be: of ``top``, ``draws``, ``seed``, ``interval`` or ``above``."""
+    """Raise InputError for a number that cannot be: of ``top``, ``most``, ``draws``, ``seed`` and the like."""
     for name, value in given.items():
         if name in ("interval", "above"):
             if not isinstance(value, Real) or not 0 < float(value) < 1:
                 raise InputError(f"`{name}` must be between 0 and 1, such as 0.9; got {value!r}.")
         elif not isinstance(value, Integral) or isinstance(value, bool) or value < (name != "seed"):
-            if name == "top" and value is None:
+            if (open_ended := name in ("top", "most")) and value is None:
                 continue
             what = "a whole number from 0 on" if name == "seed" else "a positive whole number"
-            raise InputError(f"`{name}` must be {what}{', or None for all' * (name == 'top')}; got {value!r}.")
+            raise InputError(f"`{name}` must be {what}{', or None for all' * open_ended}; got {value!r}.")
 
 
 def fact_ids(graph: Graph, triples: Facts) -> Tensor:

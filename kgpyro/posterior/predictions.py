@@ -125,6 +125,7 @@ class Predictions(Answers):
         negatives: Literal["open", "random", "hard", "verified", "none"] | None = None,
         draws: int = 500,
         seed: int = 0,
+        most: int | None = None,
     ) -> None:
         """Fit a map of predictions to the labels of the validation split (:class:`.Recalibration`).
 
@@ -145,16 +146,17 @@ class Predictions(Answers):
                 and gives others too much. Default: open, and random on an uncertain graph.
             draws: posterior draws behind each probability.
             seed: of draws and corruptions.
+            most: of true and of open facts, at most; None for all validation facts and 20,000 open ones.
 
         Raises:
             InputError: an unknown method or kind of negatives, no validation facts, or labels that are all the same.
         """
-        refuse_numbers(draws=draws, seed=seed)
+        refuse_numbers(draws=draws, seed=seed, most=most)
         if method == "none":
             self.recalibration = None
             return
         uncertain = "valid" in self.graph.confidences
-        facts = labelled_facts(self.graph, "valid", negatives or ("random" if uncertain else "open"), seed)
+        facts = labelled_facts(self.graph, "valid", negatives or ("random" if uncertain else "open"), seed, most)
         found = self.facts(facts, draws, seed=seed, recalibrated=False)
         labels, counts = facts["label"].to_numpy(), facts["weight"].to_numpy()
         fitted = Recalibration.fit(found, labels, method, counts, facts.attrs["negatives"])

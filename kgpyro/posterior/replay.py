@@ -41,14 +41,16 @@ class Program:
 
 
 class _Values(Messenger):
-    """Gives sites their values; a table of all symbols by the rows that a batch has."""
+    """Gives sites their values; a table of all symbols by the rows that a batch has. Draws no labels of our own."""
 
     def __init__(self, values: Mapping[str, Tensor], batch: Batch):
         super().__init__()
         self.values, self.batch = values, batch
 
     def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
+        if isinstance(msg["fn"], (AllCandidates, Answers)) and not msg["is_observed"]:
+            msg["value"], msg["done"] = torch.zeros(()), True
+        elif msg["name"] in self.values and not msg["is_observed"]:
             value = self.values[msg["name"]]
             if frame_of(msg) == "entity_plate":
                 value = value[self.batch.entities]
