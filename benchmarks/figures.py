@@ -4,8 +4,8 @@ python benchmarks/figures.py                  # all of them
 python benchmarks/figures.py speed variance   # only these
 
 Each file carries a checksum of what it was drawn from: this code, and the results, configurations and functions that
-FIGURES names. tests/test_site.py tells which have to be drawn anew. benchmarks/results/explorer.png alone is a
-photograph: `make test-browser` leaves it as artefacts/fitted.png. `plates` needs Graphviz's `dot`.
+FIGURES names. tests/test_site.py tells which have to be drawn anew. `plates` needs Graphviz's `dot`; `explorer` is a
+photograph of the notebook in a browser, and needs Chromium and the extra kgpyro[browser].
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -24,14 +25,19 @@ import pyro
 import torch
 import yaml
 from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import kgpyro
 from kgpyro.checking.abstention import Abstention
 from kgpyro.checking.posterior_predictive import PosteriorPredictive
 from kgpyro.checking.prior_predictive import PriorPredictive
+from kgpyro.display import as_html
 from kgpyro.evaluation.calibration import Calibration
 
 ROOT = Path(__file__).resolve().parent.parent
+BROWSER, NOTEBOOK = ROOT / "tests" / "browser.py", ROOT / "notebooks" / "02-priors.ipynb"
+EXPLORER = ROOT / "kgpyro" / "reporting" / "explorer.py"
 RESULTS, CONFIGS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "configs"
 RED, BLUE, GREEN, ORANGE, GREY = "tab:red", "tab:blue", "tab:green", "tab:orange", "#8c8c8c"
 BARS = {  # of speed.json, as they are called in docs/speed.md
@@ -185,6 +191,12 @@ def replicates() -> Figure:
     return kgpyro.posterior_predictive(fitted("lim-kinship-incomplete")).figure()
 
 
+def explorer() -> Path:
+    """Notebook 02 in JupyterLab, photographed by the test that clicks through it (`make test-browser`)."""
+    subprocess.run([sys.executable, "-m", "pytest", "-q", str(BROWSER)], check=True)
+    return ROOT / "artefacts" / "fitted.png"
+
+
 def plates(model: str) -> str:
     """A model's plates as Pyro draws them, in Graphviz's language."""
     triples = [("a", "r", "b"), ("b", "r", "c"), ("c", "r", "a")]
@@ -202,8 +214,13 @@ def draw_plates(model: str) -> None:
     (ROOT / "docs" / f"{model}.svg").write_text(picture.replace("</svg>", f"<!--\n{source}-->\n</svg>"))
 
 
+def ran(notebook: Path) -> str:
+    """The checksum of a notebook's cells (docs/notebooks.py)."""
+    return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["ran"]
+
+
 # by file: what draws it, and from what; drawn anew when any of these changes
-FIGURES: dict[str, tuple[Callable[[], Figure], tuple[Any, ...]]] = {
+FIGURES: dict[str, tuple[Callable[[], Figure | Path], tuple[Any, ...]]] = {
     "speed": (speed, (BARS, RESULTS / "speed.json")),
     "scale": (scale, (RESULTS / "scale.json",)),
     "soak": (soak, (RESULTS / "soak.json",)),
@@ -215,6 +232,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], tuple[Any, ...]]] = {
     "calibration": (calibration, (Calibration.figure, CONFIGS / "lim-kinship-incomplete.yaml")),
     "abstention": (abstention, (Abstention.figure, CONFIGS / "lim-kinship-incomplete.yaml")),
     "replicates": (replicates, (PosteriorPredictive.figure, CONFIGS / "lim-kinship-incomplete.yaml")),
+    "explorer": (explorer, (EXPLORER, BROWSER, PriorPredictive.figure, as_html, ran(NOTEBOOK))),
 }
 
 
@@ -227,10 +245,18 @@ def checksum(name: str) -> str:
     return found.hexdigest()
 
 
+def draw(name: str) -> None:
+    drawn, path, source = FIGURES[name][0](), RESULTS / f"{name}.png", {"Source": checksum(name)}
+    if isinstance(drawn, Figure):
+        return drawn.savefig(path, dpi=110, metadata=source)
+    (written := PngInfo()).add_text(*source.popitem())
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, pnginfo=written, optimize=True)
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:] or [*FIGURES, "plates"]:
         if name == "plates":
             for model in ("lim", "lfm"):
                 draw_plates(model)
         else:
-            FIGURES[name][0]().savefig(RESULTS / f"{name}.png", dpi=110, metadata={"Source": checksum(name)})
+            draw(name)

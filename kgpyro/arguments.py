@@ -183,6 +183,8 @@ class Form(argparse.ArgumentParser):
     def _of_file(self, path: str) -> dict[str, Any]:
         try:
             options = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"`config` {path}: no such file.") from error
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"`config` {path} cannot be read: {' '.join(str(error).split())}.") from error
         if not isinstance(options, dict):

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -218,11 +219,12 @@ def predict(options: dict[str, Any]) -> None:
     if writer:
         writer(table)
     query = ", ".join(options.get(name, "?") for name in ("head", "relation", "tail"))
-    title = f"{len(table):,} facts" if asked else f"({query})"
-    title += f": low to high is the {table.attrs['intervals']}" if "intervals" in table.attrs else ""
+    title = f"{len(table):,} {'answers' if way == 'answers' else 'facts'}" if asked else f"({query})"
     hidden = {"score", "frequency", *(("aleatoric", "epistemic", "error") if asked else ())} & {*table}
     shown = table.head(LONGEST if out else len(table)).drop(columns=list(hidden)).replace({"known": {"": "-"}})
     show(title, shown) if len(table) else say(f"{title}\n\nnone")
+    if len(table) and "intervals" in table.attrs:
+        say("\n" + textwrap.fill(f"low to high: {table.attrs['intervals']}", 100))
     if posterior.recalibration is not None:
         say(f"\nprobabilities recalibrated ({posterior.recalibration.method}) on validation facts")
     if out:
@@ -280,7 +282,7 @@ def check(options: dict[str, Any]) -> None:
     of_run, of_prior = ({*arguments_of(name)} for name in ("posterior_predictive", "prior_predictive"))
     out, run, found = options.pop("out", None), options.get("run"), None  # type: Any, Any, Any
     if wrong := sorted(options.keys() - (of_run | {"run", *OF_RUN} if run else of_prior | {"dataset"})):
-        why = "checks what is not fitted; leave RUN out" if run else "is for the check of a RUN; name one"
+        why = "is for a check without RUN; leave RUN out" if run else "is for the check of a RUN; name one"
         raise InputError(f"`{wrong[0]}` {why}, or leave the option out.")
     if run:
         from kgpyro.checking.posterior_predictive import posterior_predictive
@@ -293,9 +295,10 @@ def check(options: dict[str, Any]) -> None:
             khat = psis_khat(posterior, draws=200, repeats=3, progress=True)
             say(f"\nPSIS k = {khat.k:.2f} ± {khat.spread:.2f}; {khat.reading}.")
     else:
+        graph, options = graph_and_options(options)
         from kgpyro.checking.prior_predictive import prior_predictive
 
-        found = prior_predictive(options.pop("dataset", "nations"), progress=True, **options)
+        found = prior_predictive(graph, progress=True, **options)
         say(as_flags(str(found)))
     if folder := out or (run and Path(run) / "checks"):
         say(f"\nsaved      {folder}: {', '.join(found.save(folder))}")
@@ -352,8 +355,8 @@ def explore(options: dict[str, Any]) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """``kgpyro COMMAND …``."""
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
-    if name in COMMANDS:
-        return COMMANDS[name](rest)
+    if name.lower() in COMMANDS:
+        return COMMANDS[name.lower()](rest)
     if name in ("-V", "--version"):
         say(f"kgpyro {VERSION}")
     elif name in ("-h", "--help"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -28,7 +29,7 @@ def as_html(title: str, values: Mapping[str, object], *tables: pd.DataFrame, not
 
 
 def as_text(table: pd.DataFrame, index: bool = True, width: int | None = None) -> str:
-    """A table as a terminal shows it, numbers with three digits (mean ranks with one); names cut to fit a width."""
+    """A table as a terminal shows it, small numbers with as many digits as they need; names cut to fit a width."""
     shown = rounded(table)
     for longest in (None, 50, 40, 34, 28, 22, 16, 10):
         text = shown.to_string(index=index, max_colwidth=longest)
@@ -38,9 +39,14 @@ def as_text(table: pd.DataFrame, index: bool = True, width: int | None = None) -
 
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its floating-point columns written out: three digits, ranks and seconds one."""
-    formats = {c: "{:.1f}" if c in ("mr", "seconds") else "{:.3f}" for c in table.columns if table[c].dtype == float}
-    return table.assign(**{c: table[c].map(form.format, na_action="ignore").fillna("-") for c, form in formats.items()})
+    """The table with its floating-point columns written out: three digits of the largest, ranks and seconds one."""
+    shown = {}
+    for name in [name for name in table.columns if table[name].dtype == float]:
+        largest = table[name].abs().replace(math.inf, 0).max()
+        digits = max(3, 2 - math.floor(math.log10(largest))) if 1e-12 < largest < 0.1 else 3
+        form = f"{{:.{1 if name in ('mr', 'seconds') else digits}f}}".format
+        shown[name] = table[name].map(form, na_action="ignore").fillna("-")
+    return table.assign(**shown)
 
 
 class Metrics(dict[str, Any]):

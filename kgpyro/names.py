@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,50 @@ GUIDES = {
     "mixture": "kgpyro.guides.mixture:Mixture",
     "point": "kgpyro.guides.point:Point",
 }
+
+SCORES = ("DistMult", "ComplEx", "TransE", "TransE-L1", "TransE-L2", "RESCAL", "CP", "RotatE", "pykeen:NAME")
+# Every prior that has a name, with the parameters of the family's standard member: what a call may leave out.
+STANDARD: dict[str, dict[str, Any]] = {
+    "asymmetric_laplace": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0},
+    "beta": {"concentration1": 1.0, "concentration0": 1.0},
+    "cauchy": {"loc": 0.0, "scale": 1.0},
+    "chi2": {"df": 4.0},
+    "complex_n3": {"strength": 1.0},
+    "continuous_bernoulli": {"probs": 0.5},
+    "dirichlet": {"concentration": 1.0},
+    "exponential": {"rate": 1.0},
+    "fisher_snedecor": {"df1": 4.0, "df2": 4.0},
+    "gamma": {"concentration": 2.0, "rate": 1.0},
+    "generalized_pareto": {"loc": 0.0, "scale": 1.0, "concentration": 1.0},
+    "gumbel": {"loc": 0.0, "scale": 1.0},
+    "half_cauchy": {"scale": 1.0},
+    "half_normal": {"scale": 1.0},
+    "hyperspherical_uniform": {},
+    "inverse_gamma": {"concentration": 3.0, "rate": 1.0},
+    "kumaraswamy": {"concentration1": 1.0, "concentration0": 1.0},
+    "laplace": {"loc": 0.0, "scale": 1.0},
+    "log_normal": {"loc": 0.0, "scale": 1.0},
+    "logistic": {"loc": 0.0, "scale": 1.0},
+    "low_rank_multivariate_normal": {"loc": 0.0, "cov_factor": 0.5, "cov_diag": 1.0},
+    "mixture_of_diag_normals": {"locs": [-1.0, 1.0], "coord_scale": 0.5, "component_logits": [0.0, 0.0]},
+    "mixture_of_diag_normals_shared_covariance": {
+        "locs": [-1.0, 1.0], "coord_scale": 0.5, "component_logits": [0.0, 0.0],
+    },
+    "multivariate_normal": {"loc": 0.0, "scale_tril": 1.0},
+    "multivariate_student_t": {"df": 4.0, "loc": 0.0, "scale_tril": 1.0},
+    "n3": {"strength": 1.0},
+    "normal": {"loc": 0.0, "scale": 1.0},
+    "pareto": {"scale": 1.0, "alpha": 1.0},
+    "projected_normal": {"concentration": 0.0},
+    "relaxed_bernoulli": {"temperature": 1.0, "probs": 0.5},
+    "relaxed_one_hot_categorical": {"temperature": 1.0, "probs": 1.0},
+    "skew_logistic": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0},
+    "soft_asymmetric_laplace": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0, "softness": 1.0},
+    "soft_laplace": {"loc": 0.0, "scale": 1.0},
+    "student_t": {"df": 4.0, "loc": 0.0, "scale": 1.0},
+    "uniform": {"low": -1.0, "high": 1.0},
+    "weibull": {"scale": 1.0, "concentration": 1.0},
+}  # fmt: skip
 
 
 def is_dotted(name: str) -> bool:
@@ -86,12 +131,20 @@ def resolve(given: Any, table: dict[str, str], kind: str) -> Any:
     return partial(found, **_options(given, found, kind)) if opened else found
 
 
-def refuse_unknown(given: Any, table: dict[str, str], kind: str) -> None:
-    """Raise InputError for a name, or the call of one, that is not of the table and no dotted path."""
+def refuse_unknown(given: Any, names: Iterable[str], kind: str) -> None:
+    """Raise InputError for a name, or the call of one, that is none of these and no dotted path."""
     name = str(given).partition("(")[0]
-    if isinstance(given, str) and name.lower() not in table and not is_dotted(given):
-        end = meant(name, table, f"choose from {', '.join(table)}, or your own as package.module:object.")
+    if isinstance(given, str) and name.lower() not in map(str.lower, names) and not is_dotted(given):
+        end = meant(name, names, f"choose from {', '.join(names)}, or your own as package.module:object.")
         raise InputError(f"unknown {kind} {given!r}; {end}")
+
+
+def refuse_misspelt_prior(given: Any) -> None:
+    """Raise InputError for a prior whose name is nearly one of ours; what others are worth only Pyro knows."""
+    name, known = str(given).partition("(")[0].strip(), {prior.replace("_", "") for prior in STANDARD}
+    unknown = isinstance(given, str) and not is_dotted(given) and name.replace("_", "").lower() not in known
+    if unknown and (end := meant(name, STANDARD)).startswith("did you mean"):
+        raise InputError(f"unknown prior {given!r}; {end}")
 
 
 def _options(call: str, found: Any, kind: str) -> dict[str, Any]:

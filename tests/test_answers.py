@@ -210,7 +210,7 @@ def test_nothing_asked(tiny: Graph) -> None:
         (lambda p, f: p.answers([("a", None, None)]), "query 0 gives 1 of head, relation and tail; give two"),
         (lambda p, f: p.answers(f), "query 1 \\(line 3 of .*queries.tsv\\): graph 'tiny' has no entity 'z'"),
         (lambda p, f: p.answers(f.with_suffix(".xlsx")), "must be a .txt, .tsv, .csv, .parquet, .json, .jsonl file"),
-        (lambda p, f: p.answers(f.with_name("none.csv")), "none.csv cannot be read"),
+        (lambda p, f: p.answers(f.with_name("none.csv")), "none.csv: no such file"),
         (lambda p, f: p.discover(out=f), "is there already"),
     ],
 )  # fmt: skip
@@ -323,10 +323,16 @@ def test_a_run_is_overwritten_where_asked(tiny: Graph, tmp_path: Path) -> None:
     assert len(Posterior.load(tmp_path / "run").history) == 2
 
 
-def test_usual_names_of_columns_in_files(tiny: Graph, tmp_path: Path) -> None:
+def test_usual_names_of_columns(tiny: Graph, tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("Subject;predicate;object\na;likes;b\n")
     posterior = posterior_of(tiny)
     pd.testing.assert_frame_equal(posterior.facts(tmp_path / "f.csv"), posterior.facts(("a", "likes", "b")))
+    frame = pd.DataFrame({"OBJECT": ["b"], "note": [1], "subject": ["a"], "Predicate": ["likes"]})
+    pd.testing.assert_frame_equal(posterior.facts(frame), posterior.facts(("a", "likes", "b")))
+    one = posterior.answers(frame.drop(columns="OBJECT"))
+    pd.testing.assert_frame_equal(posterior.answers(("a", "likes", None)), one)
+    with pytest.raises(InputError, match="columns head, relation and tail; it has note"):
+        posterior.facts(frame[["note"]])
 
 
 @pytest.mark.parametrize("options", [{"score": "ComplEx"}, {"guide": "mixture(members=2)"}], ids=str)

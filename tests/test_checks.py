@@ -135,6 +135,7 @@ def test_held_out_facts_by_hand(fits: dict[str, list[Posterior]]) -> None:
     ("given", "options", "words"),
     [
         ({}, {}, "there is nothing to compare"),
+        ([], {}, "`fits` is a dict of posteriors by name"),
         ({"a": []}, {}, "there is nothing to compare"),
         (None, {"by": "beauty"}, "cannot sort by 'beauty'"),
         (None, {"split": "train"}, "without metrics of its train split"),

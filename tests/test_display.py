@@ -10,6 +10,7 @@ import torch
 
 import kgpyro
 from kgpyro import Graph, InputError
+from kgpyro.display import rounded
 
 
 def quick(graph: Graph, **options: object) -> kgpyro.Posterior:
@@ -94,3 +95,13 @@ def test_objects_render_as_html_and_escape_it(tiny: Graph) -> None:
     assert "prior half_cauchy" in html and "one per dimension" in html
     assert "standard deviation 2" in kgpyro.resolve_prior("normal(scale=2)")._repr_html_()
     assert torch.is_tensor(graph.train) and isinstance(graph.to_dataframe(), pd.DataFrame)
+
+
+def test_small_numbers_keep_their_digits() -> None:
+    table = pd.DataFrame(
+        {"ece": [0.0016, 0.0002], "mrr": [0.5, 0.0002], "mr": [0.01, 2.0], "none": [0.0, float("nan")]}
+    )
+    assert rounded(table).to_numpy().tolist() == [
+        ["0.00160", "0.500", "0.0", "0.000"],
+        ["0.00020", "0.000", "2.0", "-"],
+    ]

@@ -13,7 +13,8 @@ import torch
 
 import kgpyro
 from kgpyro import Graph, InputError
-from kgpyro.program.catalogue import STANDARD, parameters_of
+from kgpyro.names import STANDARD
+from kgpyro.program.catalogue import parameters_of
 from kgpyro.reporting.explorer import PriorExplorer
 
 

@@ -12,9 +12,8 @@ from conftest import Parts, pairwise
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.names import GUIDES, MODELS
+from kgpyro.names import GUIDES, MODELS, STANDARD
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.program.catalogue import STANDARD
 from kgpyro.program.interactions import SCORES
 from kgpyro.program.priors import resolve_prior
 

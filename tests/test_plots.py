@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -63,6 +65,33 @@ def test_the_plane_of_embeddings(nations: Graph) -> None:
     pyplot.close(figure)
     only = posterior.plot_embeddings(labels=["brazil"]).axes[0]
     assert [text.get_text() for text in only.texts] == ["brazil"]
+    only = posterior.plot_embeddings(labels="usa").axes[0]
+    assert [text.get_text() for text in only.texts] == ["usa"]
+
+
+def test_a_plane_by_umap(nations: Graph, tiny: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What umap-learn is given, and what it gives; its own interface, without its minute of compilation."""
+    made: list[dict] = []
+
+    class UMAP:
+        def __init__(self, **options: int) -> None:
+            made.append(options)
+
+        def fit_transform(self, means: np.ndarray) -> np.ndarray:
+            return means[:, 2:4]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    posterior = posterior_of(nations)
+    (axes,) = posterior.plot_embeddings(method="umap", seed=3).axes
+    np.testing.assert_allclose(axes.collections[0].get_offsets(), posterior.embeddings()["mean"][[2, 3]], rtol=1e-6)
+    assert axes.get_xlabel() == "UMAP, first coordinate"
+    assert made == [{"n_neighbors": nations.num_entities - 1, "n_jobs": 1, "random_state": 3}]
+    three = kgpyro.load_graph([("a", "r", "b"), ("b", "r", "c")])
+    with pytest.raises(InputError, match="umap needs four symbols at least"):
+        kgpyro.fit(three, model="lim", dim=4, epochs=1, progress=False).plot_embeddings(method="umap")
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(InputError, match="pip install umap-learn"):
+        posterior.plot_embeddings(method="umap")
 
 
 def test_the_forest_of_answers(tiny: Graph) -> None:

@@ -18,7 +18,8 @@ import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
-from kgpyro.program.catalogue import STANDARD, Parameter, parameters_of
+from kgpyro.names import STANDARD
+from kgpyro.program.catalogue import Parameter, parameters_of
 from kgpyro.program.families import (
     Family,
     HypersphericalUniform,
@@ -294,7 +295,8 @@ def test_a_prior_follows_device_and_dtype() -> None:
         ("normal; import os", "does not parse"),
         ("poisson", "Poisson is not reparameterisable"),
         ("bernoulli", "Bernoulli is not reparameterisable"),
-        ("nromal", "Did you mean normal?"),
+        ("normal(scale=lern)", "did you mean 'learn'?"),
+        ("nromal", "did you mean 'normal'?"),
         ("wishart", "Wishart has no standard member"),
         ("transformed_distribution", "TransformedDistribution has no standard member"),
         ("hyperspherical_uniform(dim=3)", "no parameters"),

@@ -12,7 +12,6 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PHOTOGRAPHS = {"explorer"}  # `make test-browser` takes them
 PLATES = ("lim", "lfm")
 _SPEC = importlib.util.spec_from_file_location("figures", ROOT / "benchmarks" / "figures.py")
 assert _SPEC is not None and _SPEC.loader is not None
@@ -32,7 +31,7 @@ def shown() -> set[Path]:
 
 
 def test_every_picture_has_its_command_and_its_place() -> None:
-    drawn = {RESULTS / f"{name}.png" for name in {*figures.FIGURES, *PHOTOGRAPHS}}
+    drawn = {RESULTS / f"{name}.png" for name in figures.FIGURES}
     assert drawn == set(RESULTS.glob("*.png"))
     assert shown() == drawn | {ROOT / "docs" / f"{model}.svg" for model in PLATES}
 

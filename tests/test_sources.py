@@ -109,6 +109,51 @@ def test_arrow_tables_and_splits_by_name() -> None:
     assert (len(apart.train), len(apart.valid), len(apart.test)) == (3, 1, 1)
 
 
+def test_a_graph_of_anything(tmp_path: Path) -> None:
+    make: Any = Graph
+    assert make(FRAME) == make(ROWS) == make(str(file(tmp_path, "x.tsv", text()))) == MEANT
+    assert make("nations") == load_graph("nations")
+    assert make(Nations(), holdout=0.1) == load_graph("nations")
+    assert make(FRAME, labels={"a": "Ann"}).entities == ("Ann", "b", "c")
+    with pytest.raises(InputError, match="no graph can be made of this int; give a table"):
+        make(3)
+
+
+class Table:
+    """As polars' tables; one of its lazy ones is collected first."""
+
+    def __init__(self, missing: bool = False) -> None:
+        self.missing = missing
+
+    def to_pandas(self) -> pd.DataFrame:
+        if self.missing:
+            raise ModuleNotFoundError("pa.Table requires 'pyarrow' module to be installed")
+        return FRAME
+
+
+class Lazy:
+    def collect(self) -> Table:
+        return Table()
+
+
+def test_tables_of_other_libraries() -> None:
+    assert load_graph(Table()) == load_graph(Lazy()) == MEANT
+    with pytest.raises(InputError, match=r"this Table needs pyarrow; pip install 'kgpyro\[parquet\]'"):
+        load_graph(Table(missing=True))
+
+
+def test_the_current_folder_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KGPYRO_DATA", str(tmp_path))
+    for name, rows in (("mine", ROWS), ("..", [("x", "r", "y")])):
+        (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+        file(tmp_path / "mine" / name, "train.txt", text(rows))
+    monkeypatch.chdir(tmp_path / "mine" / "..")
+    assert load_graph(".").entities == ("x", "y")
+    monkeypatch.chdir(tmp_path / "mine")
+    (tmp_path / "mine" / "train.txt").write_text(text())
+    assert load_graph(".") == load_graph("mine") == MEANT
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -410,7 +455,9 @@ def test_columns_in_another_order_are_told() -> None:
         ("x.csv", "a,b,c\n\n\na,b,c,d\n", r"x.csv cannot be read: Expected 3 fields in line 4, saw 4"),
         ("x.csv", 'a,b,c\n"a,b,c\n', "x.csv cannot be read: EOF inside string"),
         ("x.csv", b"a,b,c\na,b,caf\xe9\n", "x.csv, line 2: no UTF-8 text"),
-        ("x.csv", "id,one,two,three,four\n1,a,b,c,d\n", "x.csv has no column 'head'; it has '0, 1, 2, 3, 4'"),
+        ("x.csv", "id,one,two,three,four\n1,a,b,c,d\n", "x.csv has 5 columns and no names for them; say which"),
+        ("x.txt", "Once upon a time\n", "x.txt, line 1: 1 tab-separated column; expected head, relation and tail"),
+        ("x.csv", "Once, upon a time\n", "x.csv has 2 columns and no names for them; a triple has three: head"),
         ("x.json", "[", "x.json cannot be read"),
         ("x.json", "3", "x.json cannot be read"),
         ("x.jsonl", '{"head": "a", "relation": null, "tail": "b"}', "x.jsonl, row 0: no relation"),
@@ -433,7 +480,9 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: str | bytes,
         (None, {}, "no graph can be made of this NoneType"),
         ([], {}, "no training triples"),
         ({"train": [], "test": ROWS}, {}, "no training triples|never in train"),
-        ([("a", "b")], {}, "the table has no column 'head'; it has '0, 1'"),
+        ([("a", "b")], {}, "the table has 2 columns and no names for them; a triple has three"),
+        (["a likes b"], {}, "the table has 1 column and no names"),
+        ("", {}, "the path of the graph is empty"),
         (np.zeros((2, 2, 2)), {}, "no graph can be made of this ndarray"),
         (FRAME.rename(columns={"tail": "x"}), {}, "no column 'tail'; it has 'head, relation, x': name"),
         (FRAME.assign(tail=[None, "a", "b"]), {}, "the table, row 0: no tail"),

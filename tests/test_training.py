@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import own_code
 import pyro
@@ -317,3 +318,50 @@ def test_a_covariance_that_diverges_is_told_in_a_sentence(tiny: Graph) -> None:
     options: dict[str, Any] = {"model": "lim", "dim": 4, "guide": "lowrank(rank=2)", "epochs": 20, "progress": False}
     with pytest.raises(InputError, match="a covariance of the guide was not positive definite any more after step"):
         kgpyro.fit(tiny, lr=1e3, **options)
+
+
+class Rows(pl.loggers.Logger):
+    """Keeps what Lightning gives it."""
+
+    name, version = "rows", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append(metrics)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class Count(pl.Callback):
+    epochs = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.epochs += 1
+
+
+def test_loggers_and_callbacks_see_a_fit(tiny: Graph) -> None:
+    logger, others, one, two = Rows(), [Rows(), Rows()], Count(), Count()
+    posterior = quick_fit(tiny, epochs=3, logger=logger, callbacks=one)
+    quick_fit(tiny, epochs=2, logger=others, callbacks=[one, two])
+    assert [len(each.rows) for each in (logger, *others)] == [3, 2, 2] and (one.epochs, two.epochs) == (5, 2)
+    assert [row["loss"] for row in logger.rows] == pytest.approx(posterior.history["loss"].tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"callbacks": print}, "`callbacks` must be of lightning.pytorch's class Callback, or a list; got <built-in"),
+        ({"callbacks": [Count(), 1]}, "or a list; got 1"),
+        ({"logger": "csv"}, "`logger` must be of lightning.pytorch's class Logger"),
+        ({"options": {"dim": 4}}, "single options are given by name, as in fit(graph, dim=50)"),
+        ({"start": "runs/first"}, "`start` is a posterior, such as kgpyro.load(folder); got 'runs/first'"),
+    ],
+)
+def test_who_cannot_see_a_fit(tiny: Graph, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        quick_fit(tiny, **given)
+    assert words in str(caught.value)

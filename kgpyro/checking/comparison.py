@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kgpyro.data.queries import Queries
-from kgpyro.errors import InputError
+from kgpyro.errors import InputError, meant
 from kgpyro.evaluation.conformal import open_candidates
 from kgpyro.posterior.fitted import Posterior
 
@@ -53,11 +53,13 @@ def compare(
         InputError: no fits, fits of other graphs, a posterior without metrics or with a categorical likelihood, or an
             unknown column.
     """
+    if not isinstance(fits, Mapping):
+        raise InputError("`fits` is a dict of posteriors by name, such as {'normal': first, 'laplace': second}.")
     groups = {name: [given] if isinstance(given, Posterior) else list(given) for name, given in fits.items()}
     if not groups or not all(groups.values()):
         raise InputError("there is nothing to compare: give at least one posterior for each name.")
     if by not in HIGHER_IS_BETTER:
-        raise InputError(f"cannot sort by {by!r}; choose from {', '.join(HIGHER_IS_BETTER)}.")
+        raise InputError(f"cannot sort by {by!r}; {meant(by, HIGHER_IS_BETTER)}")
     graphs = {(p.graph.name, p.graph.num_entities, len(p.graph.train)) for group in groups.values() for p in group}
     if len(graphs) > 1:
         raise InputError(f"these posteriors are of different graphs: {', '.join(sorted(name for name, *_ in graphs))}.")

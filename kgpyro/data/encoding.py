@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
     def refused(self, number: int, row: Sequence[str], why: str = "") -> InputError:
         """What is wrong with the i-th row."""
-        why = why or f"{len(row)} {self.between}columns"
+        why = why or f"{len(row)} {self.between}column{'s' * (len(row) != 1)}"
         return InputError(f"{self.where(number)}: {why}; expected head, relation and tail.")
 
 

@@ -27,17 +27,27 @@ from torch import Tensor
 from kgpyro.data.encoding import SHORT, Rows, encode, name_of, place_of
 from kgpyro.data.queries import Queries
 from kgpyro.data.splitting import held_out, is_misordered, read_backwards
-from kgpyro.data.tables import CALLED, COLUMNS, SPLITS, frame_rows, parted, text_of
+from kgpyro.data.tables import CALLED, COLUMNS, SPLITS, parted, text_of
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.files import write_text
+from kgpyro.names import import_dotted
 
 MOST_QUERIES = 10_000_000  # in a full closed world
 
 
+class _OfAnything(type):
+    def __call__(cls, *given: Any, **named: Any) -> Any:
+        if len(given) == 1 and "train" not in named:
+            return import_dotted("kgpyro.data.reading:load_graph", "reader")(*given, **named)
+        return super().__call__(*given, **named)
+
+
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(metaclass=_OfAnything):
     """A knowledge graph with a training, a validation and a test split, each a set of facts.
+
+    ``Graph(source)`` is ``load_graph(source)``: of a folder, a file, a table, a list of triples, a data set by name.
 
     Graphs are equal that have the same names and facts, in whatever order, with the same confidences and negatives.
 
@@ -184,11 +194,10 @@ class Graph:
             return torch.stack([ids[kept[:, 0]], kept[:, 1], ids[kept[:, 2]]], dim=1)
 
         entities = tuple(name for name, seen in zip(self.entities, self.seen.tolist(), strict=True) if seen)
-        train, valid, test = among(self.train), among(self.valid), among(self.test)
-        negatives = {split: among(triples) for split, triples in self.negatives.items()}
+        facts: dict[str, Any] = {split: among(getattr(self, split)) for split in SPLITS}
+        false = {split: among(triples) for split, triples in self.negatives.items()}
         sure = {split: values[known(getattr(self, split))] for split, values in self.confidences.items()}
-        graph = replace(self, entities=entities, train=train, valid=valid, test=test)
-        return replace(graph, negatives=negatives, confidences=sure)
+        return replace(self, entities=entities, **facts, negatives=false, confidences=sure)
 
     @cached_property
     def training_queries(self) -> Queries:
@@ -263,8 +272,7 @@ class Graph:
             holdout: without such a column, the share of all facts that goes into valid, and as many into test.
             seed: of that choice; see :meth:`hold_out`.
         """
-        notes: list[str] = []
-        graph = cls._encoded(name, frame_rows(frame, None, notes), notes)
+        graph = replace(cls(frame), name=name)  # type: ignore[call-arg, arg-type]
         given = "split" in {str(column).strip().lower() for column in frame.columns}
         return graph if given else graph.hold_out(holdout, seed)
 
@@ -349,11 +357,7 @@ class Graph:
 
     @classmethod
     def _encoded(cls, name: str, splits: Mapping[str, Rows], notes: Sequence[str] = (), lenient: bool = False) -> Graph:
-        """The graph of the rows of its splits.
-
-        Args:
-            lenient: facts of valid and test whose relation training lacks are left out, and counted in the notes.
-        """
+        """The graph of the rows of its splits; a ``lenient`` one goes without later relations that training lacks."""
         entities: dict[str, int] = {}
         relations: dict[str, int] = {}
         lost: list[str] | None = [] if lenient else None

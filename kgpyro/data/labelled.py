@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kgpyro.data.graph import COLUMNS, Graph
 from kgpyro.data.queries import Queries
-from kgpyro.errors import InputError
+from kgpyro.errors import InputError, meant
 
 KINDS = ("verified", "hard", "random", "open", "none")
 TRIES = 50
@@ -44,7 +44,7 @@ def labelled_facts(
         raise InputError(f"labelled facts are those of the valid or test split, not of {split!r}.")
     kind = negatives or ("verified" if split in graph.negatives else "random")
     if kind not in KINDS:
-        raise InputError(f"unknown negatives {kind!r}; choose from {', '.join(KINDS)}.")
+        raise InputError(f"unknown `negatives` {kind!r}; {meant(kind, KINDS)}")
     if kind == "verified" and split not in graph.negatives:
         raise InputError(
             f"graph {graph.name!r} has no {split}_negatives.txt, so none are verified; use hard or random ones."

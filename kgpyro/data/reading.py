@@ -88,7 +88,10 @@ def load_graph(
 
 def _found(given: str | Path, columns: list[str] | None, notes: list[str]) -> Graph:
     """The graph of a folder, a file, or a name."""
-    roots = [Path(os.environ["KGPYRO_DATA"])] if os.environ.get("KGPYRO_DATA") else []
+    if not str(given):
+        raise InputError("the path of the graph is empty; name a folder, a file, or a data set.")
+    named = os.environ.get("KGPYRO_DATA") and not os.fspath(given).startswith(".")
+    roots = [Path(os.environ["KGPYRO_DATA"])] if named else []
     for path in [*(root / given for root in roots), Path(given)]:
         source = str(given) if path.parent in roots else os.path.abspath(path)
         if os.path.isdir(path):
@@ -188,8 +191,8 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
         source = _edges(source)
     elif hasattr(source, "mapped_triples"):
         source = _labelled_triples(source)
-    elif hasattr(source, "to_pandas"):
-        source = source.to_pandas()
+    elif hasattr(source, "to_pandas") or hasattr(source, "collect"):
+        source = _of_pandas(source)
     if not isinstance(source, pd.DataFrame):
         try:
             if hasattr(source, "__array__"):
@@ -198,8 +201,17 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
                 source = sorted(source, key=repr) if isinstance(source, (set, frozenset)) else list(source)
             source = pd.DataFrame(source)
         except (TypeError, ValueError) as error:
-            raise InputError(f"no graph can be made of this {type(source).__name__}: {error}.") from error
+            can = "give a table, a list of triples, a folder or file, or the name of a data set"
+            raise InputError(f"no graph can be made of this {type(source).__name__}; {can}.") from error
     return tables.frame_rows(source, columns, notes, what)
+
+
+def _of_pandas(table: Any) -> pd.DataFrame:
+    """A table of polars, one that is still to be computed too, or of pyarrow."""
+    try:
+        return (table if hasattr(table, "to_pandas") else table.collect()).to_pandas()
+    except ImportError as error:
+        raise InputError(f"this {type(table).__name__} needs pyarrow; pip install 'kgpyro[parquet]'.") from error
 
 
 def _edges(graph: Any) -> pd.DataFrame:

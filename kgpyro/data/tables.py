@@ -90,6 +90,11 @@ def frame_rows(
     if not split:
         places.pop("split", None)
     if missing := [role for role in COLUMNS if role not in places]:
+        if all(map(str.isdecimal, header)):
+            which = "a triple has three: head, relation, tail" if len(header) < 3 else "say which by `columns`: 0,1,2"
+            raise InputError(
+                f"{what} has {len(header)} column{'s' * (len(header) > 1)} and no names for them; {which}."
+            )
         raise InputError(LACKS.format(what, missing[0], SHORT.repr(", ".join(header))))
     unsaid = [name for name in header if name.strip().lower() in UNSAID and "confidence" not in places]
     if unsaid and columns is None:
@@ -212,6 +217,8 @@ def _blocks(path: Path) -> Iterator[str]:
     Raises InputError, with the line, for what is no UTF-8 text.
     """
     before = 0
+    if not path.exists():
+        raise InputError(f"{path}: no such file.")
     try:
         with open_packed(path) as file:
             rest = file.read(3).removeprefix(b"\xef\xbb\xbf")

@@ -13,7 +13,7 @@ from scipy import special
 from torch import Tensor
 
 from kgpyro.display import new_figure
-from kgpyro.errors import InputError
+from kgpyro.errors import InputError, meant
 from kgpyro.evaluation.quantiles import LEVELS, quantiles_at
 
 Facts: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]
@@ -168,7 +168,7 @@ class Recalibration:
         Raises InputError for an unknown method, or labels that are all the same.
         """
         if method not in METHODS:
-            raise InputError(f"unknown recalibration {method!r}; choose from {', '.join(METHODS)}.")
+            raise InputError(f"unknown recalibration {method!r}; {meant(method, METHODS)}")
         _refuse_one_label(labels)
         counts = np.ones(len(labels)) if counts is None else counts
         x = _evidence(facts, METHODS[method])

@@ -110,9 +110,15 @@ def fit(
     Raises:
         InputError: whatever of the above cannot be, in one sentence.
     """
+    if not isinstance(options, Options | None):
+        raise InputError("`options` is a kgpyro.Options; single options are given by name, as in fit(graph, dim=50).")
+    loggers = logger if logger is True else _of_lightning("logger", logger or (), pl.loggers.Logger)
+    callbacks = _of_lightning("callbacks", callbacks, pl.Callback)
     if start is not None:
-        if resume is not None or not isinstance(start, Posterior):
-            raise InputError("`start` is a posterior to begin a new fit at; it does not go with `resume`.")
+        if not isinstance(start, Posterior):
+            raise InputError(f"`start` is a posterior, such as kgpyro.load(folder); got {start!r}.")
+        if resume is not None:
+            raise InputError("`start` begins a new fit and does not go with `resume`; leave one of them out.")
         changes = ({} if options else {key: start.config[key] for key in LIKE if key in start.config}) | changes
     given = {**({} if options is None else vars(options)), **changes}
     chosen = Options.of(given)
@@ -152,7 +158,7 @@ def fit(
                 held.push(partial(_clear, folder))
                 start_run(folder, graph, config)
 
-        watched = Watched(progress, False if logger is None else logger, callbacks, randomness)
+        watched = Watched(progress, loggers or False, callbacks, randomness)
         posterior, complete = _fit(graph, config, chosen.features, watched, folder, begin, start)
         if followed and posterior.metrics:
             posterior.metrics["recipe"] = f"{recipe.name} graph: {recipe.why}"
@@ -163,6 +169,15 @@ def fit(
         if (share := posterior.kg.share) is not None and share.rank:
             posterior.metrics = Metrics()  # the first process reports
     return posterior
+
+
+def _of_lightning(name: str, given: Any, kind: type) -> list[Any]:
+    """A logger or callback, or several, as a list. Raises InputError for what is none of Lightning's."""
+    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    for one in found:
+        if not isinstance(one, kind):
+            raise InputError(f"`{name}` must be of lightning.pytorch's class {kind.__name__}, or a list; got {one!r}.")
+    return found
 
 
 def _signature() -> inspect.Signature:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kgpyro.errors import InputError, meant
-from kgpyro.names import GUIDES, MODELS, name_of, refuse_unknown, resolve
+from kgpyro.names import GUIDES, MODELS, SCORES, name_of, refuse_misspelt_prior, refuse_unknown, resolve
 
 if TYPE_CHECKING:
     from kgpyro.data.features import FeaturesLike
@@ -165,6 +165,9 @@ class Options:
             object.__setattr__(self, name, checked(name, getattr(self, name), hint))
         refuse_unknown(self.model, MODELS, "model")
         refuse_unknown(self.guide, GUIDES, "guide")
+        refuse_unknown(self.score, SCORES, "score")
+        for prior in (self.prior, self.entity_prior, self.relation_prior):
+            refuse_misspelt_prior(prior)
         if not 0 <= self.warmup <= 1:
             raise InputError(f"`warmup` is a share of all steps, from 0 to 1; got {self.warmup}.")
         if not 0 < self.completeness <= 1:
@@ -282,10 +285,10 @@ def _prior_text(prior: PriorLike | None) -> Any:
 
 
 def _score_text(given: str | Score | Callable) -> Any:
-    from kgpyro.program.interactions import SCORES, resolve_score
+    from kgpyro.program import interactions
 
-    score = resolve_score(given)
-    return score.name if isinstance(given, str) or SCORES.get(score.name.lower()) is score else given
+    score = interactions.resolve_score(given)
+    return score.name if isinstance(given, str) or interactions.SCORES.get(score.name.lower()) is score else given
 
 
 @cache

@@ -46,8 +46,6 @@ def fact_ids(graph: Graph, triples: Facts) -> Tensor:
 
 def named_facts(triples: Facts) -> list[tuple[str, tuple[str, ...]]]:
     """Each fact's place in words and its names, known to a graph or not."""
-    if isinstance(triples, (list, tuple)) and len(triples) == 3 and not any(map(_is_row, triples)):
-        triples = [triples]  # one fact
     found = []
     for where, row in _rows(triples, "fact"):
         if None in row:
@@ -64,7 +62,8 @@ def query_ids(graph: Graph, queries: Queries) -> Tensor:
     rows = list(_rows(queries, "query"))
     for where, row in rows:
         if row.count(None) != 1:
-            raise InputError(f"{where} gives {3 - row.count(None)} of head, relation and tail; give two of them.")
+            number = 3 - row.count(None)
+            raise InputError(f"{where} gives {number} of head, relation and tail; give two, and None for the third.")
     return _looked_up(graph, rows)
 
 
@@ -105,15 +104,18 @@ def _rows(given: Any, what: str) -> Iterator[tuple[str, tuple[str | None, ...]]]
     """Each row's place in words, and its names; None for what is left out."""
     lines: Sequence[Any] = ()
     place = ""
+    if isinstance(given, (list, tuple)) and len(given) == 3 and not any(map(_is_row, given)):
+        given = [given]  # one alone
     if isinstance(given, (str, Path)):
         given = _read(Path(given))
         place, lines = given.attrs.get("place", ""), given.index
     if isinstance(given, pd.DataFrame):
-        if not {*COLUMNS} & {*given.columns}:
+        if not (places := _roles(given.columns)):
             raise InputError(
                 f"a table needs columns head, relation and tail; it has {', '.join(map(str, given.columns)) or 'none'}."
             )
-        given = zip(*(given[c] if c in given.columns else [None] * len(given) for c in COLUMNS), strict=True)
+        roles = [given.iloc[:, places[c]] if c in places else [None] * len(given) for c in COLUMNS]
+        given = zip(*roles, strict=True)
     for number, row in enumerate(given):
         where = f"{what} {number}{place.format(lines[number])}" if place else f"{what} {number}"
         if isinstance(row, str) or not hasattr(row, "__len__") or len(row) != 3:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kgpyro.data.features import FeaturesLike, load_features
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.display import Metrics, as_html
-from kgpyro.errors import InputError
+from kgpyro.errors import InputError, meant
 from kgpyro.evaluation import ranking
 from kgpyro.evaluation.calibration import Recalibration
 from kgpyro.posterior.asked import Facts, refuse_numbers
@@ -114,7 +114,7 @@ class Posterior(Predictions):
             InputError: unknown split or criterion, or no such triples.
         """
         if split not in SPLITS:
-            raise InputError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
+            raise InputError(f"unknown `split` {split!r}; {meant(split, SPLITS)}")
         score = partial(self.mean_scores, both=self.both_readings)
         functions: dict[str, Callable[..., Tensor]] = {"score": score, "probability": self.probabilities}
         if by not in functions:

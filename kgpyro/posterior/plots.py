@@ -98,6 +98,7 @@ def plot_embeddings(
         raise InputError("a plane needs three symbols, with latents of two or more numbers.")
     places, titles = _plane(table["mean"].to_numpy(), method, seed)
     frequency = graph.frequency if kind == "entity" else torch.bincount(graph.train[:, 1], minlength=len(table))
+    labels = [labels] if isinstance(labels, str) else labels
     if isinstance(labels, int):
         order = np.argsort(-frequency.numpy()[: len(table)], kind="stable")[:labels]
     else:
@@ -143,7 +144,13 @@ def _plane(means: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple
         from umap import UMAP  # type: ignore[import-not-found]
     except ImportError as error:
         raise InputError("`method` umap needs umap-learn; pip install umap-learn.") from error
-    return UMAP(random_state=seed).fit_transform(means), ("UMAP, first coordinate", "UMAP, second coordinate")
+    if len(means) < 4:
+        raise InputError("`method` umap needs four symbols at least; leave it at pca.")
+    near = min(15, len(means) - 1)  # 15 is its own default
+    return UMAP(n_neighbors=near, n_jobs=1, random_state=seed).fit_transform(means), (
+        "UMAP, first coordinate",
+        "UMAP, second coordinate",
+    )
 
 
 def plot_answers(

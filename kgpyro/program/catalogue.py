@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,52 +13,11 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from kgpyro.errors import InputError
+from kgpyro.errors import InputError, meant
+from kgpyro.names import STANDARD
 from kgpyro.program.families import HypersphericalUniform, ProjectedNormal
 from kgpyro.program.n3 import N3, ComplexN3
 
-# Every prior that has a name, with the parameters of the family's standard member: what a call may leave out.
-STANDARD: dict[str, dict[str, Any]] = {
-    "asymmetric_laplace": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0},
-    "beta": {"concentration1": 1.0, "concentration0": 1.0},
-    "cauchy": {"loc": 0.0, "scale": 1.0},
-    "chi2": {"df": 4.0},
-    "complex_n3": {"strength": 1.0},
-    "continuous_bernoulli": {"probs": 0.5},
-    "dirichlet": {"concentration": 1.0},
-    "exponential": {"rate": 1.0},
-    "fisher_snedecor": {"df1": 4.0, "df2": 4.0},
-    "gamma": {"concentration": 2.0, "rate": 1.0},
-    "generalized_pareto": {"loc": 0.0, "scale": 1.0, "concentration": 1.0},
-    "gumbel": {"loc": 0.0, "scale": 1.0},
-    "half_cauchy": {"scale": 1.0},
-    "half_normal": {"scale": 1.0},
-    "hyperspherical_uniform": {},
-    "inverse_gamma": {"concentration": 3.0, "rate": 1.0},
-    "kumaraswamy": {"concentration1": 1.0, "concentration0": 1.0},
-    "laplace": {"loc": 0.0, "scale": 1.0},
-    "log_normal": {"loc": 0.0, "scale": 1.0},
-    "logistic": {"loc": 0.0, "scale": 1.0},
-    "low_rank_multivariate_normal": {"loc": 0.0, "cov_factor": 0.5, "cov_diag": 1.0},
-    "mixture_of_diag_normals": {"locs": [-1.0, 1.0], "coord_scale": 0.5, "component_logits": [0.0, 0.0]},
-    "mixture_of_diag_normals_shared_covariance": {
-        "locs": [-1.0, 1.0], "coord_scale": 0.5, "component_logits": [0.0, 0.0],
-    },
-    "multivariate_normal": {"loc": 0.0, "scale_tril": 1.0},
-    "multivariate_student_t": {"df": 4.0, "loc": 0.0, "scale_tril": 1.0},
-    "n3": {"strength": 1.0},
-    "normal": {"loc": 0.0, "scale": 1.0},
-    "pareto": {"scale": 1.0, "alpha": 1.0},
-    "projected_normal": {"concentration": 0.0},
-    "relaxed_bernoulli": {"temperature": 1.0, "probs": 0.5},
-    "relaxed_one_hot_categorical": {"temperature": 1.0, "probs": 1.0},
-    "skew_logistic": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0},
-    "soft_asymmetric_laplace": {"loc": 0.0, "scale": 1.0, "asymmetry": 1.0, "softness": 1.0},
-    "soft_laplace": {"loc": 0.0, "scale": 1.0},
-    "student_t": {"df": 4.0, "loc": 0.0, "scale": 1.0},
-    "uniform": {"low": -1.0, "high": 1.0},
-    "weibull": {"scale": 1.0, "concentration": 1.0},
-}  # fmt: skip
 _OURS: dict[str, Any] = {"hyperspherical_uniform": HypersphericalUniform, "projected_normal": ProjectedNormal}
 _OURS |= {"n3": N3, "complex_n3": ComplexN3}
 CLASSES: dict[str, Any] = {name: _OURS.get(name) or getattr(dist, name.title().replace("_", "")) for name in STANDARD}
@@ -84,13 +42,12 @@ def family_named(given: str) -> tuple[str, Any]:
     if key in by_key:
         return by_key[key], CLASSES[by_key[key]]
     pyros = {name.lower(): cls for name, cls in vars(dist).items() if inspect.isclass(cls)}
-    near = get_close_matches(given.lower(), STANDARD, n=1)
-    why = f" Did you mean {near[0]}?" if near else ""
+    why = meant(given, [*STANDARD, "learn", "learn_per_dim", "learn_per_symbol"])
     if key in pyros:
-        why = f" {pyros[key].__name__} is not reparameterisable (it has no rsample)."
+        why = f"{pyros[key].__name__} is not reparameterisable (it has no rsample); `kgpyro priors` lists what can be."
         if getattr(pyros[key], "has_rsample", False):
-            why = f" {pyros[key].__name__} has no standard member: give one in Python, if its draws are vectors."
-    raise InputError(f"unknown prior {given!r}.{why} Choose from {', '.join(STANDARD)}.")
+            why = f"{pyros[key].__name__} has no standard member: give one in Python, if its draws are vectors."
+    raise InputError(f"unknown prior {given!r}; {why}")
 
 
 def elementwise(cls: Any, key: str) -> constraints.Constraint | None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from kgpyro.errors import InputError, meant
-from kgpyro.names import import_dotted, is_dotted
+from kgpyro.names import SCORES as SCORE_NAMES
+from kgpyro.names import import_dotted, is_dotted, refuse_unknown
 
 QueryForm = Callable[[Tensor, Tensor], Tensor]
 
@@ -263,10 +264,7 @@ def resolve_score(given: str | Score | Callable[..., Tensor]) -> Score:
         return _pykeen_score(interaction)
     if is_dotted(given):
         return replace(resolve_score(import_dotted(given, "score")), name=given)
-    if given.lower() not in SCORES:
-        choices = [s.name for key, s in SCORES.items() if key != "transe"]
-        end = meant(given, choices, f"choose from {', '.join(choices)}, TransE (L2), pykeen:NAME, or your own.")
-        raise InputError(f"unknown score {given!r}; {end}")
+    refuse_unknown(given, SCORE_NAMES, "score")
     return SCORES[given.lower()]
 
 
@@ -275,8 +273,7 @@ def _pykeen_score(name: str) -> TripleScore:
 
     key = interaction_resolver.normalize(name)
     if key not in interaction_resolver.lookup_dict:
-        choices = ", ".join(sorted(interaction_resolver.lookup_dict))
-        raise InputError(f"PyKEEN has no interaction {name!r}; choose from {choices}.")
+        raise InputError(f"PyKEEN has no interaction {name!r}; {meant(name, sorted(interaction_resolver.lookup_dict))}")
     cls = interaction_resolver.lookup_dict[key]
     try:
         module = cls(p=2) if _takes_only_p(cls) else cls()

@@ -26,9 +26,9 @@ from kgpyro.data.reading import load_graph
 from kgpyro.display import as_html, png_of
 from kgpyro.errors import InputError
 from kgpyro.inference.fitting import fit
-from kgpyro.names import MODELS
+from kgpyro.names import MODELS, STANDARD
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.program.catalogue import STANDARD, parameters_of
+from kgpyro.program.catalogue import parameters_of
 from kgpyro.program.interactions import SCORES
 from kgpyro.program.priors import GRANULARITIES
 
