@@ -315,17 +315,14 @@ class Graph(metaclass=_OfAnything):
 
     def confidence(self, split: str) -> Tensor:
         """The confidence of every triple of a split, shape ``(n,)``, float64: 1 where nothing is said of it."""
-        if split in self.confidences:
-            return self.confidences[split]
-        return torch.ones(len(getattr(self, split)), dtype=torch.float64)
+        sure = self.confidences.get(split)
+        return torch.ones(len(getattr(self, split)), dtype=torch.float64) if sure is None else sure
 
     def to_folder(self, folder: str | Path) -> None:
-        """Write the triples as files that :func:`load_graph` reads: ``train.txt``, ``valid.txt``, ``test.txt``.
+        """Write the triples as files that :func:`load_graph` reads, such as ``train.txt`` and ``valid_negatives.txt``.
 
-        And ``valid_negatives.txt`` and ``test_negatives.txt``, where it has such. An empty split has no file.
-
-        Raises InputError for a name that such files cannot hold, a folder that holds other splits already, or where
-        they cannot be written.
+        An empty split has no file. Raises InputError for a name that such files cannot hold, a folder that holds other
+        splits already, or one that cannot be written to.
         """
         if bad := next((name for name in (*self.entities, *self.relations) if re.search(r"[\t\n\r\0]", name)), None):
             raise InputError(f"the name {SHORT.repr(bad)} has a tab or line break; files of triples cannot hold it.")
