@@ -205,7 +205,7 @@ def test_metrics_are_json(tiny: Graph, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"inference": "hmc", "warmup_draws": 5, "posterior_draws": 64}])
-def test_a_posterior_can_be_pickled(tiny: Graph, options: dict) -> None:
+def test_a_posterior_can_be_pickled(tiny: Graph, options: dict, tmp_path: Path) -> None:
     """By its run's files, which hold no code, so that joblib and multiprocessing can send it."""
     quick = {"model": "lim", "dim": 2, "epochs": 3, "progress": False, "device": "cpu"}
     posterior = kgpyro.fit(tiny, **(quick | options))  # type: ignore[arg-type]
@@ -215,6 +215,11 @@ def test_a_posterior_can_be_pickled(tiny: Graph, options: dict) -> None:
     pd.testing.assert_frame_equal(again.predict(**query), posterior.predict(**query))
     assert again.metrics == posterior.metrics and again.recalibration == posterior.recalibration
     moved = again.to(torch.device("cpu"))
+    posterior.save(tmp_path / "run")
+    loaded = kgpyro.load(tmp_path / "run", device="cpu")
+    assert loaded.device == torch.device("cpu") and loaded.predict(**query).equals(posterior.predict(**query))
+    with pytest.raises(InputError, match="`device` cuda:63 is not on this machine"):
+        kgpyro.load(tmp_path / "run", device="cuda:63")
     assert moved is again and moved.predict(**query).equals(posterior.predict(**query))
     own = kgpyro.fit(tiny, prior=lambda size: dist.Normal(0.0, 1.0), **quick)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Python object"):

@@ -231,6 +231,16 @@ def test_a_replicate_follows_from_the_seed_alone() -> None:
     assert (torch.get_rng_state() == before).all()
 
 
+def test_another_default_dtype(tiny: Graph) -> None:
+    posterior = kgpyro.fit(tiny, model="lim", dim=2, epochs=2, progress=False)
+    expected = kgpyro.posterior_predictive(posterior, draws=3).summary
+    torch.set_default_dtype(torch.float64)
+    try:
+        pd.testing.assert_frame_equal(kgpyro.posterior_predictive(posterior, draws=3).summary, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_many_relations_are_sampled() -> None:
     size, relations, draws = 100, 6_000, 3
     train = torch.stack([torch.randint(n, (30_000,)) for n in (size, relations, size)], dim=1).unique(dim=0)

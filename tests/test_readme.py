@@ -82,6 +82,13 @@ def test_the_api_page_is_whole() -> None:
     assert not [name for name in sorted(names) if not re.search(rf"{re.escape(name)}\b", said)]
 
 
+def test_a_package_index_shows_no_links_to_files_that_it_lacks() -> None:
+    shown = re.findall(
+        r'readme = \{ content-type = "text/markdown", text = """(.*?)"""', (ROOT / "pyproject.toml").read_text(), re.S
+    )
+    assert "```python" in shown[0] and not re.search(r"\]\((?!https?:)", shown[0])
+
+
 def talk(block: str, name: str, session: dict) -> None:
     """Run a dialogue with Python and compare what it says; the dialogues of a page go on from one another."""
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

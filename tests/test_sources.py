@@ -233,6 +233,10 @@ def test_whole_floats_are_integers() -> None:
     assert load_graph([(1, "r", 2.0), (np.float32(2), "r", "3")]) == graph
     assert Graph.from_triples("g", frame.to_numpy(), [], []) == graph
     assert load_graph([(0.5, "r", 1.0)]).entities == ("0.5", "1")
+    posterior = kgpyro.fit(graph, model="lim", dim=2, epochs=1, progress=False)
+    pd.testing.assert_frame_equal(posterior.predict(2, "r"), posterior.predict("2", "r"))  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(posterior.facts((1, "r", 2.0)), posterior.facts(("1", "r", "2")))
+    assert len(posterior.answers(pd.DataFrame({"head": [1, 2], "relation": "r"}), top=1)) == 2
     assert graph.entity_id(2) == graph.entity_id(np.int64(2)) == graph.entity_id("2")  # type: ignore[arg-type]
 
 

@@ -140,7 +140,7 @@ class Recalibration:
     Attributes:
         negatives: what the false labels were (:func:`kgpyro.labelled_facts`), which says whose base rate it has.
         relations: slope and intercept of each relation that has its own, by name.
-        spread: on uncertain graphs, which confidences are given by which is predicted (:func:`.rising_quantiles`).
+        spread: on uncertain graphs, which confidences are given by which is predicted.
     """
 
     method: str

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.encoding import SHORT
+from kgpyro.data.encoding import SHORT, name_of
 from kgpyro.data.graph import COLUMNS, Graph
 from kgpyro.data.tables import FRAMES, TEXT, parted, places_of, read_frame, text_frame
 from kgpyro.errors import InputError
@@ -127,7 +127,7 @@ def _text(name: Any) -> str | None:
     """A name as the graph has it; None for one that is left out."""
     if name is None or name is pd.NA or (isinstance(name, float) and name != name) or name == "":
         return None
-    return str(name)
+    return name_of(name)
 
 
 def _roles(header: Iterable[Any]) -> dict[str, int]:
