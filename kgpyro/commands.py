@@ -168,7 +168,7 @@ def load(options: dict[str, Any]) -> Posterior:
 @command("Options fit load_graph", "graph options logger callbacks name_or_folder source",
          (DATASET, CONFIG, PER_RELATION), OF_FIT)  # fmt: skip
 def fit(given: dict[str, Any]) -> None:
-    """Fit a model to a graph, and say how good it is."""
+    """Fit a model to a graph, and report its metrics."""
     per_relation = given.pop("per_relation", False)
     graph, options = graph_and_options(given, None if "resume" in given else "nations")
     if per_relation and options.get("shard"):
@@ -197,7 +197,7 @@ def fit(given: dict[str, Any]) -> None:
 @command("Posterior.predict Posterior.answers Posterior.discover", "progress", (QUERIES, FACTS, ABOVE, DRAWN, OUT_FILE),
          OF_QUERY, RUN)  # fmt: skip
 def predict(options: dict[str, Any]) -> None:
-    """The most probable answers of queries, with their uncertainty."""
+    """Show the most probable answers of queries, with their uncertainty."""
     from kgpyro.files import table_writer
     from kgpyro.posterior.fitted import Posterior
 
@@ -233,7 +233,7 @@ def predict(options: dict[str, Any]) -> None:
 
 @command("Posterior.evaluate", without="progress", place=RUN)
 def evaluate(options: dict[str, Any]) -> None:
-    """How well a run ranks held-out facts."""
+    """Measure how well a run ranks held-out facts."""
     posterior, split, by = load(options), options.get("split", "test"), options.get("by", "score")
     if not len(getattr(posterior.graph, split)):
         raise InputError(f"graph {posterior.graph.name!r} has no {split} triples to rank; choose another `split`.")
@@ -246,7 +246,7 @@ def evaluate(options: dict[str, Any]) -> None:
 
 @command("Posterior.recalibrate", place=RUN)
 def calibrate(options: dict[str, Any]) -> None:
-    """What a run's probabilities are worth, and a map that mends them."""
+    """Test a run's probabilities on held-out facts, and recalibrate them."""
     from kgpyro.display import write
 
     folder, posterior = Path(options["run"]), load(options)
@@ -278,7 +278,7 @@ def calibrate(options: dict[str, Any]) -> None:
 @command("posterior_predictive prior_predictive", "posterior graph progress", (DRAWS, SAMPLED, OUT_CHECK, DATASET),
          OF_CHECK, RUN, "?")  # fmt: skip
 def check(options: dict[str, Any]) -> None:
-    """Whether a RUN reproduces its graph; or what a --prior claims."""
+    """Check whether a RUN reproduces its graph, or what a --prior claims."""
     of_run, of_prior = ({*arguments_of(name)} for name in ("posterior_predictive", "prior_predictive"))
     out, run, found = options.pop("out", None), options.get("run"), None  # type: Any, Any, Any
     if wrong := sorted(options.keys() - (of_run | {"run", *OF_RUN} if run else of_prior | {"dataset"})):
@@ -306,7 +306,7 @@ def check(options: dict[str, Any]) -> None:
 
 @command("compare", without="fits progress", place=RUN, nargs="+")
 def compare(options: dict[str, Any]) -> None:
-    """Runs side by side: bound, prediction of held-out facts, cost."""
+    """Compare runs: bound, prediction of held-out facts, cost."""
     from kgpyro.checking.comparison import compare
     from kgpyro.posterior.runs import Run, is_own_code
 
@@ -323,7 +323,7 @@ def compare(options: dict[str, Any]) -> None:
 @command("search Options load_graph", "graph space name_or_folder source checkpoint_every", groups=OF_SEARCH,
          place=DATASET, nargs="?")  # fmt: skip
 def search(given: dict[str, Any]) -> None:
-    """Look for the options with the best validation MRR."""
+    """Search for the options with the best validation MRR."""
     data = shlex.join(f"--{key}={given[key]}" for key in ("dataset", "columns", "holdout", "labels") if key in given)
     graph, options = graph_and_options(given)
     from kgpyro.inference.search import search
@@ -339,7 +339,7 @@ def search(given: dict[str, Any]) -> None:
 
 @command()
 def priors(_: dict[str, Any]) -> None:
-    """The table of all priors that have a name."""
+    """List all priors that have a name."""
     from kgpyro.program.priors import prior_table
 
     say(prior_table())
@@ -347,7 +347,7 @@ def priors(_: dict[str, Any]) -> None:
 
 @command(place=DATASET, nargs="?")
 def explore(options: dict[str, Any]) -> None:
-    """How to play with priors in a notebook."""
+    """Say how to explore priors in a notebook."""
     say("In a notebook of Jupyter (pip install 'kgpyro[jupyter]' jupyterlab; jupyter lab), run:\n")
     say(f"    import kgpyro\n    kgpyro.explore({options.get('dataset', 'nations')!r})")
 

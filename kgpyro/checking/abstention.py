@@ -91,8 +91,8 @@ def abstention(
 ) -> Abstention:
     """How well a posterior knows which of its decisions to withhold.
 
-    A fact is held for true where its posterior predictive probability, put to scale on the validation split (Platt), is
-    above one half; certain is, by criterion:
+    A fact is predicted to be true if its posterior predictive probability, after Platt scaling on the validation split,
+    is above one half. The criteria measure how certain a decision is:
 
     * ``score``: how far the posterior mean of the score is from one half, put to scale in the same way: what a point
       estimate can say;

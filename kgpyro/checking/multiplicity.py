@@ -28,7 +28,7 @@ def multiplicity(
 
     A model's prediction is whether the true answer is among its first k (filtered, realistic ranks). The first model is
     the baseline; its competitors are the others whose Hits@k is at most ``within`` away. Ambiguity is the share of
-    queries on which any competitor predicts otherwise than the baseline; discrepancy is the largest share on which one
+    queries on which any competitor disagrees with the baseline; discrepancy is the largest share on which one
     of them does (Zhu et al. 2024, after Marx et al. 2020). Ambiguity grows with the number of models.
 
     Args:

@@ -90,7 +90,7 @@ def simulation_check(
     progress: bool = True,
     **changes: Any,
 ) -> SimulationCheck:
-    """Fit graphs that were drawn from the model, and hold the true probabilities of their facts to the posterior's.
+    """Fit graphs that were drawn from the model, and compare the true probabilities of facts with the posterior's.
 
     Args:
         size: numbers of entities and relations, or a graph (or the name of one) whose numbers and base rate to take.

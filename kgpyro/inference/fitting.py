@@ -83,32 +83,32 @@ def fit(
 ) -> Posterior:
     """Fit a Bayesian knowledge-graph embedding, by stochastic variational inference or by NUTS.
 
-    Ctrl-C ends the fit after the present step; it is then evaluated, and saved where ``out`` says, as if it were
-    complete. A second one stops at once. Fits in several threads do not disturb each other.
+    Ctrl-C stops the fit after the current step; it is then evaluated, and saved to ``out``, as if it were complete. A
+    second Ctrl-C stops at once. Fits in several threads do not disturb each other.
 
     Args:
         graph: whatever :func:`kgpyro.load_graph` takes, such as the name of a data set, a folder, a file or a table;
             with ``resume`` it is the run's.
         options: :class:`kgpyro.Options`, each of which can be given by its name as well: ``fit(graph, model="lim")``.
-            Where none is given but for dimension, length, seed, device and the like, a recipe for the size of the graph
-            decides (``kgpyro.inference.recipes``), and ``metrics["recipe"]`` says which and why.
+            If none is given, or only dimension, epochs, seed, device and the like, the options are those of a recipe
+            for the size of the graph (``kgpyro.inference.recipes``); ``metrics["recipe"]`` says which and why.
         out: folder for the run's files; it must not hold another run.
-        resume: folder of a fit that was interrupted, to go on to the very result it would have had. All options are
-            those of the run; only your own code is to be named again.
-        start: a posterior of the same model, score, dim, guide and likelihood, of this graph or of another, whose
-            parameters the fit starts at: symbols find theirs by name, new ones begin as usual. What is not given of
-            these options, and of priors, completeness and closed world, is as that posterior has it.
+        resume: folder of an interrupted fit, to be continued: the result is that of an uninterrupted fit. All options
+            are those of the run; only your own code has to be named again.
+        start: a posterior of this graph or of another, whose parameters the fit starts from. It must have the same
+            model, score, dim, guide and likelihood. Symbols are matched by name; new ones start as usual. Of these
+            options, and of priors, completeness and closed world, those not given are taken from the posterior.
         progress: show progress bars.
-        logger: Lightning's, such as a TensorBoardLogger, or a list of them; each is given a row per epoch.
-        callbacks: Lightning's, which see the trainer and the module of this fit.
-        changes: options by name; those of ``options`` with the same names give way.
+        logger: a logger of Lightning, such as a TensorBoardLogger, or a list of them; each gets a row per epoch.
+        callbacks: a callback of Lightning, or a list of them; they get the trainer and the module of this fit.
+        changes: options by name; they replace those of ``options``.
 
     Returns:
-        The posterior; its ``metrics`` hold the test and validation ranks and the ELBO (in the first process only, where
-        there are several).
+        The posterior. Its ``metrics`` hold the test and validation ranks and the ELBO (of several processes, only in
+        the first).
 
     Raises:
-        InputError: whatever of the above cannot be, in one sentence.
+        InputError: an argument that is wrong, in one sentence.
     """
     if not isinstance(options, Options | None):
         raise InputError("`options` is a kgpyro.Options; single options are given by name, as in fit(graph, dim=50).")

@@ -45,16 +45,16 @@ def search(
     progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
-    """Look for the options with the best validation MRR, by Optuna's tree-structured Parzen estimator.
+    """Search for the options with the best validation MRR, by Optuna's tree-structured Parzen estimator.
 
-    A trial is a fit. Its test MRR is in the table too, and nothing is chosen by it. What a search finds does not hang
-    on whether it was interrupted.
+    A trial is a fit. Its test MRR is in the table too, but nothing is chosen by it. An interrupted search that is
+    continued finds what an uninterrupted one does.
 
     Args:
         graph: a Graph, the name of a data set, or a folder of triples files; with validation triples.
         trials: how many fits, those that `out` holds among them.
         out: folder for ``trials.csv``, a row per trial as they end; ``best.yaml``, the options of the best so far, for
-            ``kgpyro fit --config``; and ``optuna.log``, from which the same search goes on.
+            ``kgpyro fit --config``; and ``optuna.log``, from which the same search continues.
         space: ``trial -> options``, by the ``suggest_…`` methods of an Optuna trial. Default: learning rate, batch
             size, dimension, and the prior's family and scale, fixed or learned; of these, what ``options`` leave out.
         seed: of the search, and of each fit.

@@ -142,7 +142,7 @@ class Answers(DrawnLogits):
         """The most probable tails of ``(head, relation, ?)``, heads of ``(?, relation, tail)``, or relations.
 
         Args:
-            head, relation, tail: names, two of the three.
+            head, relation, tail: names; give two of the three.
             top: how many answers; None for all.
             draws: posterior draws.
             interval: mass of the central interval.

@@ -165,7 +165,7 @@ def plot_answers(
     """The answers of :meth:`kgpyro.Posterior.predict` as a forest plot: points and intervals, known ones marked.
 
     Args:
-        head, relation, tail: names, two of the three.
+        head, relation, tail: names; give two of the three.
         top: how many answers.
         ax: matplotlib's Axes to draw into. Default: a new figure's.
         options: ``draws``, ``interval``, ``seed`` and ``new``, as of ``predict``.

@@ -270,7 +270,7 @@ class PriorExplorer(widgets.VBox):
 
 
 def explore(graph: Graph | str | Path, out: str | Path | None = None) -> PriorExplorer:
-    """Controls for priors in a notebook cell, with live figures of what they claim, fits, and their code.
+    """Controls for priors in a notebook cell: live figures of what a prior claims, fits, and the code for both.
 
     Args:
         graph: a Graph, the name of a data set, or a folder of triples files.

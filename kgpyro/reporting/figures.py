@@ -48,10 +48,10 @@ def variances(posterior: Posterior) -> pd.DataFrame:
 def variance_figure(posterior: Posterior) -> Any:
     """Posterior variance against frequency, of entities and of relations (their figure 3).
 
-    With the least-squares line of the precision, 1 / variance, on the frequency, as if each fact added as much of it,
-    and the 95 % confidence band of its mean; without, where fewer than three symbols or no two frequencies are there to
-    fit it to. The paper's line, of the variance on the log frequency, would fall below zero. Symbols that training
-    lacks stand apart at the left, and take no part in the line.
+    The line is the least-squares fit of the precision, 1 / variance, to the frequency, as if each fact added the same
+    precision, with the 95 % confidence band of its mean. It is left out if there are fewer than three symbols, or only
+    one frequency. The paper's line, of the variance on the log frequency, would fall below zero. Symbols that training
+    lacks are drawn apart, at the left, and do not count for the line.
 
     Returns:
         A matplotlib Figure of two panels.
