@@ -19,16 +19,17 @@ from kgpyro.posterior.asked import Facts, Queries, fact_ids, query_ids, refuse_n
 from kgpyro.posterior.draws import AT_ONCE
 from kgpyro.posterior.logits import DrawnLogits
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.uncertainty import covered, entropy, label_entropy, moments, summary
+from kgpyro.posterior.uncertainty import covered, entropy, label_entropy, means, moments, summary
 from kgpyro.program.families import posterior_mean, posterior_variance
 from kgpyro.program.variational import Guide
 
 SPARE = 20  # candidates that are measured beyond those that are wanted
-WIDER = 8  # times as many where these may not be enough
+MOST = 1 << 14  # candidates of a query, beyond which all draws look over all there are
 ERRORS = 1.0  # Monte-Carlo errors by which what is left out is below the last answer
-LOOKED = 16  # draws of a query's latents that say how much their products vary
+LOOKED = 8  # draws of a query's latents that say how much their products vary
 FEW = 1 << 20  # draws of log-odds that are measured at once without a look before
-LOGITS = 1 << 24  # draws of log-odds at once
+LOGITS = 1 << 25  # draws of log-odds at once
+FEWEST = 64  # draws that a candidate counts for at least
 
 
 class Answers(DrawnLogits):
@@ -155,9 +156,10 @@ class Answers(DrawnLogits):
             ``low``, ``high`` (standard deviation and interval of that probability over the posterior), ``aleatoric``
             and ``epistemic`` (the two parts of the doubt, in nats; :func:`.summary`), ``score``, ``frequency`` and
             ``error`` as in :meth:`facts`, ``known`` (the split that holds the fact, or an empty string). Of equal
-            probabilities the higher score is first. Of a large graph only the ``top`` and some more candidates are
-            measured, by an estimate of their probability without draws: every one that is left out is estimated a
-            Monte-Carlo error below the last answer. Where that cannot be had, all draws look over all candidates.
+            probabilities the higher score is first. Of a large graph an estimate of the probability over all draws
+            there could be chooses the candidates that are measured. Every one that is left out is estimated below the
+            last answer, by a Monte-Carlo error, so that no lucky draw makes it one. Where too many are left, all draws
+            look over all candidates.
 
         Raises:
             InputError: an unknown name, not two of the three, or a number that cannot be.
@@ -215,30 +217,24 @@ class Answers(DrawnLogits):
         given, found = asked, []
         top, draws, seed = top if top is None else int(top), int(draws), int(seed)
         asked = asked if len(asked) else torch.tensor([[0, 0, -1]])
+        floor = torch.zeros(len(asked), dtype=torch.double)  # what the estimates of others must be below
         with tqdm(total=len(given), desc="answer", unit="query", disable=not progress, leave=False) as bar:
             for number, wanted in enumerate((asked[:, 1] >= 0, asked[:, 1] < 0)):
                 size = self.graph.num_relations if number else self.graph.num_entities
-                few = number or top is None or len(asked) * size * draws <= FEW
-                left = wanted.nonzero().squeeze(-1)
-                kept, estimated = size if few else min(size, top + SPARE), not few and self._estimable  # type: ignore[operator]
-                while len(left):
-                    parts, left = left.split(max(1, LOGITS // (kept * draws))), left[:0]
-                    for part in parts:
-                        if kept == size:
-                            ids, beyond = torch.arange(size, device=self.device).expand(len(part), -1), None
-                        else:
-                            ids, beyond = self._candidates(asked[part], kept, draws, seed, new, estimated)
-                        table, sure = self._measured_answers(
-                            part, asked[part], ids, beyond, top, draws, interval, seed, new
+                few = number or top is None or len(asked) * size * draws <= FEW or top + SPARE >= size
+                kept, left = size if few else top + SPARE, wanted.nonzero().squeeze(-1)  # type: ignore[operator]
+                for by in ("all",) if few else ("estimates", "floor", "draws") if self._estimable else ("draws",):
+                    parts, left = left.split(max(1, LOGITS // (kept * max(draws, FEWEST)))), left[:0]
+                    for part in parts if len(parts[0]) else ():
+                        mine = asked[part]
+                        candidates = self._candidates(mine, kept, draws, seed, new, by, floor[part])
+                        table, sure, floor[part] = self._measured_answers(
+                            part, mine, *candidates, top, draws, interval, seed, new
                         )
                         if len(table):
                             found.append(table)
                         left = torch.cat([left, part[~sure]])
                         bar.update(int(sure.sum()))
-                    if top is not None and kept == top + SPARE and WIDER * kept < size:
-                        kept *= WIDER
-                    elif top is not None:
-                        kept, estimated = min(size, top + SPARE), False
         table = pd.concat(found, ignore_index=True).sort_values("query", kind="stable", ignore_index=True)
         table.attrs = found[0].attrs
         return table if len(given) else table[:0]
@@ -250,29 +246,51 @@ class Answers(DrawnLogits):
         return fits and self.kg.score.multilinear and self.kg.score.linear and not self._by_evidence
 
     def _candidates(
-        self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, estimated: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The entities most likely to be among the best answers of each query, ``(b, kept)``.
+        self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, by: str, floor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates of queries ``(b,)``: whose they are ``(n,)``, in order, their ids ``(n,)``, and what others reach.
 
-        And, where they are ``estimated``, the estimate for the best of the others, ``(b,)``.
+        Others reach an estimate ``(b,)``, -1 where there is none.
+
+        Args:
+            by: ``"all"`` that there are, the ``kept`` best by ``"estimates"`` or by all ``"draws"``, or those whose
+                estimates are not below the ``"floor"``, and none where these are too many.
+            floor: a probability for each query, ``(b,)``.
         """
-        ids, beyond, known = [], [], self.graph.known_queries
-        for part in asked.split(max(1, (2 if estimated else 1) * AT_ONCE // self.graph.num_entities)):
-            anchor, row = self._as_rows(part)
-            key = (self._estimates if estimated else self._looked_over)(anchor, row, draws, seed)
+        each, none, size = torch.arange(len(asked)), torch.full((len(asked),), -1.0), self.graph.num_entities
+        if by == "all":
+            ids = torch.arange(kept, device=self.device).expand(len(asked), -1)
+            return each.repeat_interleave(kept), ids.flatten(), none
+        query, found, beyond, known = [], [], [], self.graph.known_queries
+        room = LOGITS // max(draws, FEWEST)  # candidates of all queries
+        for part in each.split(max(1, (2 * AT_ONCE if by == "draws" else AT_ONCE // 2) // size)):
+            anchor, row = self._as_rows(asked[part])
+            key = (self._looked_over if by == "draws" else self._estimates)(anchor, row, draws, seed)
             if new:
                 rows, others = known.answer_pairs(known.positions(anchor, row))
                 key[rows.to(self.device), others.to(self.device)] = -math.inf
-            best = key.topk(kept + estimated)
-            ids.append(best.indices[:, :kept])
-            beyond.append(best.values[:, -1])
-        return torch.cat(ids), torch.cat(beyond).sigmoid() if estimated else None
+            if by == "floor":
+                inside = key >= floor[part, None].logit().to(key)
+                counts, least = inside.sum(1).sort()
+                fits = least[(counts <= MOST) & (counts.cumsum(0) <= room)]
+                mine, ids = inside[fits].nonzero().unbind(1)
+                query.append(part[fits.cpu()][mine.cpu()])
+                room -= len(ids)
+                beyond.append(torch.full_like(none[part], math.inf).index_fill_(0, fits.cpu(), -1.0))
+            else:
+                best = key.topk(kept + (by == "estimates"))
+                query.append(part.repeat_interleave(kept))
+                ids = best.indices[:, :kept].flatten()
+                beyond.append(best.values[:, -1].sigmoid().cpu() if by == "estimates" else none[part])
+            found.append(ids)
+        return torch.cat(query), torch.cat(found), torch.cat(beyond)
 
     def _estimates(self, anchor: Tensor, row: Tensor, draws: int, seed: int) -> Tensor:
         """Log-odds ``(b, E)`` of about the probability of each candidate, over all draws there could be.
 
-        Of Gaussian log-odds ``N(m, v)`` these are about ``m / sqrt(1 + π v / 8)`` (MacKay 1992). The mean is exact, the
-        variance as if those of an entity's coordinates were alike.
+        Of Gaussian log-odds ``N(m, v)`` these are about ``m / sqrt(1 + π v / 8)`` (MacKay 1992), from ``m - v/2`` to
+        ``m + v/2`` (the mean of ``exp`` bounds that of the sigmoid). The mean is exact, the variance as if those of an
+        entity's coordinates were alike.
         """
         assert self.guide is not None and self.form is not None
         anchor, row, R = anchor.to(self.device), row.to(self.device), self.graph.num_relations
@@ -292,29 +310,31 @@ class Answers(DrawnLogits):
                 intercept = self.guide.field("intercept")()
                 mean += posterior_mean(intercept)[row % R].unsqueeze(1)
                 found += posterior_variance(intercept)[row % R].unsqueeze(1)
-            mean.div_(found.mul_(math.pi / 8).add_(1).sqrt_())
+            low, high = mean.sub(found, alpha=0.5), mean.add(found, alpha=0.5)
+            mean.div_(found.mul_(math.pi / 8).add_(1).sqrt_()).clamp_(low, high)
             total = mean if self.guide.members == 1 else mean.sigmoid_() if total is None else total + mean.sigmoid_()
         assert total is not None
         return total if self.guide.members == 1 else torch.logit(total / self.guide.members, eps=1e-12)
 
     def _looked_over(self, anchor: Tensor, row: Tensor, draws: int, seed: int) -> Tensor:
         """What the candidates of queries are ranked by, ``(b, E)``: their probability over all draws."""
-        total: dict[str, Tensor] = {}
-        for logits in self.answer_logits(anchor, row, draws, seed):
-            p = logits.sigmoid()
-            parts = {"count": p.new_ones(()), "probability": p, "score": logits}
-            if self._by_evidence:
-                parts |= {"std": p.square(), "aleatoric": entropy(logits)}
-            for name, value in parts.items():
-                total[name] = total[name].add_(value) if name in total else value.clone()
-        mean = {name: value.double() / total["count"] for name, value in total.items()}
-        key, score = mean["probability"], mean["score"]
-        if self._by_evidence and self.one_probability:
-            mean["std"] = (mean["std"] - key.square()).clamp_min(0).sqrt()
-            mean["epistemic"] = (label_entropy(key) - mean["aleatoric"]).clamp_min(0)
-            ends = self.graph.frequency.minimum(self.graph.frequency[anchor.cpu()].unsqueeze(1))
-            key = self._recalibrated(mean | {"frequency": ends}, row.unsqueeze(1) % self.graph.num_relations)
-        return key * (1 + 1e-10 * score)  # of equal ones the higher score
+        found = torch.empty(len(row), self.graph.num_entities, dtype=torch.double, device=self.device)
+        for ids in self._apart(len(row), draws):
+            total: dict[str, Tensor] = {}
+            for logits in self.answer_logits(anchor, row, draws, seed, candidates=ids):
+                parts = {"score": logits, "probability": logits.sigmoid()}
+                if self._by_evidence:
+                    parts |= {"std": parts["probability"].square(), "aleatoric": entropy(logits)}
+                total = {name: total[name].add_(value) if total else value.clone() for name, value in parts.items()}
+            mean = {name: value.double() / len(self.numbers(draws, seed)) for name, value in total.items()}
+            key, score = mean["probability"], mean["score"]
+            if self._by_evidence and self.one_probability:
+                mean["std"] = (mean["std"] - key.square()).clamp_min(0).sqrt()
+                mean["epistemic"] = (label_entropy(key) - mean["aleatoric"]).clamp_min(0)
+                ends = self.graph.frequency[ids.cpu()].minimum(self.graph.frequency[anchor.cpu()].unsqueeze(1))
+                key = self._recalibrated(mean | {"frequency": ends}, row.unsqueeze(1) % self.graph.num_relations)
+            found[:, ids] = key * (1 + 1e-10 * score)  # of equal ones the higher score
+        return found
 
     def _as_rows(self, asked: Tensor) -> tuple[Tensor, Tensor]:
         """The given entity and the relation row of queries for entities, ``(b,)`` each."""
@@ -322,17 +342,17 @@ class Answers(DrawnLogits):
         return torch.where(tails, asked[:, 0], asked[:, 2]), asked[:, 1] + self.graph.num_relations * ~tails
 
     def _measured_answers(
-        self, numbers: Tensor, asked: Tensor, ids: Tensor, beyond: Tensor | None, top: int | None, draws: int,
+        self, numbers: Tensor, asked: Tensor, query: Tensor, ids: Tensor, beyond: Tensor, top: int | None, draws: int,
         interval: float, seed: int, new: bool,
-    ) -> tuple[pd.DataFrame, Tensor]:  # fmt: skip
-        """The best of the candidates ``(b, k)`` of some queries, in order, with all that is said of them.
+    ) -> tuple[pd.DataFrame, Tensor, Tensor]:  # fmt: skip
+        """The best of the candidates of :meth:`_candidates`, in order, with all that is said of them.
 
-        And of which queries that is sure, ``(b,)``, if at best so probable are the other candidates; others have none.
+        And of which queries that is sure, ``(b,)``, and what others must be below for that, ``(b,)``; those of which it
+        is not have no rows.
         """
-        query = torch.arange(len(asked)).repeat_interleave(ids.shape[1])
-        facts = asked[query].to(self.device)
-        facts = torch.where(facts < 0, ids.reshape(-1, 1), facts)
         relations = bool((asked[:, 1] < 0).any())
+        facts = asked[query].to(self.device)
+        facts = torch.where(facts < 0, ids.unsqueeze(1), facts)
         of_facts = relations or self.one_probability
         parts = facts.split(max(1, LOGITS // draws) if of_facts else len(facts))
         keys, logits = [], torch.empty(0)
@@ -341,9 +361,8 @@ class Answers(DrawnLogits):
                 logits = self.fact_logits(part, draws, seed)
             else:
                 drawn = self.answer_logits(*self._as_rows(asked), draws, seed)
-                logits = torch.stack([each.gather(1, ids).flatten() for each in drawn])
-            exact = logits.double()
-            keys.append([exact.mean(0), exact.sigmoid().mean(0)])
+                logits = torch.stack([each[query.to(self.device), ids] for each in drawn])
+            keys.append([*means(logits).values()])
             if of_facts and (self._by_evidence or (relations and self.recalibration is not None)):
                 frequency = self.graph.frequency[part[:, [0, 2]].cpu()].amin(1)
                 keys[-1].append(self._recalibrated(moments(logits) | {"frequency": frequency}, part[:, 1]))
@@ -352,22 +371,23 @@ class Answers(DrawnLogits):
         asks = query.numpy()[order]
         first = np.searchsorted(asks, np.arange(len(asked)))
         order = order if top is None else order[np.arange(len(order)) - first[asks] < top]
-        sure = np.ones(len(asked), dtype=bool)
-        if beyond is not None:
+        sure, floor = beyond < 0, torch.full((len(asked),), -1.0, dtype=torch.double)
+        if not bool(sure.all()) and len(order):
             ends = np.searchsorted(query.numpy()[order], np.arange(len(asked)), side="right")
             last = torch.from_numpy(order[ends - 1]).to(self.device)
             p = (logits[:, last] if len(parts) == 1 else self.fact_logits(facts[last], draws, seed)).double().sigmoid()
-            sure = (beyond <= p.mean(0) - ERRORS * p.std(0, correction=0) / math.sqrt(len(p))).cpu().numpy()
-            sure &= np.diff(ends, prepend=0) == top
-            order = order[sure[query.numpy()[order]]]
-            if not len(order):
-                return pd.DataFrame(), torch.from_numpy(sure)
+            floor = (p.mean(0) - ERRORS * p.std(0, correction=0) / math.sqrt(len(p))).cpu()
+            floor[torch.from_numpy(np.diff(ends, prepend=0) != top)] = -1.0  # fewer than there should be
+            sure |= beyond <= floor
+            order = order[sure.numpy()[query.numpy()[order]]]
+        if not len(order):
+            return pd.DataFrame(), sure, floor
         chosen = torch.from_numpy(order).to(self.device)
         found = []
         for part in chosen.split(max(1, LOGITS // draws)):
-            mine = logits[:, part] if len(parts) == 1 else self.fact_logits(facts[part], draws, seed)
+            mine = logits.index_select(1, part) if len(parts) == 1 else self.fact_logits(facts[part], draws, seed)
             found.append(self._summary(mine, interval, facts[part], of_facts))
         columns = {key: torch.cat([each[key].to(self.device) for each in found]) for key in found[0]}
         table = self._table(facts[chosen], columns, interval)
         table.insert(0, "query", numbers[query[order]].numpy())
-        return table, torch.from_numpy(sure)
+        return table, sure, floor

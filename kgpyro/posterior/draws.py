@@ -48,6 +48,7 @@ class Draws:
         self._lengths: dict[int, tuple[Tensor, Tensor]] = {}
         self._tables: dict[tuple[int, int], Tables] = {}
         self._pools: dict[int, Tensor] = {}
+        self._levels: dict[tuple[int, int], Tensor] = {}
         self._asked: dict[tuple[str, int, int], tuple[Tensor, Any]] = {}
 
     def forget(self) -> None:
@@ -56,6 +57,7 @@ class Draws:
         self._lengths.clear()
         self._tables.clear()
         self._pools.clear()
+        self._levels.clear()
         self._asked.clear()
 
     def in_turn(self, draws: int, first: int = 0) -> Iterator[int]:
@@ -195,8 +197,12 @@ class Draws:
             return torch.zeros(len(part), self.graph.num_relations, dtype=self.dtype, device=self.device)
         found = []
         for number in part.tolist():
-            with seeded(_seed_of(number, seed, -1)), self.guide.using(number):
-                found.append(self.guide.field("intercept")().rsample())
+            if (drawn := self._levels.get((number, seed))) is None:
+                if len(self._levels) * self.graph.num_relations > AT_ONCE:
+                    self._levels.clear()
+                with seeded(_seed_of(number, seed, -1)), self.guide.using(number):
+                    drawn = self._levels[number, seed] = self.guide.field("intercept")().rsample().detach()
+            found.append(drawn)
         return torch.stack(found)
 
     @property

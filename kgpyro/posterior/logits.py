@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -38,27 +39,33 @@ class DrawnLogits(PosteriorScores):
         rows, row = torch.unique(facts[:, 1], return_inverse=True)
         count = len(rows)
         pairs, alone = self._pairs(e, row, count)
-        logits = torch.empty(len(self.numbers(draws, seed)), len(facts), dtype=self.dtype, device=self.device)
+        order = torch.cat([*(mine[its.order] for mine, _, its in pairs), alone])
+        place, relation = order.argsort()[place], facts[order, 1]
+        logits = torch.empty(len(self.numbers(draws, seed)), len(place), dtype=self.dtype, device=self.device)
         done = 0
         both = torch.cat([rows, rows + R]) if self.inverse else rows
         for entities, relations, intercepts, tails in self.tables_of(draws, seed, ends, both):
-            scores = logits[done : done + len(entities)]
-            done += len(entities)
+            scores, end = logits.new_empty(len(entities), len(facts)), 0
             for mine, way, its in pairs:
                 anchor, asked = its.queries // count, its.queries % count
                 latents = torch.cat([asked + way * count, asked + (1 - way) * count]) if self.inverse else asked
                 reverse = torch.full_like(asked, way, dtype=torch.bool)
+                start, end = end, end + len(mine)
                 for i in range(len(entities)):
-                    query = self._query(entities[i, anchor], relations[i, latents], reverse)
-                    scores[i, mine[its.order]] = its.products(query, entities[i])
+                    its_relations = relations[i].index_select(0, latents)
+                    query = self._query(entities[i].index_select(0, anchor), its_relations, reverse)
+                    scores[i, start:end] = its.products(query, entities[i])
             at_once = max(1, AT_ONCE // (len(entities) * max(self.kg.entity_size, self.kg.relation_size)))
             for part in alone.split(at_once):
                 t = entities[:, e[part, 1]]
                 if tails is not None:  # a self-loop whose ends have draws of their own
                     t = torch.where((e[part, 0] == e[part, 1]).unsqueeze(-1), tails[:, e[part, 1]], t)
-                scores[:, part] = self._both_ways(entities[:, e[part, 0]], relations, row[part], t)
-            scores += intercepts[:, facts[:, 1]]
-        return logits[:, place]
+                start, end = end, end + len(part)
+                scores[:, start:end] = self._both_ways(entities[:, e[part, 0]], relations, row[part], t)
+            scores += intercepts.index_select(1, relation)
+            torch.index_select(scores, 1, place, out=logits[done : done + len(scores)])
+            done += len(scores)
+        return logits
 
     def _pairs(self, ends: Tensor, row: Tensor, count: int) -> tuple[list[tuple[Tensor, int, Pairs]], Tensor]:
         """Facts of ends ``(n, 2)`` and rows ``(n,)`` by the queries they share, and those that go by themselves.
@@ -91,12 +98,12 @@ class DrawnLogits(PosteriorScores):
         return (forth + score.facts(tail, back, head)) / 2
 
     def tables_of(
-        self, draws: int, seed: int, entities: Tensor, relations: Tensor, first: int | None = None
+        self, draws: int, seed: int, entities: Tensor, relations: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """The first draws of so many, in parts, and other ends of self-loops where facts have latents of their own."""
+        """So many draws, in parts, and other ends of self-loops where facts have latents of their own."""
         assert self.form is not None
         size = len(entities) * self.kg.entity_size + len(relations) * self.kg.relation_size
-        numbers = torch.arange(len(self.numbers(draws, seed)), device=self.device)[:first]
+        numbers = torch.arange(len(self.numbers(draws, seed)), device=self.device)
         for part in numbers.split(max(1, AT_ONCE // max(1, size))):
             tails = self.drawn(draws, seed + 1_000_003, part, entities, relations)[0] if self.form.per_fact else None
             yield (*self.drawn(draws, seed, part, entities, relations), tails)
@@ -128,36 +135,42 @@ class DrawnLogits(PosteriorScores):
 
     @torch.no_grad()
     def answer_logits(
-        self, anchor: Tensor, row: Tensor, draws: int, seed: int = 0, first: int | None = None
+        self, anchor: Tensor, row: Tensor, draws: int, seed: int = 0, candidates: Tensor | EllipsisType = ...
     ) -> Iterator[Tensor]:
-        """Log-odds of all candidates of queries ``(b,)`` in each of so many draws, or the ``first``, ``(b, E)``.
+        """Log-odds of candidates (all, or ids ``(c,)``) of queries ``(b,)`` in each of so many draws, ``(b, c)``.
 
         Of the facts that candidates make, in the draws of :meth:`fact_logits`; or of being the answer, where the
         likelihood is categorical.
         """
         anchor, row = anchor.to(self.device), row.to(self.device)
         if self.form is None or self.kg.categorical:
-            yield from (self._joint_logits(anchor, row, number, ...) for number in self.numbers(draws, seed)[:first])
+            yield from (self._joint_logits(anchor, row, number, candidates) for number in self.numbers(draws, seed))
             return
         R, each = self.graph.num_relations, torch.arange(len(row), device=self.device)
         ends, place = torch.unique(anchor, return_inverse=True)
         rows, latent = torch.unique(self._latent_rows(row), return_inverse=True)
-        everyone, none = torch.arange(self.kg.num_entities, device=self.device), rows[:0]
+        everyone, none = self._ids(candidates), rows[:0]
         forth = torch.where(row < R, latent[: len(row)], latent[-len(row) :])  # of the relation itself
         latents_of_loops = torch.cat([forth, latent[: len(row)] + latent[-len(row) :] - forth][: 1 + self.inverse])
         blocks = [(block, everyone[block]) for block in self._blocks(len(everyone))]
-        for number in torch.arange(len(self.numbers(draws, seed)), device=self.device)[:first].split(1):
+        for number in torch.arange(len(self.numbers(draws, seed)), device=self.device).split(1):
             entities, relations, intercepts = (drawn[0] for drawn in self.drawn(draws, seed, number, ends, rows))
-            head = entities[place]
+            head, read = entities[place], relations[latent]
             scores = torch.empty(len(row), len(everyone), dtype=self.dtype, device=self.device)
             for block, ids in blocks:
-                candidates = self.drawn(draws, seed, number, ids, none)[0][0]
-                scores[:, block] = self._read(head, row, candidates, relations[latent], True)
+                scores[:, block] = self._read(head, row, self.drawn(draws, seed, number, ids, none)[0][0], read, True)
             if self.form.per_fact:  # a self-loop whose ends have draws of their own
                 tails = self.drawn(draws, seed + 1_000_003, number, ends, none)[0][:, place]
                 loops = self._both_ways(head.unsqueeze(0), relations[latents_of_loops].unsqueeze(0), each, tails)
-                scores[each, anchor] = loops[0]
+                scores = torch.where(anchor.unsqueeze(1) == everyone, loops.T, scores)
             yield scores.add_(intercepts[row % R].unsqueeze(-1))
+
+    def _apart(self, queries: int, draws: int) -> Sequence[Tensor]:
+        """All entities, in parts whose answers to so many queries are had one part after the other."""
+        everyone = torch.arange(self.graph.num_entities, device=self.device)
+        if self.form is None or self.kg.categorical or self.samples is not None or draws <= self.kept:
+            return [everyone]
+        return everyone.split(max(1, AT_ONCE // (queries + self.kg.entity_size)))
 
     @torch.no_grad()
     def mean_relation_scores(self, head: Tensor, tail: Tensor, draws: int = 32) -> Tensor:

@@ -69,9 +69,11 @@ class ShardedPosterior(Posterior):
         return scores
 
     def _candidates(
-        self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, estimated: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The entities of the highest mean scores, ``(b, kept)``: each process's best, and of these the best."""
+        self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, by: str, floor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The ``kept`` entities of the highest mean scores: each process's best, and of these the best."""
+        if by == "all":
+            return super()._candidates(asked, kept, draws, seed, new, by, floor)
         anchor, row = self._as_rows(asked)
         found, share, known = [], self.share, self.graph.known_queries
         for part in torch.arange(len(asked)).split(at_once(len(share))):
@@ -86,7 +88,8 @@ class ShardedPosterior(Posterior):
             values, ids = share.gathered(values), share.gathered(torch.nn.functional.pad(ids + share.first, missing))
             best = values.transpose(0, 1).flatten(1).topk(kept).indices
             found.append(ids.transpose(0, 1).flatten(1).gather(1, best))
-        return torch.cat(found), None
+        query = torch.arange(len(asked)).repeat_interleave(kept)
+        return query, torch.cat(found).flatten(), torch.full((len(asked),), -1.0)
 
     def _answered(self, asked: Tensor, top: int | None, *options: Any, **more: Any) -> Any:
         self.refuse_categorical("answers and facts of a run that is spread")
