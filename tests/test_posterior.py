@@ -130,7 +130,7 @@ def test_evaluation(tiny: Graph) -> None:
     assert posterior.evaluate()["mrr"].between(0, 1).all()
     assert posterior.evaluate("valid", by="probability", draws=10)["mr"].between(1, 5).all()
     assert posterior.evaluate(per_relation=True).index.names == ["relation", "side"]
-    with pytest.raises(InputError, match="choose from train, valid, test"):
+    with pytest.raises(InputError, match="did you mean 'test'"):
         posterior.evaluate("tset")
     with pytest.raises(InputError, match="by 'score' or 'probability'"):
         posterior.evaluate(by="luck")
