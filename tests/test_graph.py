@@ -60,7 +60,7 @@ def test_kgpyro_data_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ({"train": "a\tlikes\tb\na\tlikes\n"}, r"train\.txt, line 2: 2 tab-separated columns"),
         ({"valid": "a\tlikes\tb\t5\n"}, r"valid\.txt, line 1: 4 tab-separated columns"),
-        ({"train": "a likes b\n"}, r"train\.txt, line 1: 1 tab-separated columns"),
+        ({"train": "a likes b\n"}, r"train\.txt, line 1: 1 tab-separated column"),
         ({"train": "a\t\tb\n"}, r"line 1: an empty name"),
         ({"test": ""}, r"test\.txt is empty"),
         ({"test": "a\thates\tb\n"}, r"test\.txt, line 1: relation 'hates' occurs here but never in train"),
