@@ -11,13 +11,15 @@ steps less what it holds after the imports: tables, state, graph index and worki
 ``sharded``: the sampled regime with the entities spread over processes, ``peak_mb`` that of the process with the most.
 After the steps each process writes its rows, reads them again, and ranks the tails of 1,000 queries with the others.
 ``after_fit``: what comes after a fit, at 10⁶ entities and at 6,000 relations; ``peak_mb`` is what an operation takes on
-top of posterior and graph, ``ratio`` that and the posterior over the posterior. ``--only SECTION`` measures one section
-and leaves the others in the file as they are.
+top of posterior and graph, ``ratio`` that and the posterior over the posterior. ``load`` begins with neither, so that
+its ``peak_mb`` has the graph in it. ``embeddings`` gives a table as large as the posterior, ``peak_mb`` is without that.
+``--only SECTION`` measures one section and leaves the others in the file as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -204,9 +206,10 @@ OPERATIONS: dict[str, Callable[[Posterior, Path], Any]] = {
     "answers": lambda p, _: p.answers([(f"e{i}", "r3", None) for i in range(20)], draws=20),
     "recalibrate": lambda p, _: p.recalibrate(draws=100),
     "posterior_predictive": lambda p, _: posterior_predictive(p, 2, queries=500),
+    "embeddings": lambda p, _: p.embeddings(),
     "plot_embeddings": lambda p, _: p.plot_embeddings(),
-    "save": lambda p, folder: p.save(folder / "run"),
-    "load": lambda p, folder: kgpyro.load(folder / "saved"),
+    "save": lambda p, folder: p.save(folder),
+    "load": lambda _, folder: kgpyro.load(folder),
 }
 GRAPHS = [(1_000_000, 50, 2_000_000), (14_541, 6_000, 272_115)]  # entities, relations, triples
 
@@ -229,34 +232,37 @@ def untrained(entities: int, relations: int, triples: int) -> Posterior:
     return Posterior(graph, program, build_guide("lookup", kg, sites_of(program)), config)
 
 
-def measure_after_fit(operation: str, graph: tuple[int, int, int]) -> dict[str, Any]:
-    """Peak of an operation, in a process of its own."""
+def save_untrained(graph: tuple[int, int, int], folder: Path) -> None:
+    untrained(*graph).save(folder)
+
+
+def measure_after_fit(operation: str, graph: tuple[int, int, int], folder: Path) -> dict[str, Any]:
+    """Peak of an operation, in a process of its own; ``folder`` has the run for ``load``, others may write into it."""
     pyro.enable_validation(False)
-    with tempfile.TemporaryDirectory() as folder:
-        posterior = untrained(*graph)
-        if operation == "load":
-            posterior.save(Path(folder) / "saved")
-        tables = sum(p.numel() * p.element_size() for p in posterior.guide.parameters()) / 2**20  # type: ignore[union-attr]
-        reset_peak()
-        before = memory("VmRSS")
-        started = time.perf_counter()
-        OPERATIONS[operation](posterior, Path(folder))
-        peak, seconds = memory("VmHWM") - before, time.perf_counter() - started
+    posterior: Any = None if operation == "load" else untrained(*graph)
+    reset_peak()
+    before = memory("VmRSS")
+    started = time.perf_counter()
+    result = OPERATIONS[operation](posterior, folder)
+    peak, seconds = memory("VmHWM") - before, time.perf_counter() - started
+    tables = sum(p.numel() * p.element_size() for p in (posterior or result).guide.parameters()) / 2**20
+    if operation == "load":
+        peak -= tables
+    if operation == "embeddings":
+        peak -= result.memory_usage(index=True).sum() / 2**20
     name = f"{operation}, {graph[0]:,} entities, {graph[1]:,} relations"
     return {"name": name, "seconds": seconds, "peak_mb": peak, "posterior_mb": tables, "ratio": 1 + peak / tables}
 
 
 def after_fit() -> list[dict[str, Any]]:
     rows = []
-    for graph in GRAPHS:
-        for operation in OPERATIONS:
-            with get_context("spawn").Pool(1) as fresh:
-                rows.append(fresh.apply(measure_after_fit, (operation, graph)))
-            row = rows[-1]
-            print(
-                f"{row['name']:60} {row['peak_mb']:6.0f} MB, ratio {row['ratio']:.2f}, {row['seconds']:.1f} s",
-                flush=True,
-            )
+    for graph, operation in itertools.product(GRAPHS, OPERATIONS):
+        with tempfile.TemporaryDirectory() as folder, get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+            if operation == "load":
+                fresh.apply(save_untrained, (graph, Path(folder) / "run"))
+            rows.append(fresh.apply(measure_after_fit, (operation, graph, Path(folder) / "run")))
+        row = rows[-1]
+        print(f"{row['name']:60} {row['peak_mb']:6.0f} MB, ratio {row['ratio']:.2f}, {row['seconds']:.1f} s", flush=True)
     return rows
 
 

@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder(run: Path) -> None:
     assert {f.name for f in run.iterdir()} == {
-        "config.yaml", "metrics.json", "log.csv", "posterior.safetensors", "graph.json", "run.json",
+        "config.yaml", "metrics.json", "log.csv", "posterior.safetensors", "graph.safetensors", "run.json",
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     for split in ("test", "valid"):

@@ -9,6 +9,7 @@ import pickle
 import random
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from test_posterior import CONFIG, posterior_of
 
@@ -23,10 +26,11 @@ import kgpyro
 import kgpyro.posterior.runs
 from kgpyro.commands import fit as fit_command
 from kgpyro.data.graph import Graph
+from kgpyro.data.stored import read_graph, write_graph
 from kgpyro.errors import InputError
 from kgpyro.files import claim, write_text, write_whole
 
-FILES = ("posterior.safetensors", "graph.json", "config.yaml", "metrics.json", "run.json", "log.csv")
+FILES = ("posterior.safetensors", "graph.safetensors", "config.yaml", "metrics.json", "run.json", "log.csv")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,20 @@ def run(saved: Path, tmp_path: Path) -> Path:
 
 
 def edit(run: Path, file: str, **changed: Any) -> None:
+    if file == "graph.json":
+        as_before(run)
     data = yaml.safe_load((run / file).read_text()) | changed
     (run / file).write_text(json.dumps(data))
+
+
+def as_before(run: Path) -> None:
+    """Give a run's graph as runs had it before: as JSON."""
+    graph = kgpyro.load(run).graph
+    (run / "graph.safetensors").unlink()
+    splits = {split: getattr(graph, split).tolist() for split in ("train", "valid", "test")}
+    more = {key: {k: v.tolist() for k, v in getattr(graph, key).items()} for key in ("negatives", "confidences")}
+    names = {"name": graph.name, "entities": graph.entities, "relations": graph.relations}
+    (run / "graph.json").write_text(json.dumps(names | splits | more, ensure_ascii=False))
 
 
 class Payload:
@@ -115,7 +131,7 @@ def test_mutated_files_load_or_are_refused(saved: Path, run: Path) -> None:
         ("config.yaml", {"model": {"a": 1}}, "no str"),
         ("config.yaml", {"entity_prior": "os:system"}, "your own entity_prior"),
         ("graph.json", {"entities": [str(i) for i in range(200_000)]}, "do not fit"),
-        ("graph.json", {"entities": "abcde"}, "do not fit|damaged"),
+        ("graph.json", {"entities": "abcde"}, ""),
         ("graph.json", {"entities": ["a", "a", "b", "c", "d"]}, "distinct"),
         ("graph.json", {"entities": [1, 2, 3, 4, 5]}, "distinct"),
         ("graph.json", {"train": [[0, 0, 10**9]]}, "triples of its names"),
@@ -143,11 +159,126 @@ def test_false_claims(run: Path, file: str, changed: Any, words: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "more than 300 MB were taken"
 
 
-def rewrite(run: Path, metadata: dict[str, str] | None = None, **tensors: torch.Tensor) -> None:
-    with safe_open(run / "posterior.safetensors", framework="pt") as file:
+def rewrite(
+    run: Path, metadata: dict[str, str] | None = None, name: str = "posterior.safetensors", **tensors: torch.Tensor
+) -> None:
+    with safe_open(run / name, framework="pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()} | tensors  # noqa: SIM118
         found = file.metadata() | (metadata or {})
-    safetensors.torch.save_file(state, run / "posterior.safetensors", {k: v for k, v in found.items() if v})
+    safetensors.torch.save_file(state, run / name, {k: v for k, v in found.items() if v})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"train": torch.tensor([[0, 0, 5]], dtype=torch.int32)}, "triples of its names"),
+        ({"train": torch.tensor([[0, 2, 1]], dtype=torch.int32)}, "triples of its names"),
+        ({"valid": torch.tensor([[-1, 0, 1]])}, "triples of its names"),
+        ({"negatives.test": torch.tensor([[0, 1]])}, "triples of its names"),
+        ({"test": torch.tensor(3)}, "triples of its names"),
+        ({"test": torch.zeros(1, 3)}, "triples of its names"),
+        ({"train": torch.zeros(0, 3, dtype=torch.int32)}, "no training triples"),
+        ({"entities": torch.tensor(list(b"abcd"), dtype=torch.uint8)}, "lengths"),
+        ({"entities": torch.tensor([255] * 5, dtype=torch.uint8)}, "damaged"),
+        ({"entities": torch.tensor(list(b"aabcd"), dtype=torch.uint8)}, "distinct"),
+        ({"entities.lengths": torch.tensor([2, -1, 2, 1, 1])}, "lengths"),
+        ({"entities.lengths": torch.ones(5)}, "damaged"),
+        ({"relations.lengths": torch.tensor([10**12])}, "lengths"),
+        ({"confidences.train": torch.ones(2, dtype=torch.float64)}, "confidences of 'train'"),
+        ({"confidences.test": torch.full((2,), 1.5, dtype=torch.float64)}, "confidences of 'test'"),
+        ({"confidences.test": torch.ones(2)}, "confidences of 'test'"),
+    ],
+)
+def test_graphs_that_are_none(run: Path, tensors: dict[str, torch.Tensor], words: str) -> None:
+    rewrite(run, None, "graph.safetensors", **tensors)
+    with pytest.raises(InputError, match=words):
+        kgpyro.load(run)
+
+
+@pytest.mark.parametrize("about", ["", "[1]", "{", '{"name": 3}'])
+def test_graphs_without_a_name(run: Path, about: str) -> None:
+    rewrite(run, {"graph": about}, "graph.safetensors")
+    with pytest.raises(InputError, match=r"damaged|no name"):
+        kgpyro.load(run)
+
+
+def test_a_run_from_before_loads_and_can_be_replaced(tiny: Graph, tmp_path: Path) -> None:
+    graph = replace(tiny, confidences={"train": torch.linspace(0.1, 1, 7).double()})
+    posterior_of(graph).save(tmp_path / "run")
+    as_before(tmp_path / "run")
+    again = kgpyro.load(tmp_path / "run")
+    assert again.graph == graph
+    again.save(tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run" / "graph.json").exists()
+    assert kgpyro.load(tmp_path / "run").graph == graph
+
+
+TEXT = st.text(st.characters(), min_size=1, max_size=6)  # lone surrogates, line breaks and NUL among them
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    entities=st.lists(TEXT, min_size=2, max_size=6, unique=True),
+    relations=st.lists(TEXT, min_size=1, max_size=3, unique=True),
+    name=TEXT,
+    sure=st.booleans(),
+    false=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_graphs_go_through_a_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    entities: list[str],
+    relations: list[str],
+    name: str,
+    sure: bool,
+    false: bool,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ends = torch.tensor([len(entities), len(relations), len(entities)])
+    parts = [(torch.rand(n, 3, generator=generator) * ends).long() for n in (4, 0, 2, 3)]
+    graph = Graph(name, tuple(entities), tuple(relations), *parts[:3], notes=("left out \ud800",))
+    if sure:
+        values = {"train": torch.rand(4, dtype=torch.float64), "valid": torch.ones(0, dtype=torch.float64)}
+        graph = replace(graph, confidences=values)
+    graph = replace(graph, negatives={"test": parts[3]} if false else {})
+    folder = tmp_path_factory.mktemp("g")
+    write_graph(graph, folder)
+    assert_same(read_graph(folder), graph)
+
+
+def assert_same(found: Graph, graph: Graph) -> None:
+    """Not only equal: every part of them."""
+    for part in ("name", "entities", "relations", "notes"):
+        assert getattr(found, part) == getattr(graph, part)
+    for split in ("train", "valid", "test"):
+        assert torch.equal(getattr(found, split), getattr(graph, split))
+        assert getattr(found, split).dtype == torch.long
+    for part in ("confidences", "negatives"):
+        there, given = getattr(found, part), getattr(graph, part)
+        assert {split: values.tolist() for split, values in there.items()} == {k: v.tolist() for k, v in given.items()}
+
+
+@pytest.mark.parametrize("confident", [True, False])
+def test_a_run_has_the_graph_as_it_was_read(tmp_path: Path, confident: bool) -> None:
+    """Columns, hold-out, labels and confidences are needed no more."""
+    rows = [(f"Q{i % 7}", i / 60, "ignored", "P1" if i % 3 else "P2", f"Q{(3 * i + i // 7) % 11}") for i in range(60)]
+    text = "from,sure,note,how,to\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    (tmp_path / "facts.csv").write_text(text)
+    (tmp_path / "labels.tsv").write_text("".join(f"Q{i}\tname {i}\n" for i in range(9)) + "P1\tlikes\n")
+    columns = ["from", "how", "to", *(["sure"] if confident else [])]
+    graph = kgpyro.load_graph(
+        tmp_path / "facts.csv", columns=columns, holdout=0.1, seed=3, labels=tmp_path / "labels.tsv"
+    )
+    assert "name 3" in graph.entities and len(graph.valid) and bool(graph.confidences) == confident
+    options = {"model": "lim", "dim": 2, "epochs": 1, "progress": False, "device": "cpu"}
+    fitted = kgpyro.fit(graph, out=tmp_path / "out", **options)
+    fitted.save(tmp_path / "saved")
+    for file in ("facts.csv", "labels.tsv"):
+        (tmp_path / file).unlink()
+    assert_same(kgpyro.load(tmp_path / "out").graph, graph)
+    assert_same(kgpyro.load(tmp_path / "saved").graph, graph)
+    assert kgpyro.load(tmp_path / "out").graph == graph
 
 
 @pytest.mark.parametrize(
@@ -178,6 +309,8 @@ def test_a_header_that_claims_too_much(run: Path) -> None:
 
 @pytest.mark.parametrize("file", ["config.yaml", "graph.json"])
 def test_deep_nesting(run: Path, file: str) -> None:
+    if file == "graph.json":
+        as_before(run)
     (run / file).write_text("[" * 100_000)
     with pytest.raises(InputError, match="damaged"):
         kgpyro.load(run)
@@ -259,6 +392,7 @@ def test_the_weights_are_written_last(tiny: Graph, tmp_path: Path, monkeypatch: 
 
         monkeypatch.setattr("kgpyro.files.write_whole", failing)
         monkeypatch.setattr("kgpyro.posterior.runs.write_whole", failing)
+        monkeypatch.setattr("kgpyro.data.stored.write_whole", failing)
         with pytest.raises(InputError, match="disk full"):
             posterior.save(tmp_path / str(fail_at))
         with pytest.raises(InputError, match=r"has not finished|holds no run"):

@@ -88,7 +88,7 @@ def files(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-FINISHED = {"config.yaml", "metrics.json", "log.csv", "posterior.safetensors", "graph.json", "run.json"}
+FINISHED = {"config.yaml", "metrics.json", "log.csv", "posterior.safetensors", "graph.safetensors", "run.json"}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

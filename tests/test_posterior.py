@@ -159,8 +159,8 @@ def spoil(run: Path, file: str, content: bytes) -> None:
     ("file", "content", "words"),
     [
         ("posterior.safetensors", b"\x80\x04pickle", "damaged"),
-        ("graph.json", b"{", "damaged"),
-        ("graph.json", b'{"name": "x"}', "damaged"),
+        ("graph.safetensors", b"{", "damaged"),
+        ("graph.safetensors", b"", "damaged"),
         ("config.yaml", b"a: [", "damaged"),
         ("metrics.json", b"", "damaged"),
         ("config.yaml", yaml.safe_dump(CONFIG | {"dim": 6}).encode(), "do not fit"),

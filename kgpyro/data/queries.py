@@ -34,14 +34,20 @@ class Queries:
         """The tail query and the head query of every triple, duplicates merged; ``confidences`` of the triples."""
         head, relation, tail = triples.unbind(1)
         base = int(max(head.max(), tail.max())) + 1
-        rows = torch.cat([relation, relation + num_relations])
-        every = (rows * base + torch.cat([head, tail])) * base + torch.cat([tail, head])
-        keys, place = torch.unique(every, return_inverse=True)
-        sure = None if confidences is None else confidences.new_empty(len(keys))
-        if sure is not None and confidences is not None:
-            sure[place] = torch.cat([confidences, confidences])
-        queries, counts = torch.unique_consecutive(keys // base, return_counts=True)
-        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        every = torch.cat([relation, relation + num_relations])  # in place from here on: there may be many
+        every.mul_(base).add_(torch.cat([head, tail])).mul_(base).add_(torch.cat([tail, head]))
+        keys = every.cpu() if confidences is None else every.cpu().clone()
+        keys.numpy().sort()
+        keys = torch.unique_consecutive(keys).to(every.device)
+        sure = None
+        if confidences is not None:
+            sure = confidences.new_empty(len(keys))
+            sure[torch.searchsorted(keys, every)] = torch.cat([confidences, confidences])
+        del every
+        queries = keys // base
+        ends = keys.new_tensor([0]), (queries.diff() != 0).nonzero().squeeze(1) + 1, keys.new_tensor([len(keys)])
+        indptr = torch.cat(ends)
+        queries = queries[indptr[:-1]]
         return cls(queries % base, queries // base, indptr, keys % base, num_relations, sure)
 
     def with_unanswered(self, num_entities: int) -> Queries:

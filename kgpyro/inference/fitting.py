@@ -18,6 +18,7 @@ import torch
 from kgpyro.data.features import FeaturesLike, load_features
 from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
+from kgpyro.data.stored import GRAPH, read_graph
 from kgpyro.display import Metrics
 from kgpyro.errors import InputError
 from kgpyro.files import claim
@@ -42,7 +43,6 @@ from kgpyro.posterior.runs import (
     new_run_folder,
     provenance,
     read_config,
-    read_graph,
     refusing,
     start_run,
 )  # fmt: skip
@@ -193,7 +193,7 @@ fit.__signature__ = _signature()  # type: ignore[attr-defined]
 def _clear(folder: Path, failure: type[BaseException] | None, *_: Any) -> None:
     """Leave no trace of a fit that failed before its first checkpoint."""
     if failure is not None and not (folder / CHECKPOINT).exists() and not (folder / POSTERIOR).exists():
-        for file in ("config.yaml", "graph.json"):
+        for file in ("config.yaml", GRAPH):
             (folder / file).unlink(missing_ok=True)
 
 

@@ -359,7 +359,7 @@ class Posterior(Predictions):
 
     @classmethod
     def _of_run(cls, run: Run, folder: str | Path, own: dict[str, Any], share: Share | None = None) -> Posterior:
-        """The posterior of a run's files; tables of which these have the shapes alone are left to who reads them."""
+        """The posterior of a run's files, with this process's rows of its tables."""
         run.refuse_own_code(set(own))
         config = run.config | own
         with refusing(Path(folder)), Bounded(run.state.values()), seeded(0):
@@ -370,14 +370,7 @@ class Posterior(Predictions):
             samples = {k.removeprefix("draws."): v for k, v in run.state.items() if k.startswith("draws.")}
             guide = None if samples else build_guide(config["guide"], kg, sites_of(program)).to(run.dtype)
             found = cls(graph, program, guide, run.config, run.metrics, run.log, samples or None)
-        try:
-            for part, module in found.modules().items():
-                state = {k.removeprefix(f"{part}."): v for k, v in run.state.items() if k.startswith(f"{part}.")}
-                made = module.state_dict()
-                module.load_state_dict({k: made[k] if v.is_meta and k in made else v for k, v in state.items()})
-        except RuntimeError as error:
-            what = " ".join(str(error).split())[:300]
-            raise InputError(f"the weights in {folder} do not fit its config.yaml: {what}.") from error
+        run.fill(found.modules(), Path(folder), None if share is None else share.first)
         found.provenance = run.provenance
         if run.recalibration is not None:
             found.recalibration = Recalibration.of(run.recalibration)

@@ -1,4 +1,4 @@
-"""A run as a folder of plain data files: tensors as safetensors, the graph and metrics as JSON, options as YAML."""
+"""A run as a folder of plain data files: weights and graph as safetensors, metrics as JSON, options as YAML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,18 @@ import safetensors.torch
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kgpyro.data.graph import SPLITS, Graph
+from kgpyro.data.graph import Graph
+from kgpyro.data.stored import LISTED, read_graph, write_graph
 from kgpyro.errors import InputError
 from kgpyro.files import write_text, write_whole
 from kgpyro.names import is_dotted
 from kgpyro.program.owners import is_spread
 from kgpyro.version import VERSION
 
-ROWS = 1 << 18  # read at once
+AT_ONCE = 1 << 22  # numbers of a table that are read at once
 FORMAT = "2"
 POSTERIOR = "posterior.safetensors"
 OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
@@ -50,11 +51,12 @@ class Run:
     """What a run folder holds.
 
     Attributes:
-        graph: all three splits (``graph.json``).
+        graph: all three splits (``graph.safetensors``).
         config: the resolved options of the fit (``config.yaml``).
         metrics: ``metrics.json``.
         log: one row per epoch (``log.csv``); empty where there is none.
-        state: parameters of guide, setting and model, or draws of the latents (``posterior.safetensors``).
+        state: parameters of guide, setting and model, or draws of the latents (``posterior.safetensors``); of tables
+            the shapes alone where it was read, for :func:`read_rows` to fill.
         provenance: :func:`provenance` of the fit (``run.json``); empty where there is none.
         recalibration: of predicted probabilities (``recalibration.json``); None where there is none.
     """
@@ -89,8 +91,8 @@ class Run:
         write_whole(folder / POSTERIOR, lambda path: safetensors.torch.save_file(state, path, metadata))
 
     @classmethod
-    def read(cls, folder: str | Path, whole: bool = True) -> Run:
-        """Read all files, where not the ``whole`` of entities' rows the shapes alone.
+    def read(cls, folder: str | Path) -> Run:
+        """Read all files.
 
         Raises InputError where there is no run, or a file of it is missing or damaged.
         """
@@ -105,8 +107,8 @@ class Run:
             with safe_open(folder / POSTERIOR, framework="pt") as tensors:
                 metadata = tensors.metadata() or {}
                 check_format(folder, metadata)
-                state = {k: tensors.get_tensor(k) for k in tensors.keys() if whole or not _is_rows(k)}  # noqa: SIM118
-            state |= _spread(folder, whole)
+                state = {k: tensors.get_tensor(k) for k in tensors.keys() if not _is_rows(k, tensors)}  # noqa: SIM118
+            state |= _spread(folder)
             found = [_object(folder / f) for f in ("metrics.json", "run.json") if (folder / f).is_file()]
             metrics, provenance = found if len(found) == 2 else (_object(folder / "metrics.json"), {})
             log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").is_file() else pd.DataFrame()
@@ -122,6 +124,30 @@ class Run:
         if found not in (torch.float32, torch.float64):
             raise InputError("the weights do not fit: they are no floating-point numbers of 32 or 64 bits.")
         return found
+
+    def fill(self, modules: Mapping[str, nn.Module], folder: Path, first: int | None = None) -> None:
+        """Give modules their weights, those of tables block by block.
+
+        Args:
+            modules: by the part of the state that is theirs.
+            folder: which the run was read from.
+            first: of the entities whose rows the tables have, where that is a part of all.
+
+        Raises InputError where the weights do not fit.
+        """
+        made = {f"{part}.{k}": v for part, module in modules.items() for k, v in module.state_dict().items()}
+        tables = {k: made[k] for k, v in self.state.items() if v.is_meta and k in made}
+        if first is None:
+            tables = {k: table for k, table in tables.items() if table.shape == self.state[k].shape}
+        try:
+            for part, module in modules.items():
+                state = {k: tables.get(k, v) for k, v in self.state.items() if k.startswith(f"{part}.")}
+                module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            raise InputError(f"the weights in {folder} do not fit its config.yaml: {what}.") from error
+        for key, table in tables.items():
+            read_rows(folder, key, first or 0, table)
 
     def refuse_own_code(self, named_again: set[str]) -> None:
         """Raise InputError where the options name code of the user's that was not named again."""
@@ -152,21 +178,18 @@ def is_own_code(option: Any) -> bool:
 
 def start_run(folder: Path, graph: Graph, config: Mapping[str, Any]) -> None:
     """Write what is known before the fit: the graph, then the options."""
-    splits: dict[str, Any] = {split: getattr(graph, split).tolist() for split in SPLITS}
-    splits["negatives"] = {split: triples.tolist() for split, triples in graph.negatives.items()}
-    splits["confidences"] = {split: values.tolist() for split, values in graph.confidences.items()}
-    names = {"name": graph.name, "entities": graph.entities, "relations": graph.relations}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / POSTERIOR).unlink(missing_ok=True)  # of this same fit, from when it was interrupted
     except OSError as error:
         raise InputError(f"{folder} cannot be written to: {error}.") from error
-    write_text(folder / "graph.json", json.dumps(names | splits, ensure_ascii=False))
+    write_graph(graph, folder)
+    (folder / LISTED).unlink(missing_ok=True)  # of another run, that this one replaces
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
-def _is_rows(key: str) -> bool:
-    return key.startswith("guide.") and is_spread(key)
+def _is_rows(key: str, file: Any) -> bool:
+    return key.startswith("guide.") and is_spread(key) and len(file.get_slice(key).get_shape()) > 0
 
 
 def _file(number: int, shards: int) -> str:
@@ -180,19 +203,16 @@ def _files(folder: Path) -> list[Path]:
     return [folder / _file(i, shards) for i in range(shards)] if shards > 1 else [folder / POSTERIOR]
 
 
-def _spread(folder: Path, whole: bool) -> dict[str, Tensor]:
-    """The tables of entities that several files have, put together; or those of a run as shapes alone."""
+def _spread(folder: Path) -> dict[str, Tensor]:
+    """The tables of entities of all files, put together, as shapes alone."""
     files = _files(folder)
     with safe_open(files[0], framework="pt") as file:
-        keys = [key for key in file.keys() if _is_rows(key)]  # noqa: SIM118
+        keys = [key for key in file.keys() if _is_rows(key, file)]  # noqa: SIM118
     found: dict[str, Tensor] = {}
-    for key in keys if len(files) > 1 or not whole else ():
+    for key in keys:
         parts = [_slice(path, key) for path in files]
         shape = (sum(part.get_shape()[0] for part in parts), *parts[0].get_shape()[1:])
-        dtype = parts[0][:0].dtype
-        found[key] = torch.empty(shape, dtype=dtype, device="cpu" if whole else "meta")
-        if whole:
-            read_rows(folder, key, 0, found[key])
+        found[key] = torch.empty(shape, dtype=parts[0][:0].dtype, device="meta")
     return found
 
 
@@ -212,13 +232,13 @@ def write_rows(folder: Path, tables: Mapping[str, Tensor], number: int, shards: 
 def read_rows(folder: Path, key: str, first: int, into: Tensor) -> None:
     """Fill ``into``, ``(n, d)``, with the rows of a table from ``first`` on, whichever files of a run have them."""
     with refusing(folder):
-        begin = 0
+        begin, rows = 0, max(1, AT_ONCE // max(1, into[:1].numel()))
         for path in _files(folder):
-            part = _slice(path, key)
-            end = begin + part.get_shape()[0]
-            for start in range(max(first, begin), min(first + len(into), end), ROWS):
-                stop = min(start + ROWS, first + len(into), end)
-                into[start - first : stop - first] = part[start - begin : stop - begin]
+            end = begin + _slice(path, key).get_shape()[0]
+            for start in range(max(first, begin), min(first + len(into), end), rows):
+                stop = min(start + rows, first + len(into), end)
+                # opened anew each time: what was read of a file counts as memory until it is closed
+                into[start - first : stop - first] = _slice(path, key)[start - begin : stop - begin]
             begin = end
         if begin < first + len(into):
             raise ValueError(f"{key} has {begin} rows, fewer than the graph has entities")
@@ -279,36 +299,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config["dim"] < 1 or not all(isinstance(value, (str, int, float, type(None))) for value in config.values()):
         raise ValueError("config.yaml holds an option that none can be")
     return config
-
-
-def read_graph(folder: Path) -> Graph:
-    """``graph.json``, checked to hold distinct names, and triples of their ids."""
-    data = _object(folder / "graph.json")
-    names = {kind: tuple(data[kind]) for kind in ("entities", "relations")}
-    for kind, found in names.items():
-        if not all(isinstance(name, str) for name in found) or len(set(found)) != len(found):
-            raise ValueError(f"graph.json has {kind} that are no distinct names")
-    listed = {split: data[split] for split in SPLITS}
-    listed |= {f"{split}_negatives": rows for split, rows in data.get("negatives", {}).items() if split in SPLITS}
-    triples = {key: torch.tensor(rows) if rows else torch.zeros(0, 3, dtype=torch.long) for key, rows in listed.items()}
-    ends = torch.tensor([len(names["entities"]), len(names["relations"]), len(names["entities"])])
-    for split, ids in triples.items():
-        if ids.dtype != torch.long or ids.shape[1:] != (3,) or bool(((ids < 0) | (ids >= ends)).any()):
-            raise ValueError(f"graph.json has a {split} split that is no list of triples of its names")
-    if not isinstance(data["name"], str) or not len(triples["train"]):
-        raise ValueError("graph.json has no name, or no training triples")
-    train, valid, test = (triples.pop(split) for split in SPLITS)
-    negatives = {key.removesuffix("_negatives"): ids for key, ids in triples.items()}
-    sure = {split: torch.tensor(v, dtype=torch.float64) for split, v in data.get("confidences", {}).items()}
-    for split, values in sure.items():
-        if (
-            split not in SPLITS
-            or values.shape != (len(data[split]),)
-            or not bool(((values >= 0) & (values <= 1)).all())
-        ):
-            raise ValueError(f"graph.json has confidences of {split!r} that are none of its triples")
-    graph = Graph(data["name"], names["entities"], names["relations"], train, valid, test)
-    return replace(graph, negatives=negatives, confidences=sure)
 
 
 def _object(path: Path) -> dict[str, Any]:

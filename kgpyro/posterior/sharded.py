@@ -16,7 +16,7 @@ from torch import Tensor
 from kgpyro.errors import InputError
 from kgpyro.evaluation.ranking import at_once
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.posterior.runs import Run, check_writable_config, new_run_folder, read_rows, start_run, write_rows
+from kgpyro.posterior.runs import Run, check_writable_config, new_run_folder, start_run, write_rows
 from kgpyro.program.families import is_gaussian, posterior_mean, posterior_variance
 from kgpyro.program.owners import Share, is_spread
 
@@ -132,19 +132,14 @@ class ShardedPosterior(Posterior):
         """
         if str(device) != "cpu":
             raise InputError("a run is spread over processors; leave out `device`.")
-        run = Run.read(folder, whole=False)
+        run = Run.read(folder)
         config = run.config | {"devices": 1, "nodes": 1}
         if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             distributed.init_process_group("gloo")
         if distributed.is_initialized():
             config["devices"] = distributed.get_world_size()
         share = share_of(config, run.graph.num_entities)
-        found = cast(ShardedPosterior, cls._of_run(run, folder, own, share))
-        assert found.guide is not None
-        for name, parameter in found.guide.named_parameters():
-            if is_spread(name):
-                read_rows(Path(folder), f"guide.{name}", share.first, parameter.data)
-        return found
+        return cast(ShardedPosterior, cls._of_run(run, folder, own, share))
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise InputError("a posterior that is spread over processes cannot be pickled; save it to a folder.")

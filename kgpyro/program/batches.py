@@ -62,9 +62,9 @@ class Batches:
         self.negatives, self.negative_weight, self.categorical = negatives, negative_weight, categorical
         self.dtype = dtype or torch.get_default_dtype()
         # key of the i-th answer (from 0) of query q: q·(E+1) + (number of unobserved candidates before it)
-        rank = torch.arange(len(queries.answers)) - torch.repeat_interleave(queries.indptr[:-1], queries.counts)
-        owner = torch.repeat_interleave(torch.arange(len(queries)), queries.counts)
-        self._gap_keys = owner * (num_entities + 1) + queries.answers - rank
+        first = torch.arange(len(queries)).mul_(num_entities + 1).add_(queries.indptr[:-1])
+        self._gap_keys = torch.repeat_interleave(first, queries.counts).add_(queries.answers)
+        self._gap_keys.sub_(torch.arange(len(queries.answers)))
         self.num_unanswered = 2 * queries.num_relations * num_entities - len(queries)
         self.unanswered = min(unanswered, self.num_unanswered)
         keys = queries.relation * num_entities + queries.anchor
