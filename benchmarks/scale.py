@@ -12,7 +12,7 @@ steps less what it holds after the imports: tables, state, graph index and worki
 After the steps each process writes its rows, reads them again, and ranks the tails of 1,000 queries with the others.
 ``after_fit``: what comes after a fit, at 10⁶ entities and at 6,000 relations; ``peak_mb`` is what an operation takes on
 top of posterior and graph, ``ratio`` that and the posterior over the posterior. ``load`` begins with neither, so that
-its ``peak_mb`` has the graph in it. ``embeddings`` gives a table as large as the posterior, ``peak_mb`` is without that.
+its ``peak_mb`` has the graph in it. ``embeddings`` gives a table as large as the posterior; ``peak_mb`` is without it.
 ``--only SECTION`` measures one section and leaves the others in the file as they are.
 """
 
@@ -262,7 +262,9 @@ def after_fit() -> list[dict[str, Any]]:
                 fresh.apply(save_untrained, (graph, Path(folder) / "run"))
             rows.append(fresh.apply(measure_after_fit, (operation, graph, Path(folder) / "run")))
         row = rows[-1]
-        print(f"{row['name']:60} {row['peak_mb']:6.0f} MB, ratio {row['ratio']:.2f}, {row['seconds']:.1f} s", flush=True)
+        print(
+            f"{row['name']:60} {row['peak_mb']:6.0f} MB, ratio {row['ratio']:.2f}, {row['seconds']:.1f} s", flush=True
+        )
     return rows
 
 

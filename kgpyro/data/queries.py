@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LARGE = 1 << 20  # answers, beyond which what indexing took is given back to the system
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,10 @@ class Queries:
         """The tail query and the head query of every triple, duplicates merged; ``confidences`` of the triples."""
         head, relation, tail = triples.unbind(1)
         base = int(max(head.max(), tail.max())) + 1
-        every = torch.cat([relation, relation + num_relations])  # in place from here on: there may be many
-        every.mul_(base).add_(torch.cat([head, tail])).mul_(base).add_(torch.cat([tail, head]))
+        # in place, as there may be many: a number for each way to read a triple
+        every = head.new_empty(2 * len(triples))
+        torch.mul(relation, base, out=every[: len(triples)]).add_(head).mul_(base).add_(tail)
+        torch.add(relation, num_relations, out=every[len(triples) :]).mul_(base).add_(tail).mul_(base).add_(head)
         keys = every.cpu() if confidences is None else every.cpu().clone()
         keys.numpy().sort()
         keys = torch.unique_consecutive(keys).to(every.device)
@@ -45,10 +51,13 @@ class Queries:
             sure[torch.searchsorted(keys, every)] = torch.cat([confidences, confidences])
         del every
         queries = keys // base
-        ends = keys.new_tensor([0]), (queries.diff() != 0).nonzero().squeeze(1) + 1, keys.new_tensor([len(keys)])
-        indptr = torch.cat(ends)
+        bounds = [torch.tensor([True]), queries[1:] != queries[:-1], torch.tensor([True])]
+        indptr = torch.cat([bound.to(keys.device) for bound in bounds]).nonzero().squeeze(1)
         queries = queries[indptr[:-1]]
-        return cls(queries % base, queries // base, indptr, keys % base, num_relations, sure)
+        relation = queries // base
+        if len(keys) > LARGE:
+            _give_back()
+        return cls(queries.remainder_(base), relation, indptr, keys.remainder_(base), num_relations, sure)
 
     def with_unanswered(self, num_entities: int) -> Queries:
         """These, and all other queries of the entities and relations, without answers."""
@@ -59,6 +68,16 @@ class Queries:
         anchor, relation = every % num_entities, every // num_entities
         return Queries(anchor, relation, indptr, self.answers, self.num_relations, self.confidences)
 
+    def taking(self, index: Tensor) -> Queries:
+        """These of them, in this order."""
+        places, counts = self.answer_places(index)[1], self.counts_of(index)
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        sure = None if self.confidences is None else self.confidences[places]
+        return replace(
+            self, anchor=self.anchor[index], relation=self.relation[index], indptr=indptr, answers=self.answers[places],
+            confidences=sure,
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self.anchor)
 
@@ -66,6 +85,10 @@ class Queries:
     def counts(self) -> Tensor:
         """Number of answers per query, shape ``(n,)``."""
         return self.indptr.diff()
+
+    def counts_of(self, index: Tensor) -> Tensor:
+        """The same of these queries, shape of ``index``, without all others'."""
+        return self.indptr[index + 1] - self.indptr[index]
 
     @cached_property
     def _keys(self) -> Tensor:
@@ -89,7 +112,7 @@ class Queries:
 
     def answer_places(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The same with places among ``answers`` instead of ids."""
-        counts = torch.where(index >= 0, self.counts[index], 0)
+        counts = torch.where(index >= 0, self.counts_of(index), 0)
         rows = torch.repeat_interleave(torch.arange(len(index), device=index.device), counts)
         within = torch.arange(len(rows), device=index.device) - (counts.cumsum(0) - counts)[rows]
         return rows, self.indptr[index[rows]] + within
@@ -98,3 +121,9 @@ class Queries:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {name: x.to(device) for name, x in given.items() if isinstance(x, Tensor)}
         return replace(self, **moved)
+
+
+def _give_back() -> None:
+    """Have the C library return what was freed, of which glibc keeps arrays of up to 32 MB."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

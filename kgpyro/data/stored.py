@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -76,11 +77,8 @@ def _stored(path: Path) -> Parts:
         text, lengths = tensors[kind].numpy().tobytes().decode("utf-8", "surrogatepass"), tensors[f"{kind}.lengths"]
         if bool((lengths < 0).any()) or int(lengths.sum()) != len(text):
             raise ValueError(f"the graph has {kind} of other lengths than its names")
-        names, start = [], 0
-        for length in lengths.tolist():
-            names.append(text[start : start + length])
-            start += length
-        about[kind] = names
+        ends = itertools.accumulate(lengths.tolist(), initial=0)
+        about[kind] = tuple(text[start:end] for start, end in itertools.pairwise(ends))
     return about, tensors
 
 

@@ -22,6 +22,8 @@ from kgpyro.program.sites import OwnParameters, Site, latent_sites, pyro_alone, 
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
+LOOKED_AT = 1 << 18  # queries, of which two show the form of a model
+
 
 def batches_of(graph: Graph, config: Mapping[str, Any], dtype: torch.dtype, share: Share | None = None) -> Batches:
     """What the steps of a fit see."""
@@ -89,8 +91,10 @@ def sites_of(program: Program) -> dict[str, Site]:
 
 
 def first_batch(batches: Batches) -> Any:
-    """That of the two queries with the most answers."""
-    return batches(batches.queries.counts.topk(min(2, len(batches))).indices)
+    """That of the two queries with the most answers, of the first ``LOOKED_AT``."""
+    counts = batches.queries.indptr[: LOOKED_AT + 1].diff()
+    most = counts.topk(min(2, len(counts))).indices
+    return batches.alone(most)(torch.arange(len(most), device=most.device))
 
 
 def build_guide(guide: str | Callable, kg: Setting, sites: Mapping[str, Site]) -> Guide:

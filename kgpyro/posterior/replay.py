@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kgpyro.errors import InputError
 from kgpyro.program.batches import Batches
+from kgpyro.program.lazy import Lazy
 from kgpyro.program.likelihood import AllCandidates, Answers, true_logits_of
 from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
@@ -65,6 +66,32 @@ def sites_run(program: Program, what: Callable) -> dict[str, Any]:
         nodes = poutine.trace(what).get_trace(program.kg, program.batches.asked(first, first)).nodes
     drawn = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     return {name: site for name, site in drawn.items() if name == program.label or not site["is_observed"]}
+
+
+class _Draw(Lazy):
+    """A draw from ``fn`` that is made if a model computes with it."""
+
+    fn: Any
+
+    def make(self) -> Tensor:
+        return self.fn()
+
+
+class _Unread(Messenger):
+    """Around a model: what has a row or a column for every entity is drawn where the model looks at it, or not at all.
+
+    A model's form shows without. The tables of a million entities would take more than their posterior.
+    """
+
+    def __init__(self, like: Tensor):
+        super().__init__()
+        self.like = like
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if frame_of(msg) in ("entity_plate", "fact_tails") or isinstance(msg["fn"], AllCandidates):
+            nothing = self.like.new_zeros(()).expand(msg["fn"].shape())
+            msg["value"], msg["done"] = _Draw.shaped(nothing), True
+            msg["value"].fn = msg["fn"]
 
 
 def joint_draw(program: Program, guide: Guide, number: int) -> dict[str, Tensor]:
@@ -123,7 +150,7 @@ class Standard:
 def standard_form(program: Program, guide: Guide | None) -> Standard | None:
     """What closed forms of predictions a model admits, as a run of it shows; None for no such form."""
     with seeded(0):
-        sites = sites_run(program, program.model)
+        sites = sites_run(program, _Unread(program.kg.start)(program.model))
     fn = sites[program.label]["fn"]
     if type(fn) not in (AllCandidates, Answers):
         return None

@@ -30,7 +30,7 @@ from kgpyro.names import is_dotted
 from kgpyro.program.owners import is_spread
 from kgpyro.version import VERSION
 
-AT_ONCE = 1 << 22  # numbers of a table that are read at once
+AT_ONCE = 1 << 20  # numbers of a table that are read at once
 FORMAT = "2"
 POSTERIOR = "posterior.safetensors"
 OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code

@@ -15,7 +15,9 @@ holds
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import cached_property
 from types import EllipsisType
 
 import torch
@@ -25,6 +27,8 @@ from kgpyro.data.queries import Queries
 from kgpyro.program.lazy import Labels
 from kgpyro.program.owners import Share
 from kgpyro.program.plates import Batch
+
+TABLES = ("_gap_keys", "_query_gaps", "_occurrences")  # of a Batches
 
 
 class Batches:
@@ -61,25 +65,54 @@ class Batches:
         self.queries, self.num_entities, self.inverse = queries, num_entities, inverse
         self.negatives, self.negative_weight, self.categorical = negatives, negative_weight, categorical
         self.dtype = dtype or torch.get_default_dtype()
-        # key of the i-th answer (from 0) of query q: q·(E+1) + (number of unobserved candidates before it)
-        first = torch.arange(len(queries)).mul_(num_entities + 1).add_(queries.indptr[:-1])
-        self._gap_keys = torch.repeat_interleave(first, queries.counts).add_(queries.answers)
-        self._gap_keys.sub_(torch.arange(len(queries.answers)))
         self.num_unanswered = 2 * queries.num_relations * num_entities - len(queries)
         self.unanswered = min(unanswered, self.num_unanswered)
-        keys = queries.relation * num_entities + queries.anchor
-        self._query_gaps = keys - torch.arange(len(queries)) if self.unanswered else keys[:0]
-        self._occurrences = None if negatives is None else self._expected_occurrences(negatives)
 
     def __len__(self) -> int:
         return len(self.queries)
 
+    def alone(self, index: Tensor) -> Batches:
+        """The same of the queries ``index``, as if there were no others: what a look at a model's form takes."""
+        new = copy.copy(self)
+        new.queries, new.num_unanswered = self.queries.taking(index), self.num_unanswered + len(self) - len(index)
+        for name in TABLES:
+            new.__dict__.pop(name, None)
+        return new
+
     def to(self, device: torch.device | str) -> Batches:
         if self.queries.anchor.device != torch.device(device):
-            self.queries, self._gap_keys = self.queries.to(device), self._gap_keys.to(device)
-            self._query_gaps = self._query_gaps.to(device)
-            self._occurrences = None if self._occurrences is None else self._occurrences.to(device)
+            made = {name: getattr(self, name) for name in TABLES}
+            moved = {name: None if table is None else table.to(device) for name, table in made.items()}
+            self.queries = self.queries.to(device)
+            self.__dict__.update(moved)
         return self
+
+    # made by the first step, which predictions do without
+
+    @cached_property
+    def _gap_keys(self) -> Tensor:
+        """Of the i-th answer (from 0) of query q: q·(E+1) + (number of unobserved candidates before it)."""
+        queries, device = self.queries, self.queries.anchor.device
+        first = torch.arange(len(self), device=device).mul_(self.num_entities + 1).add_(queries.indptr[:-1])
+        keys = torch.repeat_interleave(first, queries.counts).add_(queries.answers)
+        return keys.sub_(torch.arange(len(keys), device=device))
+
+    @cached_property
+    def _query_gaps(self) -> Tensor:
+        """The number of unanswered queries before each query, ``(n,)``; none where none are drawn."""
+        keys = self.queries.relation * self.num_entities + self.queries.anchor
+        return keys - torch.arange(len(self), device=keys.device) if self.unanswered else keys[:0]
+
+    @cached_property
+    def _occurrences(self) -> Tensor | None:
+        """How often each entity is expected among anchors and candidates of one random query, shape ``(E,)``."""
+        if self.negatives is None:
+            return None
+        queries, counts = self.queries, self.queries.counts
+        rate = (self.negatives / (self.num_entities - counts).clamp(min=1)) * (counts < self.num_entities)
+        total = torch.bincount(queries.anchor, minlength=self.num_entities).double() + rate.double().sum()
+        owner_rate = torch.repeat_interleave(1.0 - rate.double(), counts)  # observed, hence never drawn
+        return total.index_add_(0, queries.answers, owner_rate).div_(len(queries)).to(self.dtype)
 
     @property
     def num_relation_rows(self) -> int:
@@ -94,14 +127,6 @@ class Batches:
     def total(self) -> float:
         """What all queries together count for: ½ each."""
         return (len(self) + (self.num_unanswered if self.unanswered else 0)) / 2
-
-    def _expected_occurrences(self, negatives: int) -> Tensor:
-        """How often each entity is expected among anchors and candidates of one random query, shape ``(E,)``."""
-        queries, counts = self.queries, self.queries.counts
-        rate = (negatives / (self.num_entities - counts).clamp(min=1)) * (counts < self.num_entities)
-        total = torch.bincount(queries.anchor, minlength=self.num_entities).double() + rate.double().sum()
-        owner_rate = torch.repeat_interleave(1.0 - rate.double(), counts)  # observed, hence never drawn
-        return total.index_add_(0, queries.answers, owner_rate).div_(len(queries)).to(self.dtype)
 
     def occurrences(self) -> dict[str, Tensor]:
         """How many training facts each entity and each relation's row is in, by kind."""
