@@ -170,7 +170,7 @@ class Graph(metaclass=_OfAnything):
     def _keys(self, triples: Tensor) -> Tensor:
         """A number for every triple, by which equal ones are found, shape ``(n,)``."""
         head, relation, tail = triples.unbind(1)
-        return (head * self.num_relations + relation) * self.num_entities + tail
+        return (head * self.num_relations).add_(relation).mul_(self.num_entities).add_(tail)
 
     @cached_property
     def seen(self) -> Tensor:
@@ -180,7 +180,8 @@ class Graph(metaclass=_OfAnything):
     @cached_property
     def frequency(self) -> Tensor:
         """In how many places of training triples each entity is, head or tail, shape ``(E,)``."""
-        return torch.bincount(self.train[:, [0, 2]].flatten(), minlength=self.num_entities)
+        heads, tails = (torch.bincount(self.train[:, i], minlength=self.num_entities) for i in (0, 2))
+        return heads.add_(tails)
 
     def training_part(self) -> Graph:
         """The graph of the entities that training has seen, and the triples among them."""

@@ -38,6 +38,7 @@ def rank_triples(
 
     Args:
         score_all: scores of all entities, ``(anchor (b,), relation row (b,)) -> (b, E)``; row ``p + R`` asks for heads.
+            They are overwritten.
         triples: ids, shape ``(n, 3)``.
         known: the queries whose answers the filtered setting removes (the true answer itself stays).
         num_entities: ``E``.
@@ -114,7 +115,9 @@ def _scored(
         stop = min(start + block, len(queries))
         scores = score_all(queries[start:stop] % num_entities, queries[start:stop] // num_entities)
         for part in order[ends[start - 1] if start else 0 : ends[stop - 1]].split(block):
-            mine = scores.index_select(0, (owner[part] - start).to(scores.device))
+            mine = scores
+            if len(part) < block or not bool((owner[part].diff() == 1).all()):  # else each query is one triple's
+                mine = scores.index_select(0, (owner[part] - start).to(scores.device))
             yield part, mine, anchor[part], row[part], answer[part]
 
 

@@ -99,7 +99,8 @@ class Answers(DrawnLogits):
         """The first split that holds each fact, or an empty string, shapes ``(n, 3) -> (n,)``."""
         found, keys = np.full(len(facts), "", dtype=object), self.graph._keys(facts)
         for split in reversed(SPLITS):
-            found[torch.isin(keys, self.graph._keys(getattr(self.graph, split))).numpy()] = split
+            for part in getattr(self.graph, split).split(1 << 19):
+                found[torch.isin(keys, self.graph._keys(part)).numpy()] = split
         return found
 
     def _summary(self, logits: Tensor, interval: float, facts: Tensor, recalibrated: bool = True) -> dict[str, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from kgpyro.display import COLOURS, axes_of, plain
 from kgpyro.errors import InputError
@@ -18,11 +20,10 @@ if TYPE_CHECKING:
     from kgpyro.posterior.predictions import Predictions
 
 MARKS = {"": ("o", "new"), "train": ("s", "in train"), "valid": ("^", "in valid"), "test": ("D", "in test")}
-LARGE = 10_000  # symbols from which on principal components are those of a covariance, which takes less memory
+LARGE = 10_000  # symbols, beyond which points have steps of sizes
 LABELS = 25  # symbols that have their names in a plane by default
 
 
-@torch.no_grad()
 def embeddings(posterior: Predictions, kind: str = "entity") -> pd.DataFrame:
     """Posterior means and standard deviations of the latents of each symbol.
 
@@ -39,32 +40,48 @@ def embeddings(posterior: Predictions, kind: str = "entity") -> pd.DataFrame:
     Raises:
         InputError: another kind, or draws of a model that has no such latents.
     """
+    index = _names(posterior, kind)
+    values, start = torch.empty(0), 0
+    for mean, scale in _moments(posterior, kind):
+        if not start:
+            values = torch.empty(len(index), 2 * mean.shape[1], dtype=posterior.dtype)
+        values[start : start + len(mean)] = torch.cat([mean, scale], 1)
+        start += len(mean)
+    columns = pd.MultiIndex.from_product([("mean", "scale"), range(values.shape[1] // 2)])
+    return pd.DataFrame(values.numpy(), pd.Index(index, name=kind), columns, copy=False)
+
+
+def _names(posterior: Predictions, kind: str) -> list[str]:
+    """Of the rows of :func:`embeddings`. Raises InputError for another kind."""
     names = {"entity": posterior.graph.entities, "relation": posterior.graph.relations}
     if kind not in names:
         raise InputError(f"embeddings are of kind 'entity' or 'relation'; got {kind!r}.")
+    found = list(names[kind])
+    return found + [f"{name} (inverse)" for name in found] * (posterior.kg.count(kind) == 2 * len(found))
+
+
+@torch.no_grad()
+def _moments(posterior: Predictions, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Posterior means and standard deviations, ``(n, d)`` each, float64, of some symbols after the others."""
     if posterior.samples is not None:
         if (site := posterior._site(kind)) not in posterior.samples:
             raise InputError(f"this model has no latents {site!r}, a row per {kind}.")
-        drawn = posterior.samples[site].double()
-        values = torch.cat([drawn.mean(0), drawn.std(0, correction=0)], 1)
-    else:
-        guide = posterior.its_guide("embeddings")
-        count, size = posterior.kg.count(kind), posterior.kg.size(kind)
-        values = torch.empty(count, 2 * size, dtype=posterior.dtype)
-        for ids in torch.arange(count, device=posterior.device).split(max(1, AT_ONCE // (4 * guide.members * size))):
-            each = []
-            for member in range(guide.members):
-                with guide.using(member):
-                    q = guide.posterior(kind, ids)
-                    each.append((posterior_mean(q).double(), posterior_variance(q).double()))
-            means, variances = (torch.stack(parts) for parts in zip(*each, strict=True))
-            mean = means.mean(0)
-            variance = (variances + means.square()).mean(0) - mean.square()
-            values[ids] = torch.cat([mean, variance.clamp_min(0).sqrt()], 1).to(values)
-    index = list(names[kind])
-    index += [f"{name} (inverse)" for name in index] if len(values) == 2 * len(index) else []
-    columns = pd.MultiIndex.from_product([("mean", "scale"), range(values.shape[1] // 2)])
-    return pd.DataFrame(values.cpu().numpy(), pd.Index(index, name=kind), columns)
+        drawn = posterior.samples[site]
+        for part in drawn.split(max(1, AT_ONCE // (16 * len(drawn) * drawn.shape[-1])), dim=1):
+            yield part.double().mean(0).cpu(), part.double().std(0, correction=0).cpu()
+        return
+    guide = posterior.its_guide("embeddings")
+    count, size = posterior.kg.count(kind), posterior.kg.size(kind)
+    for ids in torch.arange(count, device=posterior.device).split(max(1, AT_ONCE // (16 * guide.members * size))):
+        each = []
+        for member in range(guide.members):
+            with guide.using(member):
+                q = guide.posterior(kind, ids)
+                each.append((posterior_mean(q).double(), posterior_variance(q).double()))
+        means, variances = (torch.stack(parts) for parts in zip(*each, strict=True))
+        mean = means.mean(0)
+        variance = (variances + means.square()).mean(0) - mean.square()
+        yield mean.cpu(), variance.clamp_min(0).sqrt().cpu()
 
 
 def plot_embeddings(
@@ -92,29 +109,32 @@ def plot_embeddings(
     Raises:
         InputError: another kind or method, unknown labels, latents of one number, or a library that is missing.
     """
-    table = embeddings(posterior, kind)
-    graph = posterior.graph
-    if len(table) < 3 or table["mean"].shape[1] < 2:
+    names, graph = _names(posterior, kind), posterior.graph
+    if len(names) < 3 or posterior.kg.size(kind) < 2:
         raise InputError("a plane needs three symbols, with latents of two or more numbers.")
-    places, titles = _plane(table["mean"].to_numpy(), method, seed)
-    frequency = graph.frequency if kind == "entity" else torch.bincount(graph.train[:, 1], minlength=len(table))
+    places, titles, scale = _plane(partial(_moments, posterior, kind), method, seed)
+    frequency = graph.frequency if kind == "entity" else torch.bincount(graph.train[:, 1], minlength=len(names))
     labels = [labels] if isinstance(labels, str) else labels
     if isinstance(labels, int):
-        order = np.argsort(-frequency.numpy()[: len(table)], kind="stable")[:labels]
+        order = np.argsort(-frequency.numpy()[: len(names)], kind="stable")[:labels]
     else:
-        find = {name: i for i, name in enumerate(table.index)}
+        find = {name: i for i, name in enumerate(names)}
         if unknown := [name for name in labels if name not in find]:
             raise InputError(f"`labels` names {unknown[0]!r}, which is no {kind} of graph {graph.name!r}.")
         order = np.array([find[name] for name in labels], dtype=int)
-    sure = pd.Series(table["scale"].to_numpy().mean(1)).rank(pct=True, ascending=False)
+    sure = pd.Series(scale).rank(pct=True, ascending=False)
     figure, axes = axes_of(ax, 6, 5)
-    axes.scatter(*places.T, s=8 + 40 * sure, color=COLOURS[0], alpha=0.5, linewidths=0)
+    sizes = 8 + 40 * sure
+    each = [slice(None)] if len(names) <= LARGE else sizes.groupby(sizes // 2).indices.values()
+    for some in each:  # of many points those of about one size together: matplotlib keeps a matrix for every size
+        size = sizes if len(names) <= LARGE else sizes.iloc[some].mean()
+        axes.scatter(*places[some].T, s=size, color=COLOURS[0], alpha=0.5, linewidths=0)
     axes.set(xlabel=titles[0], ylabel=titles[1])
     figure.draw_without_rendering()  # so that texts have their sizes
     taken: list[Any] = []
     for i in order.tolist():
         text = axes.annotate(
-            plain(table.index[i]), places[i], (3, 3), textcoords="offset points", fontsize=7, annotation_clip=True
+            plain(names[i]), places[i], (3, 3), textcoords="offset points", fontsize=7, annotation_clip=True
         )
         box, frame = text.get_window_extent(), axes.get_window_extent()
         if box.x1 > frame.x1:  # to the left of its point
@@ -128,29 +148,38 @@ def plot_embeddings(
     return figure
 
 
-def _plane(means: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
-    if method == "pca":
-        from sklearn.decomposition import PCA  # imported here: it takes a second
-
-        found = PCA(2, svd_solver="covariance_eigh" if len(means) > LARGE else "full").fit(means)
-        share = found.explained_variance_ratio_
-        return found.transform(means), (
-            f"first principal component ({share[0]:.0%} of the variance)",
-            f"second principal component ({share[1]:.0%})",
-        )
+def _plane(
+    moments: Callable[[], Iterator[tuple[Tensor, Tensor]]], method: str, seed: int
+) -> tuple[np.ndarray, tuple[str, str], np.ndarray]:
+    """Places ``(n, 2)``, titles of the axes, and the mean scale of each symbol ``(n,)``."""
+    if method == "pca":  # in two walks, without a table of all means
+        count, total, products = 0, torch.zeros(()), torch.zeros(())
+        for mean, _ in moments():
+            count, total, products = count + len(mean), total + mean.sum(0), products + mean.T @ mean
+        centre = total / count
+        values, vectors = torch.linalg.eigh(products / count - centre.outer(centre))
+        axes = vectors[:, [-1, -2]]
+        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # largest coordinates are positive
+        places, scales, start = mean.new_empty(count, 2), mean.new_empty(count), 0
+        for mean, scale in moments():
+            places[start : start + len(mean)], scales[start : start + len(mean)] = (mean - centre) @ axes, scale.mean(1)
+            start += len(mean)
+        share = values.flip(0)[:2] / values.sum().clamp_min(1e-300)
+        first = f"first principal component ({share[0]:.0%} of the variance)"
+        titles = first, f"second principal component ({share[1]:.0%})"
+        return places.numpy(), titles, scales.numpy()
     if method != "umap":
         raise InputError(f"`method` must be pca or umap; got {method!r}.")
     try:
         from umap import UMAP  # type: ignore[import-not-found]
     except ImportError as error:
         raise InputError("`method` umap needs umap-learn; pip install umap-learn.") from error
+    means, widths = (torch.cat(parts) for parts in zip(*moments(), strict=True))
     if len(means) < 4:
         raise InputError("`method` umap needs four symbols at least; leave it at pca.")
     near = min(15, len(means) - 1)  # 15 is its own default
-    return UMAP(n_neighbors=near, n_jobs=1, random_state=seed).fit_transform(means), (
-        "UMAP, first coordinate",
-        "UMAP, second coordinate",
-    )
+    found = UMAP(n_neighbors=near, n_jobs=1, random_state=seed).fit_transform(means.numpy())
+    return found, ("UMAP, first coordinate", "UMAP, second coordinate"), widths.mean(1).numpy()
 
 
 def plot_answers(
