@@ -52,13 +52,12 @@ def rank_triples(
     Raises:
         InputError: a score is NaN.
     """
-    order, counted = [torch.zeros(0, dtype=torch.long)], [np.zeros((0, 6))]
+    counted = np.zeros((2 * len(triples), len(COUNTS)), dtype=np.int64)
     block = at_once(num_entities if share is None else len(share))
     for part, mine, anchor, row, answer in _scored(score_all, triples, known, num_entities, block, progress):
-        order.append(part)
-        counted.append(_count_better(mine, anchor, row, answer, known, share))
+        counted[part.numpy()] = _count_better(mine, anchor, row, answer, known, share)
     frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": triples[:, 1].cpu().repeat(2).numpy()})
-    return frame.join(_in_order(order, counted, COUNTS).astype(np.int64))
+    return frame.join(pd.DataFrame(counted, columns=list(COUNTS)))
 
 
 @torch.no_grad()
@@ -75,7 +74,7 @@ def answer_distributions(
         whether that candidate is the true answer; and ``nll``, minus the logarithm of the true answer's probability.
         Other known answers are left out, or with the prefix ``raw_`` are candidates too.
     """
-    order, found = [torch.zeros(0, dtype=torch.long)], [np.zeros((0, 6))]
+    found = np.zeros((2 * len(triples), len(DISTRIBUTION)))
     block = at_once(num_entities)
     for part, mine, anchor, row, answer in _scored(probabilities, triples, known, num_entities, block, progress):
         which, other = known.answer_pairs(known.positions(anchor, row))
@@ -87,13 +86,8 @@ def answer_distributions(
             confidence, first = p.max(1)
             nll = -p.gather(1, true.unsqueeze(1)).squeeze(1).clamp_min(SMALLEST).log()
             columns += [confidence, first == true, nll]
-        order.append(part)
-        found.append(torch.stack([column.double() for column in columns], 1).cpu().numpy())
-    return _in_order(order, found, DISTRIBUTION)
-
-
-def _in_order(order: list[Tensor], rows: list[np.ndarray], columns: tuple[str, ...]) -> pd.DataFrame:
-    return pd.DataFrame(np.concatenate(rows), torch.cat(order).numpy(), list(columns)).sort_index()
+        found[part.numpy()] = torch.stack([column.double() for column in columns], 1).cpu().numpy()
+    return pd.DataFrame(found, columns=list(DISTRIBUTION))
 
 
 def _scored(
