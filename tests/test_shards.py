@@ -235,7 +235,7 @@ def test_commands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("fitted ") == 1
     assert {path.name for path in run.glob("*.safetensors")} == {
-        "posterior.safetensors", "posterior-1-of-2.safetensors", "posterior-2-of-2.safetensors",
+        "graph.safetensors", "posterior.safetensors", "posterior-1-of-2.safetensors", "posterior-2-of-2.safetensors",
     }  # fmt: skip
     torchrun = [sys.executable, *f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} -m".split()]
     for command, said in (("evaluate", "realistic ranks"), ("predict", "(usa, treaties, ?)")):
