@@ -42,7 +42,7 @@ OF_FIT = {  # options of a fit, in the groups of its help
     "optimisation": "lr lr_schedule optimizer batch_size kl_weight kl_schedule kl_frequency warmup estimator "
     "early_stopping validate_every learn_by finish",
     "precision and devices": "precision devices nodes shard",
-    "NUTS and HMC": "inference warmup_draws posterior_draws",
+    "draws (uha, hmc, nuts)": "inference warmup_draws posterior_draws",
     "files and reports": "resume checkpoint_every per_relation progress",
 }
 OF_SEARCH = {"the search": "trials out seed progress", "the same in every trial": "model score epochs device", **OF_FIT}

@@ -105,7 +105,7 @@ def test_nuts_is_an_engine(tiny: Graph, tmp_path: Path) -> None:
     assert posterior.evaluate(by="probability").notna().all(axis=None)
     assert posterior.to_arviz(draws=10) is not None
     assert kgpyro.compare({"one": posterior})["elbo_per_fact"].isna().all()  # there is no bound of draws
-    with pytest.raises(InputError, match="NUTS leaves draws"):
+    with pytest.raises(InputError, match="this is a set of draws"):
         kgpyro.variances(posterior)
 
 

@@ -62,7 +62,7 @@ def test_a_start_goes_by_names(guide: str) -> None:
     [
         ({"dim": 8}, "`start` has dim 6, the fit 8"),
         ({"guide": "point"}, "`start` has guide lookup, the fit point"),
-        ({"inference": "nuts", "inverse": False}, "NUTS and HMC leave or take none"),
+        ({"inference": "nuts", "inverse": False}, "draws .of NUTS, HMC or UHA. have none"),
         ({"resume": "somewhere"}, "does not go with `resume`"),
     ],
 )

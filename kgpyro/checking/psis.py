@@ -93,7 +93,9 @@ def psis_khat(
     if repeats < 1:
         raise InputError(f"k-hat takes at least one estimate; got {repeats} for `repeats`.")
     if guide is None:
-        raise InputError("draws of NUTS are of the true posterior already; k-hat is of a guide's.")
+        raise InputError(
+            "k-hat is of a guide's distributions, and this posterior is a set of draws; fit with inference='svi'."
+        )
     if guide.point:
         raise InputError("a point estimate is no posterior to compare with the true one; fit another `guide`.")
     values = posterior.joint(0)

@@ -32,6 +32,7 @@ from kgpyro.inference.options import EXACT_UP_TO, Options, objective_name
 from kgpyro.inference.progress import Progress
 from kgpyro.inference.recipes import FREE, recipe_for
 from kgpyro.inference.training import SPARSE_OPTIMIZERS, Diverged, KLSchedule, Training, precision_in_use, train
+from kgpyro.inference.uha import annealed_draws
 from kgpyro.inference.verdict import warnings_of
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
@@ -55,7 +56,10 @@ LONG, LOOKED_AT = 20, 500_000_000  # epochs from which on, and cells up to which
 ENOUGH = 100  # training facts below which little can be learned
 TOO_FEW = "The graph has {} training facts, too few to say much: expect wide intervals, and ranks near chance."
 LINKED, LINK = 20, 4_000_000_000  # draws and cells behind the link from a categorical fit's evidence to log-odds
-HOW_MOVED = "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"
+MOVES = {  # what is done to a guide's draws, and how that is told
+    "hmc": (moved_draws, "; then moved by HMC in {chains} chains, R-hat of the log density {r_hat:.2f}"),
+    "uha": (annealed_draws, "; then annealed in {steps} leapfrog steps, to a bound of {bound_per_fact:.4f} per fact"),
+}
 NOT_MIXED = "The chains have not mixed: R-hat {r_hat:.2f} of the log density (1.05 is the most); raise `warmup_draws`."
 
 
@@ -81,7 +85,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     **changes: Any,
 ) -> Posterior:
-    """Fit a Bayesian knowledge-graph embedding, by stochastic variational inference or by NUTS.
+    """Fit a Bayesian knowledge-graph embedding, by variational inference or Monte Carlo.
 
     Ctrl-C stops the fit after the current step; it is then evaluated, and saved to ``out``, as if it were complete. A
     second Ctrl-C stops at once. Fits in several threads do not disturb each other.
@@ -255,12 +259,16 @@ def _fit(
     alone = config["devices"] * config["nodes"] == 1  # several processes average dense gradients, if they share none
     kg.sparse = config["negatives"] != "all" and (alone or bool(share)) and config["optimizer"] in SPARSE_OPTIMIZERS
     if start is not None and (start.guide is None or config["inference"] == "nuts"):
-        raise InputError("`start` gives a guide its parameters, and NUTS and HMC leave or take none.")
+        raise InputError("`start` gives a guide its parameters, and draws (of NUTS, HMC or UHA) have none.")
     if config["inference"] == "nuts":
         return posterior_by_nuts(whole, program, sites, config, watched.progress, begin if folder else None), True
-    if config["inference"] == "hmc":
-        refuse_chains(program, sites, "HMC", learns=True)
+    if config["inference"] in MOVES:
+        refuse_chains(program, sites, config["inference"].upper(), learns=True)
     guide = build_guide(config["guide"], kg, sites).to(dtype)
+    if guide.point and config["inference"] in MOVES:
+        raise InputError(
+            f"`inference` {config['inference']} begins at a guide's draws; choose a `guide` that has some."
+        )
     if values is not None and not guide.inductive:
         raise InputError(f"guide {config['guide']} makes no use of `features`; add `guide` features.")
     per_fact = any(site.frame in PER_FACT for site in sites.values())
@@ -336,10 +344,11 @@ def _fit(
     if module.failures and not math.isfinite(bound):
         raise _save_good(posterior, module, bar, folder, Diverged(module.cause()))
     moved: dict[str, Any] = {}
-    if config["inference"] == "hmc":
+    if config["inference"] in MOVES:
+        move, told = MOVES[config["inference"]]
         with seeded(config["seed"]):
             how_long = config["warmup_draws"], config["posterior_draws"]
-            samples, moved = moved_draws(program, guide, sites, *how_long, progress)
+            samples, moved = move(program, guide, sites, *how_long, progress)
         moved_posterior = Posterior(whole, program, None, config, samples=samples)
         moved_posterior.provenance, moved_posterior.log = posterior.provenance, posterior.log
         moved_posterior.seconds = round(bar.before + time.monotonic() - started, 1)
@@ -357,12 +366,12 @@ def _fit(
         "log_likelihood_per_fact": float(terms.log_likelihood),
         "kl_per_fact": float(terms.kl),
         "kl_per_latent": terms.kl_per_latent,
-        "objective": objective_name(config, guide.point) + (HOW_MOVED.format(**moved) if moved else ""),
-        **({"hmc": moved} if moved else {}),
+        "objective": objective_name(config, guide.point) + (told.format(**moved) if moved else ""),
+        **({config["inference"]: moved} if moved else {}),
         "warnings": whole.problems
         + warnings_of(config, module, bar, terms, per_fact, measured.get("valid"))
         + ([TOO_FEW.format(len(graph.train))] if len(graph.train) < ENOUGH else [])
-        + ([NOT_MIXED.format(**moved)] if moved and moved["r_hat"] > 1.05 else []),
+        + ([NOT_MIXED.format(**moved)] if moved.get("r_hat", 0) > 1.05 else []),
     }
     return posterior, complete
 

@@ -54,11 +54,12 @@ class Options:
             normalising flow), features(hidden=128) (entities known by `features` alone), mixture(members=4) (several
             lookup tables with starts of their own, as in an ensemble), point (a point estimate), or your own as
             package.module:object.
-        inference: svi (a guide, optimised); for small graphs and models with global latents such as lim also nuts
-            (draws from the posterior itself, by Pyro's No-U-Turn sampler), or hmc (svi, and then the guide's draws
-            moved by Hamiltonian Monte Carlo, many chains at once).
-        warmup_draws: draws by which nuts or hmc adapts, and which it throws away.
-        posterior_draws: draws that nuts or hmc keeps.
+        inference: svi (a guide, optimised); for small graphs and models with global latents such as lim also uha (svi,
+            and then the guide's draws annealed to the posterior by uncorrected Hamiltonian steps: intervals nearly as
+            wide as the posterior's, in a fraction of hmc's time), hmc (svi, and then the guide's draws moved by
+            Hamiltonian Monte Carlo, many chains at once), or nuts (Pyro's No-U-Turn sampler).
+        warmup_draws: draws by which nuts or hmc adapts, and which it throws away; steps of uha from guide to posterior.
+        posterior_draws: draws that nuts, hmc or uha keeps.
         features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with
             the names of its rows in a txt beside it; in Python also a DataFrame indexed by name. Entities that training
             lacks then take no part in it, and are predicted all the same.
@@ -81,7 +82,7 @@ class Options:
         estimator: how a step integrates over the latents: local (each score has noise of its own, where score and guide
             admit it), shared (one draw of all latents), or plain (the same in plain Pyro, without the fused kernel).
         inverse: give every relation an inverse with latents of its own, which answers head queries. A fact's log-odds
-            are then the mean of both readings. Default: yes; no for nuts and hmc, where a relation has one latent.
+            are then the mean of both readings. Default: yes; no for uha, hmc and nuts, where a relation has one latent.
         likelihood: bernoulli (each fact of a query is true or not; the paper's), or categorical (each answer of a query
             is drawn from all entities, which says who answers and not whether a fact is true).
         relation_weight: weight of a third question about each fact, which relation holds between its ends, beside those
@@ -125,7 +126,7 @@ class Options:
     relation_prior: PriorLike | None = None
     score: str | Score | Callable = "ComplEx"
     guide: str | Callable = "lookup"
-    inference: Literal["svi", "nuts", "hmc"] = "svi"
+    inference: Literal["svi", "uha", "hmc", "nuts"] = "svi"
     warmup_draws: int = 500
     posterior_draws: int = 500
     features: FeaturesLike | None = None

@@ -91,8 +91,8 @@ class Answers(DrawnLogits):
         named = {c: [table[i] for i in column] for c, table, column in zip(COLUMNS, names, ids, strict=True)}
         numbers = {key: value.cpu().numpy() for key, value in columns.items()}
         table = pd.DataFrame(named | numbers | {"known": self._known(facts.cpu())})
-        guide = None if self.guide is None else str(self.config.get("guide", "lookup"))
-        table.attrs["intervals"] = covered(guide, interval)
+        by = self.config.get("inference", "nuts") if self.guide is None else self.config.get("guide", "lookup")
+        table.attrs["intervals"] = covered(str(by), interval)
         return table
 
     def _known(self, facts: Tensor) -> np.ndarray:

@@ -84,7 +84,9 @@ class Draws:
     def its_guide(self, what: str) -> Guide:
         """The guide. Raises InputError where the posterior is a set of draws."""
         if self.guide is None:
-            raise InputError(f"{what} are of a guide's distributions, and NUTS leaves draws; fit with inference='svi'.")
+            raise InputError(
+                f"{what} are of a guide's distributions, and this is a set of draws; fit with inference='svi'."
+            )
         return self.guide
 
     def joint(self, number: int) -> dict[str, Tensor]:

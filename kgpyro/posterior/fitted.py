@@ -41,7 +41,7 @@ class Posterior(Predictions):
     Attributes:
         graph: the graph, all three splits.
         kg: the setting: score, priors, intercepts.
-        guide: ``q(h | symbol)``; None where NUTS drew from the posterior.
+        guide: ``q(h | symbol)``; None where the posterior is a set of draws.
         program: the model and what it takes to run it.
         config: the resolved options of the fit, as in ``config.yaml``.
         metrics: what ``metrics.json`` holds, as a dictionary that prints as a table.

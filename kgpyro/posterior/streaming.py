@@ -100,7 +100,7 @@ def refuse_no_update(posterior: Draws, config: Mapping[str, Any]) -> None:
     """Raise InputError where a posterior cannot be the prior of new facts."""
     guide, reason = posterior.guide, ""
     if guide is None:
-        reason = "it is a set of draws (NUTS, HMC)"
+        reason = "it is a set of draws (NUTS, HMC, UHA)"
     elif posterior.form is None or posterior.form.per_fact or isinstance(posterior.program.model, nn.Module):
         reason = f"model {config['model']} is not one of latents per symbol under the standard likelihood"
     elif posterior.kg.categorical or config["closed_world"] != "full":
