@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lowrank": SVI | {"guide": "lowrank(rank=8)"},
     "flow": SVI | {"guide": "flow"},
     "mixture": SVI | {"guide": "mixture(members=4)"},
-    "uha": SVI | {"inference": "uha", "lr": 0.03, "epochs": 400, "warmup_draws": 128, "posterior_draws": 256},
+    "uha": SVI | {"inference": "uha", "lr": 0.03, "epochs": 400, "posterior_draws": 256},
     "hmc": SVI | {"inference": "hmc", "epochs": 1000, "warmup_draws": 300, "posterior_draws": 640},
     "nuts": {"inference": "nuts", "warmup_draws": 300, "posterior_draws": 300},
 }

@@ -141,3 +141,8 @@ def test_a_density_that_is_not_finite(tiny: Graph, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Chains, "gradient", lambda self, z: (torch.full((len(z),), -math.inf), torch.zeros_like(z)))
     with pytest.raises(InputError, match="not finite at draws of its guide"):
         kgpyro.fit(tiny, **QUICK)
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"inference": "uha"}, 128), ({"inference": "hmc"}, 500), ({}, 500)])
+def test_how_many_steps(tiny: Graph, options: dict[str, Any], steps: int) -> None:
+    assert kgpyro.Options.of(options).resolved(tiny, saving=False)["warmup_draws"] == steps

@@ -56,9 +56,10 @@ class Options:
             package.module:object.
         inference: svi (a guide, optimised); for small graphs and models with global latents such as lim also uha (svi,
             and then the guide's draws annealed to the posterior by uncorrected Hamiltonian steps: intervals nearly as
-            wide as the posterior's, in a fraction of hmc's time), hmc (svi, and then the guide's draws moved by
+            wide as the posterior's, in a third of hmc's time), hmc (svi, and then the guide's draws moved by
             Hamiltonian Monte Carlo, many chains at once), or nuts (Pyro's No-U-Turn sampler).
         warmup_draws: draws by which nuts or hmc adapts, and which it throws away; steps of uha from guide to posterior.
+            Default: 500; 128 for uha.
         posterior_draws: draws that nuts, hmc or uha keeps.
         features: file with features of the entities: CSV, TSV or parquet with names in the first column, or npy with
             the names of its rows in a txt beside it; in Python also a DataFrame indexed by name. Entities that training
@@ -127,7 +128,7 @@ class Options:
     score: str | Score | Callable = "ComplEx"
     guide: str | Callable = "lookup"
     inference: Literal["svi", "uha", "hmc", "nuts"] = "svi"
-    warmup_draws: int = 500
+    warmup_draws: int | None = None
     posterior_draws: int = 500
     features: FeaturesLike | None = None
     dim: int = 100
@@ -217,6 +218,8 @@ class Options:
             raise InputError(f"`inference` {self.inference} is of the posterior itself; leave `kl_weight` at 1.")
         if self.finish and (chains or self.devices * self.nodes > 1):
             raise InputError("`finish` map goes with `inference` svi in one process; leave it out.")
+        if self.warmup_draws is None:
+            config["warmup_draws"] = 128 if self.inference == "uha" else 500
         config["inverse"] = not chains if self.inverse is None else self.inverse
         every = 2 * graph.num_relations * graph.num_entities
         if config["closed_world"] == "local":
