@@ -11,13 +11,12 @@ Every row fits them by the public ``fit``, to convergence.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+import kept
 import pandas as pd
-from machine import machine
 
 import kgpyro
 
@@ -30,6 +29,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "flow": SVI | {"guide": "flow"},
     "mixture": SVI | {"guide": "mixture(members=4)"},
     "uha": SVI | {"inference": "uha", "lr": 0.03, "epochs": 400, "posterior_draws": 256},
+    "uha, mixture": SVI
+    | {"guide": "mixture(members=4)", "inference": "uha", "lr": 0.03, "epochs": 400, "posterior_draws": 256},
     "hmc": SVI | {"inference": "hmc", "epochs": 1000, "warmup_draws": 300, "posterior_draws": 640},
     "nuts": {"inference": "nuts", "warmup_draws": 300, "posterior_draws": 300},
 }
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--graphs", type=float, default=1.0, help="times as many graphs")
     parser.add_argument("--table", action="store_true", help="print what stands there, and run nothing")
     arguments = parser.parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = kept.rows_in(RESULTS)
     if arguments.table:
         print(table(rows))
         return
@@ -93,10 +94,7 @@ def main() -> None:
                 row |= {f"coverage_{round(100 * level)}": v for level, v in found.coverage["coverage"].items()}
                 row |= {"error_90": found.coverage["error"][0.9], "mae": found.error, "ranks": found.ranks.tolist()}
                 rows.append(row)
-                done = {"machine": machine(), "rows": rows}
-                if any(row["way"] == "nuts" for row in rows):
-                    done["ratios"] = ratios(rows)
-                RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+                kept.keep(RESULTS, rows, ratios(rows) if any(row["way"] == "nuts" for row in rows) else {})
                 print(f"{entities} entities, {score}, {way}\n{found}\n", flush=True)
 
 

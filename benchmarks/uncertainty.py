@@ -124,7 +124,8 @@ def rows_of(name: str, method: str, seed: int) -> Iterator[Row]:
 
 
 def options_of(graph: Graph) -> dict[str, Any]:
-    return OPTIONS.get(graph.name.removesuffix("-20")) or {**recipe_for(graph).options}
+    own = OPTIONS.get(graph.name.removesuffix("-20"))
+    return own or {key: value for key, value in recipe_for(graph).options.items() if key not in ("model", "guide")}
 
 
 class Ensemble:
