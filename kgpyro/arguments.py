@@ -164,6 +164,10 @@ class Form(argparse.ArgumentParser):
                 name = one.name if how else as_flags(f"`{one.name}`")
                 place.add_argument(name, default=argparse.SUPPRESS, help=one.help, **(how or option))
 
+    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
+        """The value of an argument; ``--option=--`` has one too, which argparse drops before Python 3.13."""
+        return words[0] if action.option_strings and words == ["--"] else super()._get_values(action, words)
+
     def read(self, words: Sequence[str]) -> dict[str, Any]:
         """What was given, by name. Raises InputError for whatever cannot be."""
         known = self._option_string_actions

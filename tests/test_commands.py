@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import kgpyro
@@ -272,6 +272,7 @@ def test_every_option_of_a_fit_has_one_group() -> None:
 
 
 @given(label=st.text(), query=st.booleans())
+@example(label="--", query=False)
 def test_a_label_is_what_is_written(label: str, query: bool) -> None:
     name = "head" if query else "tail"
     form = Form("kgpyro predict", "", "")

@@ -364,7 +364,7 @@ def test_a_symmetric_score_on_an_antisymmetric_graph(
 def test_mistakes(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     run = str(runs["ComplEx"])
     for wrong, words in (
-        ([run, "--prior", "normal"], "--prior checks what is not fitted; leave RUN out"),
+        ([run, "--prior", "normal"], "--prior is for a check without RUN; leave RUN out"),
         ([run, "--dataset", "nations"], "--dataset puts the run to another graph"),
         ([run, "--draws", "1"], "--draws must be at least 2"),
         ([f"{run}/nowhere"], "holds no run"),
