@@ -62,8 +62,8 @@ RECIPES = (  # the first that fits
             "precision": "bf16",
         }
         | {"completeness": 0.9, "closed_world": "local", "kl_weight": 0.5, "guide": "mixture(members=2)"},
-        "the data are the queries that training answers, a KL weight of one half ranks better on sparse graphs, and two "
-        "tables find different answers",
+        "the data are the queries that training answers, a KL weight of one half ranks better on sparse graphs, and "
+        "two tables find different answers",
     ),
     Recipe(
         "large",
