@@ -41,16 +41,31 @@ class Program:
     label: str = "y"
 
 
+class _Draw(Lazy):
+    """A draw from ``fn`` that is made if a model computes with it."""
+
+    fn: Any
+
+    def make(self) -> Tensor:
+        return self.fn()
+
+
+def _later(msg: dict, like: Tensor) -> None:
+    """Have a site drawn where the model computes with its value, or not at all."""
+    msg["value"], msg["done"] = _Draw.shaped(like.new_zeros(()).expand(msg["fn"].shape())), True
+    msg["value"].fn = msg["fn"]
+
+
 class _Values(Messenger):
-    """Gives sites their values; a table of all symbols by the rows that a batch has. Draws no labels of our own."""
+    """Gives sites their values; a table of all symbols by the rows that a batch has; labels of ours are drawn later."""
 
     def __init__(self, values: Mapping[str, Tensor], batch: Batch):
         super().__init__()
         self.values, self.batch = values, batch
 
     def _pyro_sample(self, msg: dict) -> None:
-        if isinstance(msg["fn"], (AllCandidates, Answers)) and not msg["is_observed"]:
-            msg["value"], msg["done"] = torch.zeros(()), True
+        if isinstance(msg["fn"], AllCandidates) and not msg["is_observed"]:
+            _later(msg, self.batch.query_weight)
         elif msg["name"] in self.values and not msg["is_observed"]:
             value = self.values[msg["name"]]
             if frame_of(msg) == "entity_plate":
@@ -68,15 +83,6 @@ def sites_run(program: Program, what: Callable) -> dict[str, Any]:
     return {name: site for name, site in drawn.items() if name == program.label or not site["is_observed"]}
 
 
-class _Draw(Lazy):
-    """A draw from ``fn`` that is made if a model computes with it."""
-
-    fn: Any
-
-    def make(self) -> Tensor:
-        return self.fn()
-
-
 class _Unread(Messenger):
     """Around a model: what has a row or a column for every entity is drawn where the model looks at it, or not at all.
 
@@ -89,9 +95,7 @@ class _Unread(Messenger):
 
     def _pyro_sample(self, msg: dict) -> None:
         if frame_of(msg) in ("entity_plate", "fact_tails") or isinstance(msg["fn"], AllCandidates):
-            nothing = self.like.new_zeros(()).expand(msg["fn"].shape())
-            msg["value"], msg["done"] = _Draw.shaped(nothing), True
-            msg["value"].fn = msg["fn"]
+            _later(msg, self.like)
 
 
 def joint_draw(program: Program, guide: Guide, number: int) -> dict[str, Tensor]:
