@@ -26,8 +26,8 @@ from torch import Tensor
 import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.evaluation.ranking import rank_triples
-from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.training import KLSchedule, Training
+from kgpyro.inference.options import Options
+from kgpyro.inference.training import Training
 from kgpyro.kernels.candidates import all_candidates_log_prob, log_normaliser
 from kgpyro.kernels.gaussian import gaussian_draw_and_kl
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
@@ -35,11 +35,18 @@ from kgpyro.posterior.fitted import Posterior
 from kgpyro.randomness import seeded
 
 BATCH, REPEATS = 512, 5
-CONFIG: dict[str, Any] = {
-    "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx",
-    "guide": "lookup", "inverse": True, "closed_world": "local", "unanswered": None, "negatives": "all",
-    "negative_weight": None, "likelihood": "bernoulli", "completeness": 1.0, "kl_weight": 1.0,
-}  # fmt: skip
+CONFIG: dict[str, Any] = vars(
+    Options(
+        model="lim",
+        batch_size=BATCH,
+        epochs=1,
+        negatives="all",
+        closed_world="local",
+        inverse=True,
+        kl_weight=1.0,
+        kl_schedule="constant",
+    )
+)
 
 
 def pack(file: Path) -> None:
@@ -177,15 +184,13 @@ class Bench:
 
     def training(self, dim: int, estimator: str) -> Training:
         """The training module of a LIM, on the device."""
-        config = CONFIG | {"dim": dim}
+        config = CONFIG | {"dim": dim, "estimator": estimator}
         batches = batches_of(self.graph, config, torch.float32)
         kg = build_setting(self.graph, config)
         kg.start_at_base_rates(batches)
         program = program_of("lim", kg, batches)
         guide = build_guide("lookup", kg, sites_of(program))
-        schedule = KLSchedule("constant", 1.0, 0.0, len(batches) // BATCH, 1)
-        elbo = WeightedELBO(1.0, estimator, program.parameters)
-        module = Training(kg, program.model, guide, elbo, batches, schedule, "adagrad", 0.1).to(self.device)
+        module = Training(program, guide, config).to(self.device)
         module.batches.to(self.device)
         self.program = program
         return module

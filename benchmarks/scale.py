@@ -45,8 +45,8 @@ from kgpyro.checking.posterior_predictive import posterior_predictive
 from kgpyro.data.graph import Graph
 from kgpyro.data.queries import Queries
 from kgpyro.evaluation.ranking import rank_triples
-from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.training import KLSchedule, Training
+from kgpyro.inference.options import Options
+from kgpyro.inference.training import Training
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import POSTERIOR, read_rows, write_rows
@@ -124,17 +124,12 @@ def _measured(
     queries = Queries.of(power_law(entities, triples), RELATIONS)
     negatives = NEGATIVES if regime == "sampled" else None
     batches = Batches(queries, entities, True, negatives, share=share)
-    config = {
-        "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx", "guide": "lookup",
-        "dim": DIM, "inverse": True, "likelihood": "bernoulli", "completeness": 1.0,
-    }  # fmt: skip
+    config = vars(Options(model="lim", dim=DIM, inverse=True, epochs=1, kl_weight=1.0, kl_schedule="constant"))
     kg = build_setting(Sizes(entities), config, share=share)  # type: ignore[arg-type]
     kg.sparse = regime == "sampled"
     program = program_of("lim", kg, batches)
     guide = build_guide("lookup", kg, sites_of(program))
-    schedule = KLSchedule("constant", 1.0, 0.0, 1, 1)
-    elbo = WeightedELBO(parameters=program.parameters)
-    module = Training(kg, program.model, guide, elbo, batches, schedule, "adagrad", 0.1)
+    module = Training(program, guide, config)
     optimizer = module.configure_optimizers()
     draw = random_batches(len(batches), min(QUERIES[regime], len(batches)))
 

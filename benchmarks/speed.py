@@ -30,8 +30,8 @@ from torch import Tensor
 
 import kgpyro
 from kgpyro.data.graph import Graph
-from kgpyro.inference.elbo import WeightedELBO
-from kgpyro.inference.training import KLSchedule, RandomQueries, Training
+from kgpyro.inference.options import Options
+from kgpyro.inference.training import RandomQueries, Training
 from kgpyro.kernels.candidates import all_candidates_log_prob
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.program.batches import Batches
@@ -39,11 +39,19 @@ from kgpyro.program.lazy import observed_of
 
 DIM, BATCH = 200, 512
 WARM_UP, STEPS_A_TURN = 2, 5
-CONFIG = {
-    "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx",
-    "guide": "lookup", "dim": DIM, "inverse": True, "closed_world": "local", "unanswered": None, "negatives": "all",
-    "negative_weight": None, "likelihood": "bernoulli", "completeness": 1.0,
-}  # fmt: skip
+CONFIG: dict[str, Any] = vars(
+    Options(
+        model="lim",
+        dim=DIM,
+        batch_size=BATCH,
+        epochs=1,
+        negatives="all",
+        closed_world="local",
+        inverse=True,
+        kl_weight=1.0,
+        kl_schedule="constant",
+    )
+)
 SCORES = ["TransE-L1", "TransE-L2", "RotatE", "RESCAL"]  # besides ComplEx, at the same dim
 Step = Callable[[], Any]
 
@@ -184,16 +192,12 @@ def ours(estimator: str, half: bool, score: str = "ComplEx") -> Callable[[Graph]
 
 
 def training_module(graph: Graph, estimator: str, dim: int = DIM, score: str = "ComplEx") -> Training:
-    config = CONFIG | {"dim": dim, "score": score}
+    config = CONFIG | {"dim": dim, "score": score, "estimator": estimator}
     batches, kg = batches_of(graph, config, torch.float32), build_setting(graph, config)
     kg.start_at_base_rates(batches)
     program = program_of("lim", kg, batches)
     guide = build_guide("lookup", kg, sites_of(program))
-    schedule = KLSchedule("constant", 1.0, 0.0, len(batches) // BATCH, 1)
-    elbo = WeightedELBO(1.0, estimator, program.parameters)
-    module = Training(kg, program.model, guide, elbo, batches, schedule, "adagrad", 0.1)
-    module.program = program
-    return module
+    return Training(program, guide, config)
 
 
 def naive_pyro(validation: bool) -> Callable[[Graph], Step]:

@@ -146,7 +146,7 @@ def test_killed_after_the_last_step(tiny: Graph, tmp_path: Path, monkeypatch: py
         run = tmp_path / str(len(kind))
         expected = fit(tiny, **(QUICK | kind))
         with monkeypatch.context() as patch, pytest.raises(Crash):
-            patch.setattr("kgpyro.inference.fitting.estimate_elbo", lambda *_, **__: (_ for _ in ()).throw(Crash))
+            patch.setattr("kgpyro.inference.engines.estimate_elbo", lambda *_, **__: (_ for _ in ()).throw(Crash))
             fit(tiny, out=run, **(QUICK | kind | {"checkpoint_every": 1e6}))
         with monkeypatch.context() as patch:
             patch.setattr(Training, "training_step", lambda *_: (_ for _ in ()).throw(Crash))

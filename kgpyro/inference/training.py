@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import inspect
 import logging
@@ -10,7 +9,7 @@ import math
 import platform
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,10 +21,11 @@ from torch import Tensor
 from kgpyro.errors import InputError
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.inference.empirical_bayes import ClosedForm
-from kgpyro.inference.progress import asking
+from kgpyro.inference.progress import Progress, asking
+from kgpyro.posterior.replay import Program
 from kgpyro.program.batches import Batches
 from kgpyro.program.owners import is_spread
-from kgpyro.program.setting import Setting
+from kgpyro.program.sites import PER_FACT
 from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
@@ -128,45 +128,30 @@ class Training(pl.LightningModule):
 
     def __init__(
         self,
-        kg: Setting,
-        model: Callable,
+        program: Program,
         guide: Guide,
-        elbo: WeightedELBO,
-        batches: Batches,
-        schedule: KLSchedule,
-        optimizer: str,
-        lr: float,
-        batch_size: int = 256,
-        seed: int = 0,
-        lr_schedule: str = "constant",
+        config: Mapping[str, Any],
         randomness: seeded | None = None,
-        per_fact: bool = False,
-        kl_frequency: float = 0.0,
         closed_form: ClosedForm | None = None,
     ):
         super().__init__()
         keep_freed_memory()
-        self.randomness, self.per_fact, self.kl_frequency = randomness or seeded(seed), per_fact, kl_frequency
-        self.lr_schedule, self.closed_form = lr_schedule, closed_form
-        self.kg, self.batches, self.schedule = kg, batches, schedule
-        self.elbo = elbo
-        self.bound = elbo(model, guide)
-        self.own = elbo.parameters.made
-        self.optimizer_name, self.lr = optimizer, lr
-        self.batch_size, self.seed = batch_size, seed
+        self.program, self.config, self.closed_form = program, config, closed_form
+        self.kg, self.batches, self.own = program.kg, program.batches, program.parameters.made
+        self.randomness = randomness or seeded(config["seed"])
+        self.schedule = KLSchedule(
+            config["kl_schedule"],
+            config["kl_weight"],
+            config["warmup"],
+            math.ceil(len(self.batches) / config["batch_size"]),
+            config["epochs"],
+        )
+        self.elbo = WeightedELBO(config["kl_weight"], config["estimator"], program.parameters)
+        self.bound = self.elbo(program.model, guide)
         self.step = self.skipped = self.failures = 0
         self.finite_loss = True
         self.trained_on = self.device
         self.restore: Callable[[pl.Trainer, Training], None] | None = None
-
-    def at_its_end(self, guide: Guide) -> Training:
-        """The same fit of another guide, at the KL weight that this one came to and the priors that it learned."""
-        self.kg.requires_grad_(False)
-        schedule = copy.copy(self.schedule)
-        schedule.kind, schedule.warmup_steps = "constant", 0
-        given = self.kg, self.bound.model, guide, self.elbo, self.batches, schedule, self.optimizer_name, self.lr
-        more = self.batch_size, self.seed, self.lr_schedule, self.randomness, self.per_fact, self.kl_frequency
-        return Training(*given, *more)
 
     @property
     def whole(self) -> list[torch.nn.Parameter]:
@@ -177,39 +162,41 @@ class Training(pl.LightningModule):
     def train_dataloader(self) -> RandomQueries:
         """This process' share of the queries."""
         share = (0, 1) if self.kg.share else (self.global_rank, self.trainer.world_size)
-        self.queries = RandomQueries(len(self.batches), self.batch_size, self.seed, *share)
+        self.queries = RandomQueries(len(self.batches), self.config["batch_size"], self.config["seed"], *share)
         return self.queries
 
     def on_train_start(self) -> None:
         self._trained, self.trained_on = list(self.parameters()), self.device
         self._scaled = bool(self.trainer.precision_plugin.state_dict())  # then an infinite gradient is nothing unusual
-        if self.kl_frequency:
-            self.elbo.symbol_weights = frequency_weights(self.batches, self.kl_frequency, self.device)
+        if power := self.config["kl_frequency"]:
+            self.elbo.symbol_weights = frequency_weights(self.batches, power, self.device)
         if self.restore is not None:
             self.restore(self.trainer, self)
 
     def on_train_epoch_start(self) -> None:
         if (processes := self.trainer.world_size) > 1 and not self.kg.share:  # noise of its own in every epoch
             epoch = self.step // self.schedule.steps_per_epoch
-            self.randomness.reseed(self.seed + 1_000_003 * (1 + self.global_rank + processes * epoch))
+            self.randomness.reseed(self.config["seed"] + 1_000_003 * (1 + self.global_rank + processes * epoch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = OPTIMIZERS[self.optimizer_name]
+        optimizer = OPTIMIZERS[self.config["optimizer"]]
         can_fuse = "fused" in inspect.signature(optimizer).parameters and not self.kg.sparse
-        can_fuse &= self.optimizer_name != "adagrad" or self.device.type == "cpu"  # PyTorch has no other
+        can_fuse &= self.config["optimizer"] != "adagrad" or self.device.type == "cpu"  # PyTorch has no other
         fused = {"fused": True} if can_fuse else {}
-        return optimizer(self.parameters(), lr=self.lr, **fused)
+        return optimizer(self.parameters(), lr=self.config["lr"], **fused)
 
     def training_step(self, index: Tensor, _: int) -> Tensor:
         batch = self.batches.to(self.device)(index.to(self.device))
         self.elbo.kl_weight, self.index = self.schedule(self.step), index
         if self.closed_form and self.step and self.step % self.schedule.steps_per_epoch == 0:
             self.closed_form.step(self.elbo.symbol_weights)
-        if self.per_fact and self.schedule.weight:  # β prices what is known of symbols, not of intercepts
+        if (
+            is_per_fact(self.bound.guide) and self.schedule.weight
+        ):  # β prices what is known of symbols, not of intercepts
             self.elbo.global_weight = self.elbo.kl_weight / self.schedule.weight
-        if self.lr_schedule == "linear":  # of the step alone, so that a checkpoint need not know it
+        if self.config["lr_schedule"] == "linear":  # of the step alone, so that a checkpoint need not know it
             for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = self.lr * (1 - self.step / self.schedule.steps)
+                group["lr"] = self.config["lr"] * (1 - self.step / self.schedule.steps)
         loss = self.bound(self.kg, batch) / self.batches.num_observed
         self.step += 1
         last = self.elbo.last
@@ -258,6 +245,16 @@ class Training(pl.LightningModule):
         )
 
 
+def is_alone(config: Mapping[str, Any]) -> bool:
+    """Whether a fit takes one process."""
+    return config["devices"] * config["nodes"] == 1
+
+
+def is_per_fact(guide: Guide) -> bool:
+    """Whether a guide has latents of single facts, as of the LFM."""
+    return any(frame in PER_FACT for frame in (*guide.symbols, *guide.others))
+
+
 def frequency_weights(batches: Batches, power: float, device: torch.device | str) -> dict[str, Tensor]:
     """``(n_s / mean n) ** power`` of every symbol, by kind, ``n_s`` the training facts that it is in (at least 1)."""
     counts = {kind: n.clamp_min(1).to(batches.dtype) for kind, n in batches.occurrences().items()}
@@ -297,38 +294,35 @@ def quiet() -> Iterator[None]:
                 _LIGHTNING.setLevel(level)
 
 
-def train(
-    module: Training,
-    epochs: int,
-    device: str,
-    precision: str,
-    callbacks: Sequence[pl.Callback],
-    devices: int = 1,
-    nodes: int = 1,
-    interrupt: Callable[[], None] = lambda: None,
-    logger: Any = False,
-) -> int:
-    """Optimise in place, up to ``epochs`` passes over the training queries, and return the rank of this process.
+def train(module: Training, bar: Progress, callbacks: Sequence[pl.Callback] = (), logger: Any = False) -> int:
+    """Optimise in place for what is left of the epochs, and return the rank of this process.
 
-    The first Ctrl-C calls ``interrupt``. ``logger`` is Lightning's, or a list of them, and is given each epoch's row.
+    The first Ctrl-C interrupts ``bar``. ``logger`` is Lightning's, or a list of them, and is given each epoch's row.
 
     Several processes (``devices`` on each of ``nodes``) see a share of each batch, with gradients averaged by PyTorch's
     DistributedDataParallel. Raises InputError for an absent device.
     """
-    kind, _, number = device.partition(":")
+    config = module.config
+    precision = precision_in_use(config["precision"], config["device"])
+    kind, _, number = config["device"].partition(":")
     names = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     try:
-        with quiet(), asking(interrupt), warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(False):
+        with (
+            quiet(),
+            asking(bar.interrupt),
+            warnings.catch_warnings(),
+            torch.sparse.check_sparse_tensor_invariants(False),
+        ):
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", message=".*(Sparse invariant|lightning|dataloader).*")
             trainer = pl.Trainer(
-                max_epochs=max(1, epochs - module.step // module.schedule.steps_per_epoch),
+                max_epochs=max(1, config["epochs"] - module.step // module.schedule.steps_per_epoch),
                 accelerator="gpu" if kind == "cuda" else kind,
-                devices=[int(number)] if number else devices,
-                num_nodes=nodes,
-                strategy=("auto" if devices * nodes == 1 else Apart() if module.kg.share else "ddp"),
+                devices=[int(number)] if number else config["devices"],
+                num_nodes=config["nodes"],
+                strategy=("auto" if is_alone(config) else Apart() if module.kg.share else "ddp"),
                 precision=names[precision],  # type: ignore[arg-type]
-                callbacks=list(callbacks),
+                callbacks=[bar, *callbacks],
                 logger=logger,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -347,4 +341,5 @@ def train(
         what = f"a covariance of the guide was not positive definite any more after step {module.step}"
         raise Diverged(f"{what}; lower `lr`, or choose a tighter `prior`.") from error
     except pl.utilities.exceptions.MisconfigurationException as error:
-        raise InputError(f"`device` {device} with `precision` {precision}: {error} cpu works anywhere.") from error
+        what = f"`device` {config['device']} with `precision` {precision}"
+        raise InputError(f"{what}: {error} cpu works anywhere.") from error

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from kgpyro.inference.elbo import Terms
 from kgpyro.inference.progress import Progress
-from kgpyro.inference.training import Training
+from kgpyro.inference.training import Training, is_per_fact
+from kgpyro.posterior.fitted import Posterior
 
 WORSE = 0.01  # by which validation MRR may fall from a fit's half on without a word
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
+ENOUGH = 100  # training facts below which little can be learned
+MIXED = 1.05  # R-hat up to which chains agree
 
 
-def warnings_of(
-    config: Mapping[str, Any],
-    module: Training,
-    bar: Progress,
-    terms: Terms,
-    per_fact: bool,
-    valid: Mapping[str, Any] | None,
-) -> list[str]:
+def warnings_of(posterior: Posterior, module: Training, bar: Progress) -> list[str]:
     """What a fit's report warns of.
 
     Args:
-        config: resolved options.
+        posterior: with the metrics of the fit.
         module: the fit, at its end.
         bar: how it went.
-        terms: of its bound.
-        per_fact: whether latents are of single facts.
-        valid: validation metrics, if there are any.
     """
-    found = []
+    found, metrics, config = [], posterior.metrics, posterior.config
     halfway = bar.rows[bar.look - 1].get("valid_mrr", math.nan) if 0 < bar.look < len(bar.rows) else math.nan
-    if valid and (last := valid["realistic"]["mrr"]) < halfway - WORSE:  # never less than NaN, of older checkpoints
+    last = metrics["valid"]["realistic"]["mrr"] if "valid" in metrics else math.nan
+    if last < halfway - WORSE:  # never less than NaN, of older checkpoints
         found.append(
             f"Validation MRR fell from {halfway:.3f} after {bar.look} epochs to {last:.3f} after {len(bar.rows)}: fit "
             f"for fewer `epochs`, or add `early_stopping`."
@@ -43,9 +34,9 @@ def warnings_of(
         found.append(f"The point estimate was trained for {module.step} of {bar.steps} steps, and then interrupted.")
     elif not bar.finished:
         found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; `resume` goes on with it.")
-    collapsed = [site for site, kl in terms.kl_per_latent.items() if kl < COLLAPSED]
+    collapsed = [site for site, kl in metrics["kl_per_latent"].items() if kl < COLLAPSED]
     if collapsed and not module.bound.guide.point:
-        way_out = "lower `kl_weight`" if per_fact else "train longer, or lower `kl_weight`"
+        way_out = "lower `kl_weight`" if is_per_fact(module.bound.guide) else "train longer, or lower `kl_weight`"
         found.append(
             f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "
             f"{COLLAPSED:g} nat): these latents carry next to no information about their symbols; {way_out}."
@@ -56,5 +47,14 @@ def warnings_of(
         found.append(
             f"The fit ended after {module.step} steps, before the KL weight reached its target at "
             f"{module.schedule.warmup_steps}."
+        )
+    if (facts := len(posterior.graph.train)) < ENOUGH:
+        found.append(
+            f"The graph has {facts} training facts, too few to say much: expect wide intervals, and ranks near chance."
+        )
+    if (r_hat := metrics.get(config["inference"], {}).get("r_hat", 0.0)) > MIXED:
+        found.append(
+            f"The chains have not mixed: R-hat {r_hat:.2f} of the log density ({MIXED:g} is the most); raise "
+            f"`warmup_draws`."
         )
     return found
