@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
@@ -33,6 +35,24 @@ def pairwise(**values: Sequence[Any]) -> pytest.MarkDecorator:
         chosen.append(cases[best])
         left -= pairs[best]
     return pytest.mark.parametrize(tuple(values), chosen)
+
+
+def forkserver() -> Any:
+    """A context of processes that begin with kgpyro imported, once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kgpyro.inference.fitting"])
+    return context
+
+
+def in_processes(work: Callable[..., None], processes: int, *args: Any) -> None:
+    """Run ``work(rank, *args)`` in so many processes, each with one thread."""
+    forkserver()
+    start_processes(_alone, (work, *args), processes, start_method="forkserver")
+
+
+def _alone(rank: int, work: Callable[..., None], *args: Any) -> None:
+    torch.set_num_threads(1)
+    work(rank, *args)
 
 
 @pytest.fixture(autouse=True)

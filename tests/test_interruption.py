@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from conftest import forkserver
 
 import kgpyro
 from kgpyro.commands import fit as fit_command
@@ -162,8 +162,7 @@ def test_kill_9(tmp_path: Path) -> None:
     """Three real kills, each at a random moment of the fit, or of its start."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert fit_command([*OPTIONS, "--out", str(whole)]) == 0
-    chance, processes = random.Random(1), multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["kgpyro.inference.fitting"])  # imported once, not by each of them
+    chance, processes = random.Random(1), forkserver()
     for attempt in range(3):
         started = (run / "config.yaml").exists()
         options = ["--resume", str(run), "--no-progress"] if started else [*OPTIONS, "--out", str(run)]

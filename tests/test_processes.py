@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as distributed
-from conftest import Parts
-from torch.multiprocessing.spawn import spawn
+from conftest import Parts, in_processes
 
 from kgpyro.commands import fit as fit_command
 from kgpyro.data.graph import Graph
@@ -45,7 +44,6 @@ def gradient(graph: Graph, index: torch.Tensor) -> torch.Tensor:
 
 
 def one_process(rank: int, graph: Graph, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     index = next(iter(RandomQueries(len(graph.training_queries), 6, seed=2, rank=rank, processes=2)))
@@ -57,7 +55,7 @@ def one_process(rank: int, graph: Graph, folder: str) -> None:
 
 @pytest.mark.usefixtures("double")
 def test_averaged_gradient(tiny: Graph, tmp_path: Path) -> None:
-    spawn(one_process, args=(tiny, str(tmp_path)), nprocs=2)
+    in_processes(one_process, 2, tiny, str(tmp_path))
     index = next(iter(RandomQueries(len(tiny.training_queries), 6, seed=2)))
     expected = gradient(tiny, index)
     for rank in range(2):

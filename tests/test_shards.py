@@ -17,8 +17,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.distributed as distributed
-from conftest import Parts
-from torch.multiprocessing.spawn import spawn
+from conftest import Parts, in_processes
 
 import kgpyro
 from kgpyro.data.graph import Graph
@@ -28,9 +27,9 @@ from kgpyro.posterior.sharded import ShardedPosterior
 from kgpyro.program.owners import RowsOf, Share
 
 
-def in_processes(work: Callable[..., None], processes: int, *args: Any) -> None:
-    """Run ``work(folder, *args)`` in so many processes that can meet."""
-    spawn(_process, (work, processes, free_port(), args), nprocs=processes)
+def in_group(work: Callable[..., None], processes: int, *args: Any) -> None:
+    """Run ``work(*args)`` in so many processes that can meet."""
+    in_processes(_member, processes, work, processes, free_port(), args)
 
 
 def free_port() -> int:
@@ -39,8 +38,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _process(rank: int, work: Callable[..., None], processes: int, port: int, args: Any) -> None:
-    torch.set_num_threads(1)
+def _member(rank: int, work: Callable[..., None], processes: int, port: int, args: Any) -> None:
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in where.items()})
     work(*args)
@@ -115,7 +113,7 @@ def test_a_spread_fit_is_that_of_one_process(small: Graph, tmp_path: Path, monke
     """Parameters, logs, bound and ranks after ten steps and more; and what it says, in every process, when loaded."""
     fit_all(small, tmp_path, 1)
     for processes in (2, 4):
-        in_processes(fit_all, processes, small, tmp_path, processes)
+        in_group(fit_all, processes, small, tmp_path, processes)
     monkeypatch.setattr(Draws, "kept", 0)  # as on a large graph
     for case in CASES:
         hold_parameters_and_logs(tmp_path, case)
@@ -226,24 +224,15 @@ def test_noise_hangs_on_the_row() -> None:
     assert float(table.abs().max()) == pytest.approx((6 / 1064) ** 0.5, rel=0.01)
 
 
-def test_commands(tmp_path: Path) -> None:
-    """Two processes that the fit starts itself, and two of torchrun, which print once."""
-    run, environment = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": "1"}
-    options = "--model lim --dim 4 --epochs 1 --device cpu --devices 2 --shard --no-progress --out"
-    fit = [sys.executable, "-m", "kgpyro.fit", *options.split(), str(run)]
-    done = subprocess.run(fit, capture_output=True, text=True, env=environment)
+def test_a_command_in_two_processes(nations: Graph, tmp_path: Path) -> None:
+    """Two processes of torchrun read the run of one, and print once; docs/speed.md has the other commands."""
+    run = tmp_path / "run"
+    kgpyro.fit(nations, **FIT, shard=True, out=run)
+    options = f"--nproc-per-node 2 --master-port {free_port()} -m kgpyro.predict {run} --shard --head usa"
+    asked = [sys.executable, "-m", "torch.distributed.run", *options.split(), "--relation", "treaties"]
+    done = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("fitted ") == 1
-    assert {path.name for path in run.glob("*.safetensors")} == {
-        "graph.safetensors", "posterior.safetensors", "posterior-1-of-2.safetensors", "posterior-2-of-2.safetensors",
-    }  # fmt: skip
-    torchrun = [sys.executable, *f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()} -m".split()]
-    for command, said in (("evaluate", "realistic ranks"), ("predict", "(usa, treaties, ?)")):
-        query = ["--head", "usa", "--relation", "treaties"] if command == "predict" else []
-        asked = [*torchrun, f"kgpyro.{command}", str(run), "--shard", *query]
-        done = subprocess.run(asked, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(said) == 1
+    assert done.stdout.count("(usa, treaties, ?)") == 1
 
 
 def fit_and_weigh(graph: Graph, folder: Path) -> None:
@@ -268,6 +257,6 @@ def test_no_table_is_gathered(tmp_path: Path) -> None:
     names = [[f"e{i}", "r", f"e{(7 * i + 1) % 4000}"] for i in range(4000)]
     graph = Graph.from_triples("wide", names, names[:1], names[:1])
     graph = replace(graph, train=graph.train[:40])
-    in_processes(fit_and_weigh, 2, graph, tmp_path)
+    in_group(fit_and_weigh, 2, graph, tmp_path)
     for rank in range(2):
         assert int((tmp_path / f"largest {rank}").read_text()) < 4000 * 16 / 8
