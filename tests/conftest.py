@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,6 +50,25 @@ def in_processes(work: Callable[..., None], processes: int, *args: Any) -> None:
     """Run ``work(rank, *args)`` in so many processes, each with one thread."""
     forkserver()
     start_processes(_alone, (work, *args), processes, start_method="forkserver")
+
+
+def in_group(work: Callable[..., None], processes: int, *args: Any) -> None:
+    """Run ``work(*args)`` in so many processes that can meet, as torchrun starts them."""
+    in_processes(_member, processes, work, processes, free_port(), args)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def _member(rank: int, work: Callable[..., None], processes: int, port: int, args: Any) -> None:
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in where.items()})
+    work(*args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _alone(rank: int, work: Callable[..., None], *args: Any) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-import torch.distributed as distributed
-from conftest import Parts, in_processes
+from conftest import Parts, free_port, in_group
 
 import kgpyro
 from kgpyro.data.graph import Graph
@@ -25,26 +22,6 @@ from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.posterior.draws import Draws
 from kgpyro.posterior.sharded import ShardedPosterior
 from kgpyro.program.owners import RowsOf, Share
-
-
-def in_group(work: Callable[..., None], processes: int, *args: Any) -> None:
-    """Run ``work(*args)`` in so many processes that can meet."""
-    in_processes(_member, processes, work, processes, free_port(), args)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return int(free.getsockname()[1])
-
-
-def _member(rank: int, work: Callable[..., None], processes: int, port: int, args: Any) -> None:
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in where.items()})
-    work(*args)
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
 
 FIT: dict[str, Any] = {
     "model": "lim", "dim": 6, "epochs": 1, "batch_size": 16, "device": "cpu", "precision": "64", "progress": False,
