@@ -12,8 +12,7 @@ from kgpyro.errors import InputError
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.guides.mlp import Network
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 
 
 class Features(Guide):

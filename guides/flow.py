@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 
 
 class Flow(Guide):

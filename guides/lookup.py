@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from kgpyro.program.owners import RowsOf
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 
 
 class LookupTable(nn.Module):
@@ -36,8 +35,6 @@ class LookupTable(nn.Module):
         return cls(kg.new_table(kind, family.loc_size(size)), family.scale_size(size), kg.rows_of(kind))
 
     def forward(self, symbols: Tensor | EllipsisType) -> tuple[Tensor, Tensor]:
-        if isinstance(symbols, EllipsisType):
-            return self.loc, self.log_scale
         return self.rows_of(self.loc, symbols), self.rows_of(self.log_scale, symbols)
 
 

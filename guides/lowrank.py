@@ -9,12 +9,11 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from kgpyro.guides.lookup import LookupTable
+from kgpyro.program.owners import RowsOf
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 
 
 class LowRank(Guide):
@@ -22,7 +21,7 @@ class LowRank(Guide):
 
     def __init__(self, kg: Setting, sites: Mapping[str, Site], rank: int = 4):
         super().__init__(kg, sites)
-        self.sparse = kg.sparse
+        self.rows_of = RowsOf(kg.sparse)
         self.tables, self.factors = nn.ModuleDict(), nn.ParameterDict()
         for kind, family in kg.families.items():
             family.refuse_sphere("lowrank")
@@ -32,9 +31,7 @@ class LowRank(Guide):
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
         loc, log_scale = self.tables[kind](symbols)
-        factor = self.factors[kind]
-        rows = factor if isinstance(symbols, EllipsisType) else embedding(symbols, factor, sparse=self.sparse)
-        factors = rows.unflatten(-1, (loc.shape[-1], -1))
+        factors = self.rows_of(self.factors[kind], symbols).unflatten(-1, (loc.shape[-1], -1))
         with torch.autocast(loc.device.type, enabled=False):  # in half precision I + WᵀW is hardly positive definite
             base = dist.LowRankMultivariateNormal(loc, factors, (2 * log_scale).exp())
         return self.families[kind].push(base)

@@ -9,9 +9,9 @@ from types import EllipsisType
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from kgpyro.program.owners import RowsOf
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 
 
 class Network(nn.Sequential):
@@ -38,12 +38,12 @@ class MLP(Guide):
 
     def __init__(self, kg: Setting, sites: Mapping[str, Site], width: int = 32, hidden: int = 128):
         super().__init__(kg, sites)
+        self.rows_of = RowsOf(kg.sparse)
         self.embeddings, self.networks = nn.ModuleDict(), nn.ModuleDict()
         for kind in kg.families:
-            self.embeddings[kind] = nn.Embedding(kg.count(kind), width, sparse=kg.sparse)
+            self.embeddings[kind] = nn.Embedding(kg.count(kind), width)
             self.networks[kind] = Network(width, hidden, kg, kind)
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
-        embedding = self.embeddings[kind]
-        inputs = embedding.weight if isinstance(symbols, EllipsisType) else embedding(symbols)
+        inputs = self.rows_of(self.embeddings[kind].get_parameter("weight"), symbols)
         return self.families[kind](*self.networks[kind](inputs))

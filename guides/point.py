@@ -18,8 +18,7 @@ from torch.distributions import biject_to
 
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 
 
 class Point(Guide):
@@ -44,6 +43,5 @@ class Point(Guide):
             self.field(site).loc.copy_(guide.field(site).loc)
 
     def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
-        table = self.tables[kind]
-        loc = table if isinstance(symbols, EllipsisType) else self.rows_of[kind](table, symbols)
+        loc = self.rows_of[kind](self.tables[kind], symbols)
         return dist.Delta(self.families[kind].onto_support(loc)).to_event(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kgpyro import Guide
 from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
+from kgpyro.program.variational import Site
 
 
 def shared_scale(kg: Setting, batch: Batch) -> None:

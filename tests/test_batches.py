@@ -164,7 +164,9 @@ def test_on_another_device(tiny: Graph) -> None:
     batches = Batches(tiny.training_queries, 5, True, 2)
     queries = batches.queries
     assert batches.to("cpu") is batches and batches.queries is queries
+    made = {name for name, table in vars(batches).items() if isinstance(table, Tensor)}
+    batches(torch.tensor([0]))
+    assert made < {name for name, table in vars(batches).items() if isinstance(table, Tensor)}
     moved = batches.to("meta")
-    assert moved.queries.answers.device.type == moved._gap_keys.device.type == "meta"
-    assert moved._occurrences is not None and moved._occurrences.device.type == "meta"
-    assert Batches(tiny.training_queries, 5, True).to("meta")._occurrences is None
+    assert moved.queries.answers.device.type == "meta"
+    assert made == {name for name, table in vars(moved).items() if isinstance(table, Tensor)}, "tables were left behind"

@@ -23,7 +23,7 @@ from kgpyro.program.batches import Batches
 from kgpyro.program.interactions import Score
 from kgpyro.program.priors import PriorLike
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import OwnParameters, pyro_alone
+from kgpyro.program.variational import OwnParameters, pyro_alone
 from kgpyro.randomness import seeded
 
 SURE = 0.99  # probability from which on a fact counts as claimed for sure

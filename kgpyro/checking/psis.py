@@ -19,8 +19,7 @@ from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.inference_data import load_arviz
 from kgpyro.program.batches import Batches
 from kgpyro.program.plates import Batch
-from kgpyro.program.sites import PER_FACT, pyro_alone
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import PER_FACT, Guide, pyro_alone
 from kgpyro.randomness import seeded
 
 GOOD, USABLE = 0.5, 0.7  # Yao et al. 2018, section 3.1

@@ -26,7 +26,7 @@ from kgpyro.inference.options import Options
 from kgpyro.posterior.building import batches_of, build_setting, program_of
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.replay import sites_run
-from kgpyro.program.sites import PER_FACT, frame_of
+from kgpyro.program.variational import PER_FACT, frame_of
 from kgpyro.randomness import seeded
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)

@@ -26,8 +26,7 @@ from kgpyro.program.likelihood import AllCandidates
 from kgpyro.program.owners import Share
 from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import PER_FACT, Guide, OwnParameters, frame_of, kind_of, pyro_alone
 
 
 class DrawLater(Messenger):

@@ -41,8 +41,7 @@ from kgpyro.posterior.replay import Program
 from kgpyro.posterior.runs import provenance, refusing
 from kgpyro.posterior.sharded import ShardedPosterior, share_of
 from kgpyro.posterior.streaming import SAME, start_at
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 from kgpyro.randomness import seeded
 
 LONG, LOOKED_AT = 20, 500_000_000  # epochs from which on, and cells up to which, a fit is validated halfway as well

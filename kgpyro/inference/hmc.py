@@ -22,8 +22,7 @@ from kgpyro.errors import InputError
 from kgpyro.inference.nuts import mixing
 from kgpyro.posterior.replay import Program, joint_draw
 from kgpyro.program.plates import Batch
-from kgpyro.program.sites import Site, pyro_alone
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site, pyro_alone
 
 CHAINS = 64
 SHORTEST, LONGEST = 4, 16  # leapfrog steps of a trajectory

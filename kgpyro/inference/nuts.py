@@ -19,7 +19,7 @@ from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.inference_data import load_arviz
 from kgpyro.posterior.replay import Program
 from kgpyro.posterior.runs import provenance
-from kgpyro.program.sites import PER_FACT, Site, pyro_alone
+from kgpyro.program.variational import PER_FACT, Site, pyro_alone
 
 LARGEST = 20_000  # numbers that all latents together may be
 CELLS = 5_000_000  # facts whose likelihood each step of a trajectory may take

@@ -25,8 +25,7 @@ from kgpyro.inference.progress import Progress, asking
 from kgpyro.posterior.replay import Program
 from kgpyro.program.batches import Batches
 from kgpyro.program.owners import is_spread
-from kgpyro.program.sites import PER_FACT
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import PER_FACT, Guide
 from kgpyro.randomness import seeded
 
 

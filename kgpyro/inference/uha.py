@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 from kgpyro.errors import InputError
 from kgpyro.inference.hmc import Chains
 from kgpyro.posterior.replay import Program
-from kgpyro.program.sites import Site
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, Site
 
 FEWEST = 50  # draws of each member of a guide, whose mean and scale are taken
 LONGEST, SHORTEST = 0.5, 0.01  # step sizes, in scales of the start

@@ -18,8 +18,7 @@ from kgpyro.program.likelihood import Answers
 from kgpyro.program.owners import Share
 from kgpyro.program.priors import resolve_prior
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import OwnParameters, Site, latent_sites, pyro_alone, run_of
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, OwnParameters, Site, latent_sites, pyro_alone, run_of
 from kgpyro.randomness import seeded
 
 LOOKED_AT = 1 << 18  # queries, of which two show the form of a model

@@ -17,7 +17,7 @@ from kgpyro.errors import InputError
 from kgpyro.posterior.logits import DrawnLogits
 from kgpyro.program.likelihood import observed_logits
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import OwnParameters, pyro_alone
+from kgpyro.program.variational import OwnParameters, pyro_alone
 from kgpyro.randomness import seeded
 
 SYMBOLS = 50  # of a kind that are exported where none are named

@@ -17,8 +17,7 @@ from kgpyro.program.lazy import Lazy
 from kgpyro.program.likelihood import AllCandidates, Answers, true_logits_of
 from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import PER_FACT, OwnParameters, frame_of, kind_of, pyro_alone
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import PER_FACT, Guide, OwnParameters, frame_of, kind_of, pyro_alone
 from kgpyro.randomness import seeded
 
 

@@ -27,8 +27,7 @@ from kgpyro.posterior.replay import Program
 from kgpyro.posterior.runs import is_own_code
 from kgpyro.program.families import is_gaussian
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import pyro_alone
-from kgpyro.program.variational import Guide
+from kgpyro.program.variational import Guide, pyro_alone
 from kgpyro.randomness import seeded
 
 if TYPE_CHECKING:

@@ -1,9 +1,8 @@
 """Which facts a training step sees, and what each counts for, so that their sum is an unbiased estimate of the whole.
 
 The data are all cells (head, relation, tail), labelled 1 (or with its confidence) where the training graph holds the
-triple and 0 elsewhere.
-Each cell is asked twice, as an answer of its tail query and of its head query, and counts for one half in each. A batch
-holds
+triple and 0 elsewhere. Each cell is asked twice, as an answer of its tail query and of its head query, and counts for
+one half in each. A batch holds
 
 * **all candidates** of random queries: those that training answers, and, in the full closed world, others that it does
   not: all of them in turn, or a random few per step, each weighted by the inverse of its chance; or
@@ -15,10 +14,10 @@ holds
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +25,10 @@ from torch import Tensor
 from kgpyro.data.queries import Queries
 from kgpyro.program.lazy import Labels
 from kgpyro.program.owners import Share
-from kgpyro.program.plates import Batch
-
-TABLES = ("_gap_keys", "_query_gaps", "_occurrences")  # of a Batches
+from kgpyro.program.plates import Batch, Symbols
 
 
+@dataclass(eq=False)
 class Batches:
     """Makes the batch of any set of training queries.
 
@@ -40,54 +38,42 @@ class Batches:
         inverse: whether inverse relations have rows of their own.
         negatives: unobserved candidates drawn per query; None for all candidates.
         negative_weight: weight of a drawn candidate; None for the unbiased one.
-        dtype: of weights and labels.
+        dtype: of weights and labels; None for PyTorch's default.
         unanswered: how many of the queries that are not among ``queries`` join each batch, at random (0: none).
         categorical: whether a query's answers are one draw each, so that the query is one term.
         relation_weight: what the question for a held fact's relation counts for, beside those for its ends.
         share: where processes share the entities, what this one owns: batches are then its part of those of all.
     """
 
-    def __init__(
-        self,
-        queries: Queries,
-        num_entities: int,
-        inverse: bool,
-        negatives: int | None = None,
-        negative_weight: float | None = None,
-        dtype: torch.dtype | None = None,
-        unanswered: int = 0,
-        categorical: bool = False,
-        relation_weight: float = 0.0,
-        share: Share | None = None,
-    ):
-        self.relation_weight = relation_weight
-        self.share = share
-        self.queries, self.num_entities, self.inverse = queries, num_entities, inverse
-        self.negatives, self.negative_weight, self.categorical = negatives, negative_weight, categorical
-        self.dtype = dtype or torch.get_default_dtype()
-        self.num_unanswered = 2 * queries.num_relations * num_entities - len(queries)
-        self.unanswered = min(unanswered, self.num_unanswered)
+    queries: Queries
+    num_entities: int
+    inverse: bool
+    negatives: int | None = None
+    negative_weight: float | None = None
+    dtype: Any = None
+    unanswered: int = 0
+    categorical: bool = False
+    relation_weight: float = 0.0
+    share: Share | None = None
+
+    def __post_init__(self) -> None:
+        self.dtype = self.dtype or torch.get_default_dtype()
+        self.unanswered = min(self.unanswered, self.num_unanswered)
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def alone(self, index: Tensor) -> Batches:
         """The same of the queries ``index``, as if there were no others: what a look at a model's form takes."""
-        new = copy.copy(self)
-        new.queries, new.num_unanswered = self.queries.taking(index), self.num_unanswered + len(self) - len(index)
-        for name in TABLES:
-            new.__dict__.pop(name, None)
-        return new
+        return replace(self, queries=self.queries.taking(index))
 
     def to(self, device: torch.device | str) -> Batches:
+        """The same batches, their tensors now on the device."""
         if self.queries.anchor.device != torch.device(device):
-            made = {name: getattr(self, name) for name in TABLES}
-            moved = {name: None if table is None else table.to(device) for name, table in made.items()}
             self.queries = self.queries.to(device)
-            self.__dict__.update(moved)
+            for name in ("_gap_keys", "_query_gaps", "_occurrences"):  # the next step makes them there
+                self.__dict__.pop(name, None)
         return self
-
-    # made by the first step, which predictions do without
 
     @cached_property
     def _gap_keys(self) -> Tensor:
@@ -113,6 +99,11 @@ class Batches:
         total = torch.bincount(queries.anchor, minlength=self.num_entities).double() + rate.double().sum()
         owner_rate = torch.repeat_interleave(1.0 - rate.double(), counts)  # observed, hence never drawn
         return total.index_add_(0, queries.answers, owner_rate).div_(len(queries)).to(self.dtype)
+
+    @property
+    def num_unanswered(self) -> int:
+        """The number of queries that training does not answer."""
+        return 2 * self.queries.num_relations * self.num_entities - len(self)
 
     @property
     def num_relation_rows(self) -> int:
@@ -146,8 +137,7 @@ class Batches:
             return self._of_own(index, row, negative, self.share)
         others = torch.randint(max(1, self.num_unanswered), (self.unanswered,), device=index.device)
         batch = self.with_unanswered(index, others)
-        assert batch.y is not None
-        return batch if self.share is None else batch.of_own(self.share, batch.y)
+        return batch if self.share is None else batch.of_own(self.share)
 
     def _of_own(self, index: Tensor, row: Tensor, negative: Tensor, share: Share) -> Batch:
         """This process's share of the queries of :meth:`with_negatives`, at what they count for among all."""
@@ -163,14 +153,18 @@ class Batches:
         """The batch of the queries ``index``, and of those of the given places among the unanswered, ``(u,)``."""
         key = others + torch.searchsorted(self._query_gaps, others, right=True)
         row, places = self.queries.answer_places(index)
-        weight = torch.full((len(index),), len(self) / len(index) / 2, dtype=self.dtype, device=index.device)
+        weight = self._weight_of(index)
         if len(others):
             weight = torch.cat([weight, weight.new_full((len(others),), self.num_unanswered / len(others) / 2)])
         anchor = torch.cat([self.queries.anchor[index], key % self.num_entities])
         relation = torch.cat([self.queries.relation[index], key // self.num_entities])
         answer, shape = self.queries.answers[places], (len(anchor), self.num_entities)
         y = Labels.at(row, answer, shape, self.dtype, self._confidence(places))
-        return self._batch(anchor, relation, weight, ..., None, None, y)
+        return self._batch(anchor, relation, weight, y=y)
+
+    def _weight_of(self, index: Tensor) -> Tensor:
+        """What random queries ``index`` of the answered ones count for, ``(b,)``."""
+        return torch.full((len(index),), len(self) / len(index) / 2, dtype=self.dtype, device=index.device)
 
     def _confidence(self, places: Tensor) -> Tensor | None:
         """Of the answers at these places, ``(p,)``; None where all are sure."""
@@ -195,8 +189,7 @@ class Batches:
     def with_negatives(self, index: Tensor, row: Tensor, negative: Tensor) -> Batch:
         """The batch of the observed facts of ``index`` and the given unobserved ones (batch rows, entity ids)."""
         observed_row, places = self.queries.answer_places(index)
-        observed, sure = self.queries.answers[places], self._confidence(places)
-        counts = self.queries.counts[index]
+        sure, counts = self._confidence(places), self.queries.counts[index]
         if self.negative_weight is None:
             drawn = torch.bincount(row, minlength=len(index)).clamp(min=1)
             negative_weight = ((self.num_entities - counts) / drawn).to(self.dtype)[row]
@@ -206,8 +199,8 @@ class Batches:
         return self._batch(
             self.queries.anchor[index],
             self.queries.relation[index],
-            torch.full((len(index),), len(self) / len(index) / 2, dtype=self.dtype, device=index.device),
-            torch.cat([observed, negative]),
+            self._weight_of(index),
+            torch.cat([self.queries.answers[places], negative]),
             torch.cat([observed_row, row]),
             torch.cat([ones, negative_weight]),
             torch.cat([ones if sure is None else sure, torch.zeros_like(negative_weight)]),
@@ -218,28 +211,26 @@ class Batches:
         anchor, relation, candidate = facts.unbind(1)
         ones, query = torch.ones(len(facts), dtype=self.dtype, device=facts.device), torch.arange(len(facts))
         batch = self._batch(anchor, relation, ones, candidate, query.to(facts.device), ones, y, touched=True)
-        return replace(batch, entity_scale=None, terms_per_query=ones, relation_weight=0.0)
+        return replace(batch, entity_scale=None, relation_weight=0.0)
 
     def asked(self, anchor: Tensor, relation: Tensor) -> Batch:
         """The batch of all candidates of the given queries, shapes ``(b,)``, each once and without labels."""
         ones = torch.ones(len(anchor), dtype=self.dtype, device=anchor.device)
-        batch, none = self._batch(anchor, relation, ones, ..., None, None, None), anchor[:0]
-        if self.share is None:
-            return batch
-        return batch.of_own(self.share, Labels.at(none, none, (len(anchor), self.num_entities), self.dtype))
+        batch = self._batch(anchor, relation, ones)
+        return batch if self.share is None else batch.of_own(self.share)
 
     def _batch(
         self,
         anchor: Tensor,
         relation: Tensor,
         query_weight: Tensor,
-        candidate: Tensor | EllipsisType,
-        query: Tensor | None,
-        weight: Tensor | None,
-        y: Tensor | None,
+        candidate: Symbols = ...,
+        query: Tensor | None = None,
+        weight: Tensor | None = None,
+        y: Tensor | None = None,
         touched: bool = False,
     ) -> Batch:
-        entities: Tensor | EllipsisType = ...
+        entities: Symbols = ...
         entity_scale = None
         if not isinstance(candidate, EllipsisType) and (touched or self._occurrences is not None):
             both = torch.cat([anchor, candidate])
@@ -247,11 +238,6 @@ class Batches:
             anchor, candidate = row.split([len(anchor), len(candidate)])
             if self._occurrences is not None:
                 entity_scale = count / (self._occurrences[entities] * len(anchor))
-        terms = torch.full((len(anchor),), float(self.num_entities), dtype=self.dtype, device=anchor.device)
-        if self.categorical:
-            terms = torch.ones_like(terms)
-        elif query is not None and weight is not None:
-            terms = torch.zeros_like(terms).index_add(0, query, weight)
         return Batch(
             entities=entities,
             entity_scale=entity_scale,
@@ -263,9 +249,9 @@ class Batches:
             query=query,
             weight=weight,
             y=y,
-            terms_per_query=terms,
             total=self.total,
             num_entities=self.num_entities,
             num_relations=self.num_relation_rows,
+            categorical=self.categorical,
             relation_weight=self.relation_weight,
         )

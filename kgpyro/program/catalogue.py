@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -21,18 +20,13 @@ from kgpyro.program.n3 import N3, ComplexN3
 _OURS: dict[str, Any] = {"hyperspherical_uniform": HypersphericalUniform, "projected_normal": ProjectedNormal}
 _OURS |= {"n3": N3, "complex_n3": ComplexN3}
 CLASSES: dict[str, Any] = {name: _OURS.get(name) or getattr(dist, name.title().replace("_", "")) for name in STANDARD}
-_NAMES = {cls: name for name, cls in CLASSES.items()}
+NAMES = {cls: name for name, cls in CLASSES.items()}
 ALTERNATIVES = ({"scale_tril", "covariance_matrix", "precision_matrix"}, {"probs", "logits"})
-
-
-def name_of_family(cls: Any) -> str | None:
-    """The name that stands for a class; None where none does."""
-    return _NAMES.get(cls)
 
 
 def standard_of(cls: Any) -> dict[str, Any]:
     """The parameters of the standard member of a named family, in the order of its call; none of another class."""
-    return STANDARD.get(_NAMES.get(cls, ""), {})
+    return STANDARD.get(NAMES.get(cls, ""), {})
 
 
 def family_named(given: str) -> tuple[str, Any]:
@@ -52,7 +46,7 @@ def family_named(given: str) -> tuple[str, Any]:
 
 def elementwise(cls: Any, key: str) -> constraints.Constraint | None:
     """The constraint of each value of a parameter that may be unknown; None for one that may not."""
-    found = constraints_of(cls).get(key)
+    found = _constraint_of(cls, key)
     while isinstance(found, constraints.independent):
         found = found.base_constraint
     if found in (constraints.lower_cholesky, constraints.positive_definite):
@@ -62,21 +56,13 @@ def elementwise(cls: Any, key: str) -> constraints.Constraint | None:
     return found if found is constraints.real or found is constraints.unit_interval else None
 
 
-def constraints_of(cls: Any) -> dict[str, Any]:
+def _constraint_of(cls: Any, key: str) -> Any:
     found = getattr(cls, "arg_constraints", None)
-    return found if isinstance(found, dict) else {}  # it is a property where it depends on the parameters
+    return found.get(key) if isinstance(found, dict) else None  # it is a property where it depends on the parameters
 
 
 def accepted_by(cls: Any) -> list[str]:
     return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "validate_args")]
-
-
-def without_alternatives(parameters: dict[str, Any], chosen: Iterable[str]) -> dict[str, Any]:
-    """Of parameters that stand for one another, such as a matrix and its root, only the chosen."""
-    for group in ALTERNATIVES:
-        if len(group & set(parameters)) > 1:
-            parameters = {k: v for k, v in parameters.items() if k not in group or k in set(chosen)}
-    return parameters
 
 
 def construct(
@@ -86,7 +72,10 @@ def construct(
         raise InputError(
             f"prior {text}: no parameter {unknown[0]!r}; {cls.__name__} has {', '.join(accepted_by(cls))}."
         )
-    filled = without_alternatives(standard_of(cls) | dict(arguments), chosen=arguments)
+    filled = standard_of(cls) | dict(arguments)
+    for group in ALTERNATIVES:  # of parameters that stand for one another only the given
+        if len(group & filled.keys()) > 1:
+            filled = {k: v for k, v in filled.items() if k not in group or k in arguments}
     options = {"validate_args": validate} if "validate_args" in inspect.signature(cls.__init__).parameters else {}
     try:
         tensors = {
@@ -101,7 +90,7 @@ def construct(
 
 def _shaped(cls: Any, key: str, value: Tensor, size: int, components: int) -> Tensor:
     """A parameter in the shape its family wants: numbers stand for equal coordinates, or a multiple of the identity."""
-    constraint = constraints_of(cls).get(key)
+    constraint = _constraint_of(cls, key)
     if key == "component_logits":
         return value
     if key == "locs":  # of components
@@ -120,17 +109,11 @@ def _shaped(cls: Any, key: str, value: Tensor, size: int, components: int) -> Te
     return value.expand(*value.shape[:-1], size) if vector and (value.dim() == 0 or value.shape[-1] == 1) else value
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a named prior, where one number stands for it.
+class Parameter(NamedTuple):
+    """A parameter of a named prior, where one number stands for it."""
 
-    Attributes:
-        default: of the standard member of the family.
-        constraint: of its value; None where it hangs on other parameters: it can be neither learned nor have a prior.
-    """
-
-    default: float
-    constraint: constraints.Constraint | None
+    default: float  # of the standard member of the family
+    constraint: constraints.Constraint | None  # None: it can be neither learned nor have a prior
 
 
 def parameters_of(name: str) -> dict[str, Parameter]:

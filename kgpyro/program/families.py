@@ -13,6 +13,7 @@ A family turns a location and a log-scale, both unconstrained, into a distributi
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import biject_to, register_kl
-from torch.distributions.transforms import StickBreakingTransform
+from torch.distributions.transforms import ComposeTransform, StickBreakingTransform
 from torch.distributions.utils import lazy_property
 
 from kgpyro.errors import InputError
@@ -36,32 +37,33 @@ from kgpyro.kernels.gaussian import gaussian_draw
 from kgpyro.randomness import seeded
 
 
-class HypersphericalUniform(power_spherical.HypersphericalUniform, TorchDistributionMixin):
-    """The uniform distribution on the unit sphere of ``R^dim``, with Pyro's shapes."""
+class HypersphericalUniform(TorchDistribution):
+    """The uniform distribution on the unit sphere of ``R^dim``."""
 
-    has_rsample = True
+    arg_constraints: ClassVar[dict] = {}
     support = constraints.sphere
+    has_rsample = True
 
-    def __init__(self, dim: int, validate_args: bool | None = None, batch_shape: torch.Size = torch.Size()):
-        torch.distributions.Distribution.__init__(self, batch_shape, torch.Size([int(dim)]), validate_args=False)
-        self.dim = int(dim)
-        self.device, self.dtype = torch.device("cpu"), torch.get_default_dtype()
+    def __init__(self, dim: int, validate_args: bool | None = None):
+        self.like = torch.zeros(int(dim))  # what it draws has its device and dtype
+        super().__init__(event_shape=self.like.shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> HypersphericalUniform:
-        new = HypersphericalUniform(self.dim, batch_shape=torch.Size(batch_shape))
-        new.device, new.dtype = self.device, self.dtype
+        new = copy.copy(self)
+        new._batch_shape = torch.Size(batch_shape)
         return new
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return super().rsample(torch.Size(sample_shape) + self.batch_shape)
+        normal = torch.randn(self._extended_shape(sample_shape), dtype=self.like.dtype, device=self.like.device)
+        return F.normalize(normal, dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return -self.entropy().to(value).expand(value.shape[:-1])
 
     def entropy(self) -> Tensor:
-        half = torch.tensor(self.dim / 2, dtype=torch.float64)
-        area = np.log(2) + half * np.log(np.pi) - torch.lgamma(half)
-        return area.to(device=self.device, dtype=self.dtype).expand(self.batch_shape)
+        half = self.event_shape[0] / 2
+        area = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
+        return self.like.new_tensor(area).expand(self.batch_shape)
 
 
 class PowerSpherical(power_spherical.PowerSpherical, TorchDistributionMixin):
@@ -155,13 +157,9 @@ def _kl_low_rank_independent(q: Any, p: Any) -> Tensor:
         raise NotImplementedError
     m, s = p.base_dist.loc, p.base_dist.scale
     squares = ((q.variance + (q.loc - m).square()) / s.square()).sum(-1)
-    return (squares - q.event_shape[0] + 2 * s.log().expand_as(q.loc).sum(-1) - _log_det(q)) / 2
-
-
-def _log_det(q: Any) -> Tensor:
-    """Of a low-rank Gaussian's covariance, by the matrix determinant lemma."""
-    capacitance = q._capacitance_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return 2 * capacitance + q._unbroadcasted_cov_diag.log().sum(-1)
+    capacitance = q._capacitance_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # by the matrix determinant lemma
+    log_det = 2 * capacitance + q._unbroadcasted_cov_diag.log().sum(-1)
+    return (squares - q.event_shape[0] + 2 * s.log().expand_as(q.loc).sum(-1) - log_det) / 2
 
 
 @register_kl(torch.distributions.Independent, torch.distributions.MultivariateNormal)
@@ -243,10 +241,8 @@ def family_for(prior: TorchDistribution) -> Family:
     support = prior.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    if support in (constraints.sphere, constraints.real, constraints.simplex):
-        return Family(support)
-    if support is constraints.real_vector:
-        return Family(constraints.real)
+    if support in (constraints.sphere, constraints.real, constraints.simplex, constraints.real_vector):
+        return Family(constraints.real if support is constraints.real_vector else support)
     bounded = (constraints.interval, constraints.greater_than, constraints.greater_than_eq, constraints.less_than)
     if isinstance(support, bounded):
         return Family(_scalar(support))
@@ -258,13 +254,11 @@ def family_for(prior: TorchDistribution) -> Family:
 
 def _scalar(support: constraints.Constraint) -> constraints.Constraint:
     """The same bounds as plain numbers, where every coordinate shares them."""
-    bounds = []
-    for name, absent in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
-        bound = torch.as_tensor(getattr(support, name, absent)).flatten()
-        if not bool((bound == bound[0]).all()):
-            raise InputError(f"the prior's support {support} differs from coordinate to coordinate; give one for all.")
-        bounds.append(float(bound[0]))
-    low, high = bounds
+    given = (("lower_bound", -math.inf), ("upper_bound", math.inf))
+    bounds = [torch.as_tensor(getattr(support, name, absent)).unique() for name, absent in given]
+    if max(map(len, bounds)) > 1:
+        raise InputError(f"the prior's support {support} differs from coordinate to coordinate; give one for all.")
+    low, high = map(float, bounds)
     if math.isfinite(low) and math.isfinite(high):
         return constraints.interval(low, high)
     if math.isfinite(low):
@@ -303,8 +297,9 @@ def _pushed_moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
     base, transforms = inner.base_dist, inner.transforms
     gaussian = isinstance(base, (dist.Normal, dist.LowRankMultivariateNormal)) or is_gaussian(base)
     if gaussian and all(t.domain.event_dim == 0 for t in transforms):
-        mean = quadrature(base, lambda x: _through(transforms, x))
-        return mean, quadrature(base, lambda x: (_through(transforms, x) - mean).square())
+        through = ComposeTransform(transforms)
+        mean = quadrature(base, through)
+        return mean, quadrature(base, lambda x: (through(x) - mean).square())
     if is_gaussian(base) and isinstance(transforms[0], StickBreakingTransform) and len(transforms) == 1:
         offset = torch.arange(base.event_shape[0], 0, -1).to(base.mean).log()
 
@@ -322,12 +317,6 @@ def _pushed_moments(q: TorchDistribution) -> tuple[Tensor, Tensor]:
             drawn = q.sample()
             total, squares = total + drawn, squares + drawn.square()
     return total / DRAWS, (squares / DRAWS - (total / DRAWS).square()).clamp_min(0)
-
-
-def _through(transforms: list[Any], x: Tensor) -> Tensor:
-    for transform in transforms:
-        x = transform(x)
-    return x
 
 
 def quadrature(base: TorchDistribution, function: Callable[[Tensor], Tensor], nodes: int = 32) -> Tensor:

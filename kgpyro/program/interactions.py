@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import add, mul, sub
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kgpyro.errors import InputError, meant
@@ -43,22 +46,6 @@ def _rotation(phase: Tensor) -> Tensor:
 def _as_matrix(relation: Tensor) -> Tensor:
     d = round(relation.shape[-1] ** 0.5)
     return relation.unflatten(-1, (d, d))
-
-
-def _pad_front(x: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(x), x], dim=-1)
-
-
-def _pad_back(x: Tensor) -> Tensor:
-    return torch.cat([x, torch.zeros_like(x)], dim=-1)
-
-
-def _no_query(anchor: Tensor, relation: Tensor) -> Tensor:
-    raise NotImplementedError("this score has no query vectors")
-
-
-def _no_function(head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
-    raise NotImplementedError("this score has no triple form")
 
 
 @dataclass(frozen=True)
@@ -131,17 +118,16 @@ class Score:
 
     def candidates(self, anchor: Tensor, relation: Tensor, table: Tensor, reverse: Tensor | None = None) -> Tensor:
         """Scores of all candidates, shapes ``(b, d_e), (b, d_r), (E, d_e) -> (b, E)``."""
-        query = self.queries(anchor, relation, reverse)
-        if self.norm is None:
-            return query @ table.mT
-        return -torch.cdist(query, table, p=self.norm)
+        return self._against(self.queries(anchor, relation, reverse), table)
 
     def relations(self, head: Tensor, tail: Tensor, table: Tensor) -> Tensor:
         """Scores of all relations between paired ends, ``(*, n, d_e), (*, n, d_e), (*, R, d_r) -> (*, n, R)``."""
         if self.relation_query is None:
             each = [self.triples(head, row.unsqueeze(-2), tail) for row in table.unbind(-2)]
             return torch.stack(each, -1)
-        query = self.relation_query(head, tail)
+        return self._against(self.relation_query(head, tail), table)
+
+    def _against(self, query: Tensor, table: Tensor) -> Tensor:
         return query @ table.mT if self.norm is None else -torch.cdist(query, table, p=self.norm)
 
 
@@ -154,10 +140,10 @@ class TripleScore(Score):
         block: largest number of latent values compared at once.
     """
 
-    tail_query: QueryForm = _no_query
-    head_query: QueryForm = _no_query
+    tail_query: Any = None
+    head_query: Any = None
     multilinear: bool = False
-    function: Callable[[Tensor, Tensor, Tensor], Tensor] = _no_function
+    function: Any = None
     block: int = 1 << 22
 
     @property
@@ -180,39 +166,22 @@ class TripleScore(Score):
         return torch.cat([self.facts(anchor, relation, part, swap) for part in blocks], dim=1)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return a * b
-
-
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    return a + b
-
-
-def _difference(a: Tensor, b: Tensor) -> Tensor:
-    return a - b
-
-
-def _complex_relation_query(head: Tensor, tail: Tensor) -> Tensor:
-    real, imaginary = _halves(_complex_product(head, tail, conjugate=True))
-    return torch.cat([real, -imaginary], dim=-1)
-
-
 SCORES = {
     score.name.lower(): score
     for score in [
         # Yang et al. 2015: Σ h r t
-        Score("DistMult", _product, _product, relation_query=_product),
+        Score("DistMult", mul, mul, relation_query=mul),
         # Trouillon et al. 2016: Re Σ h r conj(t); real parts first, imaginary parts second
         Score(
             "ComplEx",
             _complex_product,
             lambda t, r: _complex_product(t, r, conjugate=True),
             even=True,
-            relation_query=_complex_relation_query,
+            relation_query=lambda h, t: _complex_product(t, h, conjugate=True),  # conj(h) t
         ),
         # Bordes et al. 2013: -‖h + r - t‖
-        Score("TransE-L1", _sum, _difference, norm=1.0, multilinear=False, relation_query=lambda h, t: t - h),
-        Score("TransE-L2", _sum, _difference, norm=2.0, multilinear=False, relation_query=lambda h, t: t - h),
+        Score("TransE-L1", add, sub, norm=1.0, multilinear=False, relation_query=lambda h, t: t - h),
+        Score("TransE-L2", add, sub, norm=2.0, multilinear=False, relation_query=lambda h, t: t - h),
         # Nickel et al. 2011: hᵀ R t
         Score(
             "RESCAL",
@@ -224,8 +193,8 @@ SCORES = {
         # Hitchcock 1927; Lacroix et al. 2018: first half of a latent as subject, second half as object
         Score(
             "CP",
-            lambda h, r: _pad_front(_halves(h)[0] * r),
-            lambda t, r: _pad_back(_halves(t)[1] * r),
+            lambda h, r: F.pad(_halves(h)[0] * r, (r.shape[-1], 0)),
+            lambda t, r: F.pad(_halves(t)[1] * r, (0, r.shape[-1])),
             even=True,
             relation_size=lambda dim: dim // 2,
             relation_query=lambda h, t: _halves(h)[0] * _halves(t)[1],
@@ -269,14 +238,14 @@ def resolve_score(given: str | Score | Callable[..., Tensor]) -> Score:
 
 
 def _pykeen_score(name: str) -> TripleScore:
-    from pykeen.nn.modules import interaction_resolver  # imported here: it takes seconds
+    from pykeen.nn.modules import NormBasedInteraction, interaction_resolver  # imported here: it takes seconds
 
     key = interaction_resolver.normalize(name)
     if key not in interaction_resolver.lookup_dict:
         raise InputError(f"PyKEEN has no interaction {name!r}; {meant(name, sorted(interaction_resolver.lookup_dict))}")
     cls = interaction_resolver.lookup_dict[key]
     try:
-        module = cls(p=2) if _takes_only_p(cls) else cls()
+        module = cls(p=2) if issubclass(cls, NormBasedInteraction) else cls()
     except TypeError as error:
         raise InputError(f"score pykeen:{name} needs settings of its own ({error}).") from error
     if any(p.numel() for p in module.parameters()):
@@ -300,9 +269,3 @@ def _pykeen_score(name: str) -> TripleScore:
         even=bool(module.is_complex),
         relation_size=(lambda dim: dim * dim) if matrix else (lambda dim: dim),
     )
-
-
-def _takes_only_p(cls: type) -> bool:
-    from pykeen.nn.modules import NormBasedInteraction
-
-    return issubclass(cls, NormBasedInteraction)

@@ -54,10 +54,11 @@ class Share:
 
     def gathered(self, x: Tensor) -> Tensor:
         """All processes' ``x``, of one shape in all of them, shape ``(processes, *)``."""
+        if self.processes == 1:
+            return x.unsqueeze(0)
         found = [torch.empty_like(x) for _ in range(self.processes)]
-        if self.processes > 1:
-            distributed.all_gather(found, x.contiguous())
-        return torch.stack(found) if self.processes > 1 else x.unsqueeze(0)
+        distributed.all_gather(found, x.contiguous())
+        return torch.stack(found)
 
     def exchange(self, x: Tensor, give: list[int], take: list[int]) -> Tensor:
         """Send ``give[i]`` rows of ``x``, one after another, to process ``i``; and what is taken from each, in turn."""
@@ -148,7 +149,7 @@ def _uniform(key: int, ids: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RowsOf:
-    """Looks up symbols in a table of a row for each, ``(n, d), (m,) -> (m, d)``.
+    """Looks up symbols in a table of a row for each, ``(n, d), (m,) -> (m, d)``; of ``...`` it is the table.
 
     Attributes:
         sparse: whether the table's gradient should hold only the rows that were asked for.
@@ -158,7 +159,9 @@ class RowsOf:
     sparse: bool
     share: Share | None = None
 
-    def __call__(self, table: Tensor, symbols: Tensor) -> Tensor:
+    def __call__(self, table: Tensor, symbols: Tensor | EllipsisType) -> Tensor:
+        if isinstance(symbols, EllipsisType):
+            return table
         if self.share is not None:
             return self.share.lookup(table, symbols, self.sparse)
         return embedding(symbols, table, sparse=self.sparse)

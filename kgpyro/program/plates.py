@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import EllipsisType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyro
-from pyro.poutine.messenger import Messenger
+import torch
 from torch import Tensor
 
 from kgpyro.program.lazy import Labels, observed_of
@@ -19,21 +19,16 @@ from kgpyro.program.owners import Share
 Symbols: TypeAlias = Tensor | EllipsisType
 
 
-class _Mark(Messenger):
-    """Notes at every site inside what its rows are, for guides and estimators."""
+@contextmanager
+def _plate(name: str, size: int, scale: Tensor | float, yields: Any, **noted: Any) -> Iterator[Any]:
+    """A plate whose sites count ``scale`` times, with notes on them for guides and estimators.
 
-    def __init__(self, key: str, value: object):
-        super().__init__()
-        self.key, self.value = key, value
-
-    def _pyro_sample(self, msg: dict) -> None:
-        msg["infer"] = {**(msg["infer"] or {}), self.key: self.value}
-
-
-def _plate(name: str, size: int) -> pyro.plate:
-    """A plate that can be opened again in the same run, for no handler sees the site of its subsample."""
+    It can be opened again in the same run, for no handler sees the site of its subsample.
+    """
     with pyro.poutine.block():
-        return pyro.plate(name, size)
+        plate = pyro.plate(name, size)
+    with pyro.poutine.infer_config(config_fn=lambda _: noted), plate, pyro.poutine.scale(scale=scale):
+        yield yields
 
 
 @dataclass(frozen=True)
@@ -44,14 +39,12 @@ class Held:
         anchor, candidate: their ends, as rows of the batch's ``entities``, shape ``(n,)``.
         ahead: how many ask for tails. The others are read backwards: the anchor is the fact's tail.
         relation: of the facts, shape ``(n,)``.
-        weight: what each counts for, shape ``(n,)``.
     """
 
     anchor: Tensor
     candidate: Tensor
     ahead: int
     relation: Tensor
-    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,27 +63,27 @@ class Batch:
         query: for single facts, the position in the batch of each fact's query, shape ``(n,)``; else None.
         weight: for single facts, how many facts of its query each stands for, shape ``(n,)``; else None.
         y: labels: shape ``(n,)``, or ``(b, E)`` where every query meets every entity; None where they are not known.
-        terms_per_query: the number of terms of the log-likelihood that a query's facts stand for, shape ``(b,)``.
         total: sum of the weights of all queries there are.
+        categorical: whether a query's answers are one draw each, so that the query is one term.
         relation_weight: what the question for the relation of a held fact counts for.
         share: where processes share the entities and the batch is of all of this one's: which these are; then
             ``num_entities`` and ``y`` are of these, ``anchor`` is of all.
     """
 
-    entities: Tensor | EllipsisType
+    entities: Symbols
     entity_scale: Tensor | None
     anchor: Tensor
     relation: Tensor
     reverse: Tensor | None
     query_weight: Tensor
-    candidate: Tensor | EllipsisType
+    candidate: Symbols
     query: Tensor | None
     weight: Tensor | None
     y: Tensor | None
-    terms_per_query: Tensor
     total: float
     num_entities: int
     num_relations: int
+    categorical: bool = False
     relation_weight: float = 0.0
     share: Share | None = None
 
@@ -98,17 +91,17 @@ class Batch:
         """The same facts without labels: a model run on them draws these."""
         return replace(self, y=None)
 
-    def of_own(self, share: Share, y: Tensor) -> Batch:
-        """The part of a batch of all candidates, with labels ``(b, E)``, whose candidates this process owns."""
-        row, column, labels = observed_of(y)
-        own = share.own(column)
-        labels = None if labels is None else labels[own]
-        shape = len(self.anchor), len(share)
-        mine = Labels.at(row[own], column[own] - share.first, shape, y.dtype, labels)
-        return replace(self, y=mine, num_entities=len(share), share=share)
+    def of_own(self, share: Share) -> Batch:
+        """The part of a batch of all candidates whose candidates this process owns."""
+        y = self.y
+        if y is not None:
+            row, column, labels = observed_of(y)
+            own, shape = share.own(column), (len(self.anchor), len(share))
+            labels = None if labels is None else labels[own]
+            y = Labels.at(row[own], column[own] - share.first, shape, y.dtype, labels)
+        return replace(self, y=y, num_entities=len(share), share=share)
 
-    @contextmanager
-    def entity_plate(self) -> Iterator[Symbols]:
+    def entity_plate(self) -> AbstractContextManager[Symbols]:
         """The entities, for latents that exist once per entity, shape ``(m,)``: all, or those that the facts touch.
 
         An entity enters a batch in proportion to its facts. It pays, per occurrence, its KL over its expected number of
@@ -116,91 +109,39 @@ class Batch:
 
         Yields the entities' ids, as the other plates yield those of their symbols; ``...`` for all.
         """
-        with _Mark("symbols", ("entity_plate", "entity")):
-            if isinstance(self.entities, EllipsisType):
-                with _plate("entity", self.num_entities):
-                    yield ...
-            else:
-                scale = 1.0 if self.entity_scale is None else self.entity_scale
-                with _plate("entity", len(self.entities)), pyro.poutine.scale(scale=scale):
-                    yield self.entities
+        size = self.num_entities if isinstance(self.entities, EllipsisType) else len(self.entities)
+        scale = 1.0 if self.entity_scale is None else self.entity_scale
+        return self._plate_of("entity_plate", "entity", "entity", size, scale)
 
-    @contextmanager
-    def relation_plate(self) -> Iterator[Symbols]:
+    def relation_plate(self) -> AbstractContextManager[Symbols]:
         """The relations and their inverses, for latents that exist once per relation, shape ``(num_relations,)``."""
-        with _Mark("symbols", ("relation_plate", "relation")), _plate("relation_row", self.num_relations):
-            yield ...
+        return self._plate_of("relation_plate", "relation", "relation_row", self.num_relations, 1.0)
 
-    @contextmanager
-    def fact_heads(self) -> Iterator[Symbols]:
+    def fact_heads(self) -> AbstractContextManager[Symbols]:
         """The given ends of facts, for latents that exist once per fact, shape ``(b,)``.
 
         The facts of a query share one draw, scaled by the number of terms it stands for: the ELBO is a sum of terms
         that depend on one fact each, so its expectation is that of a draw per fact. Yields the entities' ids.
         """
-        with _Mark("symbols", ("fact_heads", "entity")), self._queries("fact_head"):
-            yield self._entity_ids(self.anchor)
+        scale = self.terms_per_query * self.query_weight
+        return self._plate_of("fact_heads", "entity", "fact_head", len(self.anchor), scale)
 
-    @contextmanager
-    def fact_relations(self) -> Iterator[Symbols]:
+    def fact_relations(self) -> AbstractContextManager[Symbols]:
         """The relations of facts, likewise. Yields the relations' rows."""
-        with _Mark("symbols", ("fact_relations", "relation")), self._queries("fact_relation"):
-            yield self.relation
+        scale = self.terms_per_query * self.query_weight
+        return self._plate_of("fact_relations", "relation", "fact_relation", len(self.anchor), scale)
 
-    @contextmanager
-    def fact_tails(self) -> Iterator[Symbols]:
+    def fact_tails(self) -> AbstractContextManager[Symbols]:
         """The other ends of facts, shape ``(n,)`` or ``(E,)``.
 
         Each single fact has a draw of its own; where every query meets every entity, a candidate's facts share one.
         """
-        with _Mark("symbols", ("fact_tails", "entity")):
-            if self.query is None:
-                with _plate("fact_tail", self.num_entities), pyro.poutine.scale(scale=self.total):
-                    yield self._entity_ids(self.candidate)
-            else:
-                with _plate("fact_tail", len(self.query)), pyro.poutine.scale(scale=self.fact_weight):
-                    yield self._entity_ids(self.candidate)
-
-    @contextmanager
-    def fact_plate(self) -> Iterator[None]:
-        """The facts: batch shape ``(b,)`` with an event over all candidates, or ``(n,)`` single facts."""
-        weight = self.fact_weight
-        with _Mark("weighted", True), _plate("fact", len(weight)), pyro.poutine.scale(scale=weight):
-            yield
-
-    @property
-    def asks_relations(self) -> bool:
-        """Whether the relations of held facts are asked for: with a weight for that, where there are such facts."""
-        if self.relation_weight == 0 or self.y is None:
-            return False
-        return len(observed_of(self.y)[0]) > 0 if self.query is None else bool((self.y > 0).any())
-
-    @contextmanager
-    def held_plate(self) -> Iterator[Held]:
-        """The facts that the graph holds, each once as its query reads it, shape ``(n,)``."""
-        held = self._held()
-        with (
-            _Mark("weighted", True),
-            _Mark("held", True),
-            _plate("held", len(held.weight)),
-            pyro.poutine.scale(scale=held.weight),
-        ):
-            yield held
-
-    def _held(self) -> Held:
-        assert self.y is not None
         if self.query is None:
-            query, candidate, sure = observed_of(self.y)
-        else:
-            (place,) = self.y.nonzero().unbind(1)
-            assert isinstance(self.candidate, Tensor)
-            query, candidate, sure = self.query[place], self.candidate[place], self.y[place]
-        weight = self.relation_weight * self.query_weight[query] * (1 if sure is None else sure)
-        row, R = self.relation[query], self.num_relations if self.reverse is not None else self.num_relations // 2
-        backward = row >= R if self.reverse is None else self.reverse[query]
-        order = backward.byte().argsort(stable=True)
-        ahead = len(order) - int(backward.sum())
-        return Held(self.anchor[query][order], candidate[order], ahead, row[order] % R, weight[order])
+            return self._plate_of("fact_tails", "entity", "fact_tail", self.num_entities, self.total)
+        return self._plate_of("fact_tails", "entity", "fact_tail", len(self.query), self.fact_weight)
+
+    def _plate_of(self, frame: str, kind: str, name: str, size: int, scale: Any) -> AbstractContextManager[Symbols]:
+        return _plate(name, size, scale, self.symbols(frame), symbols=(frame, kind))
 
     def symbols(self, frame: str) -> Symbols:
         """The ids of the symbols that a plate of this batch yields, by the plate's name."""
@@ -210,7 +151,13 @@ class Batch:
             return ...
         if frame == "fact_relations":
             return self.relation
-        return self._entity_ids(self.anchor if frame == "fact_heads" else self.candidate)
+        rows = self.anchor if frame == "fact_heads" else self.candidate
+        return rows if isinstance(self.entities, EllipsisType) else self.entities[rows]
+
+    def fact_plate(self) -> AbstractContextManager[None]:
+        """The facts: batch shape ``(b,)`` with an event over all candidates, or ``(n,)`` single facts."""
+        weight = self.fact_weight
+        return _plate("fact", len(weight), weight, None, weighted=True)
 
     @property
     def fact_weight(self) -> Tensor:
@@ -219,10 +166,34 @@ class Batch:
             return self.query_weight
         return self.weight * self.query_weight[self.query]
 
-    @contextmanager
-    def _queries(self, name: str) -> Iterator[None]:
-        with _plate(name, len(self.anchor)), pyro.poutine.scale(scale=self.terms_per_query * self.query_weight):
-            yield
+    @property
+    def terms_per_query(self) -> Tensor:
+        """The number of terms of the log-likelihood that a query's facts stand for, shape ``(b,)``."""
+        if self.categorical or self.query is None or self.weight is None:
+            every = self.num_entities if self.share is None else self.share.total
+            return torch.full_like(self.query_weight, 1 if self.categorical else every)
+        return torch.zeros_like(self.query_weight).index_add(0, self.query, self.weight)
 
-    def _entity_ids(self, rows: Symbols) -> Symbols:
-        return rows if isinstance(self.entities, EllipsisType) else self.entities[rows]
+    @property
+    def asks_relations(self) -> bool:
+        """Whether the relations of held facts are asked for: with a weight for that, where there are such facts."""
+        return self.relation_weight != 0 and self.y is not None and len(self._observed(self.y)[0]) > 0
+
+    def _observed(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Query, candidate and label of every fact that the graph holds; None for labels of 1."""
+        if self.query is None or isinstance(self.candidate, EllipsisType):
+            return observed_of(y)
+        (place,) = y.nonzero().unbind(1)
+        return self.query[place], self.candidate[place], y[place]
+
+    def held_plate(self) -> AbstractContextManager[Held]:
+        """The facts that the graph holds, each once as its query reads it, shape ``(n,)``."""
+        assert self.y is not None
+        query, candidate, sure = self._observed(self.y)
+        weight = self.relation_weight * self.query_weight[query] * (1 if sure is None else sure)
+        row, R = self.relation[query], self.num_relations if self.reverse is not None else self.num_relations // 2
+        backward = row >= R if self.reverse is None else self.reverse[query]
+        order = backward.byte().argsort(stable=True)
+        ahead = len(order) - int(backward.sum())
+        held = Held(self.anchor[query][order], candidate[order], ahead, row[order] % R)
+        return _plate("held", len(order), weight[order], held, weighted=True, held=True)

@@ -32,11 +32,11 @@ from kgpyro.errors import InputError
 from kgpyro.names import import_dotted, is_dotted
 from kgpyro.program.catalogue import (
     CLASSES,
+    NAMES,
     accepted_by,
     construct,
     elementwise,
     family_named,
-    name_of_family,
     standard_of,
 )
 from kgpyro.program.families import Family, HypersphericalUniform, ProjectedNormal, family_for
@@ -91,8 +91,8 @@ class Prior:
         return f"Prior({self.text or 'a Python object'})"
 
     def _repr_html_(self) -> str:
-        standard, family = self.distribution(4), self.family(4)
-        values: dict[str, object] = {"support": _support_name(family), "posterior": _posterior_name(family)}
+        standard = self.distribution(4)
+        values: dict[str, object] = dict(zip(("support", "posterior"), _names_of(self.family(4)), strict=True))
         with contextlib.suppress(NotImplementedError):
             mean, deviation = float(standard.mean.mean()), float(standard.variance.mean().sqrt())
             if math.isfinite(mean + deviation):
@@ -126,14 +126,18 @@ class Prior:
             raise InputError(
                 f"prior {self!r} has events of shape {tuple(base.event_shape)}; the latents need ({size},)."
             )
-        return base if like is None else _unchecked(base)
+        if like is not None:
+            base._validate_args = False
+        return base
 
     def value(self, shape: tuple[int, ...], like: Tensor, values: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """This prior as that of a parameter of another, event shape ``shape``."""
         base = _like(self._build(1, **values), like)
         if base.event_shape:
             raise InputError(f"prior {self!r} of a parameter must be univariate.")
-        return _unchecked(_expanded(base, shape).to_event(len(shape)))
+        base = _expanded(base, shape).to_event(len(shape))
+        base._validate_args = False
+        return base
 
     def family(self, size: int) -> Family:
         """The posterior family that fits the support. Raises InputError where none does."""
@@ -293,7 +297,7 @@ def _expanded(base: TorchDistributionMixin, shape: tuple[int, ...]) -> TorchDist
 def _text_of(prior: TorchDistributionMixin) -> str | None:
     """How a distribution object is written as a call; None where it is no named family with scalar parameters."""
     cls = type(prior)
-    if (name := name_of_family(cls)) is None or not (keys := standard_of(cls)):
+    if (name := NAMES.get(cls)) is None or not (keys := standard_of(cls)):
         return name
     parameters = {key: getattr(prior, key, None) for key in keys}
     if any(v is None or torch.as_tensor(v).numel() != 1 for v in parameters.values()):
@@ -302,28 +306,17 @@ def _text_of(prior: TorchDistributionMixin) -> str | None:
 
 
 def _like(value: Any, like: Tensor) -> Any:
-    """A copy of a distribution with every tensor in it on the device and (where floating) the dtype of ``like``."""
+    """A copy of a distribution that does not validate, every tensor in it with the device and dtype of ``like``."""
     if isinstance(value, Tensor):
         return value.to(like) if value.is_floating_point() else value.to(like.device)
     if isinstance(value, (torch.distributions.Distribution, torch.distributions.Transform)):
         new = copy.copy(value)
         vars(new).update({k: _like(v, like) for k, v in vars(value).items() if k != "_inv"})
-        if isinstance(new, HypersphericalUniform):
-            new.device, new.dtype = like.device, like.dtype
+        if isinstance(new, torch.distributions.Distribution):
+            new._validate_args = False
         return new
     if isinstance(value, (list, tuple)):
         return type(value)(_like(v, like) for v in value) if not isinstance(value, torch.Size) else value
-    return value
-
-
-def _unchecked(value: Any) -> Any:
-    """A distribution of :func:`_like`, changed in place: neither it nor anything in it validates its arguments."""
-    if isinstance(value, torch.distributions.Distribution):
-        value._validate_args = False
-        _unchecked(list(vars(value).values()))
-    elif isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        for each in value:
-            _unchecked(each)
     return value
 
 
@@ -344,28 +337,22 @@ def prior_table() -> str:
             kl = "Monte Carlo"
         written = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in standard_of(cls).items())
         kind = " (multivariate)" if cls is not HypersphericalUniform and construct(cls, {}, name, 4).event_shape else ""
-        rows.append(
-            f"| {name}{kind} | {written or '-'} | {_support_name(family)} | {_posterior_name(family)} | {kl} | yes |"
-        )
+        rows.append(f"| {name}{kind} | {written or '-'} | {' | '.join(_names_of(family))} | {kl} | yes |")
     return "\n".join(rows)
 
 
-def _support_name(family: Family) -> str:
+def _names_of(family: Family) -> tuple[str, str]:
+    """A family's support and its posterior, in words."""
     support: Any = family.support
-    named = {constraints.real: "real", constraints.positive: "positive", constraints.simplex: "simplex"}
-    named |= {constraints.sphere: "sphere"}
+    named = {constraints.real: ("real", "Normal"), constraints.positive: ("positive", "LogNormal")}
+    named |= {constraints.sphere: ("sphere", "power spherical")}
+    named |= {constraints.simplex: ("simplex", "Normal, by stick-breaking")}
     if support in named:
         return named[support]
     if isinstance(support, constraints.interval):
-        return f"[{support.lower_bound:g}, {support.upper_bound:g}]"
-    return f"above {support.lower_bound:g}" if hasattr(support, "lower_bound") else f"below {support.upper_bound:g}"
-
-
-def _posterior_name(family: Family) -> str:
-    named = {
-        "real": "Normal",
-        "positive": "LogNormal",
-        "sphere": "power spherical",
-        "simplex": "Normal, by stick-breaking",
-    }
-    return named.get(_support_name(family), "Normal, pushed onto it")
+        where = f"[{support.lower_bound:g}, {support.upper_bound:g}]"
+    elif hasattr(support, "lower_bound"):
+        where = f"above {support.lower_bound:g}"
+    else:
+        where = f"below {support.upper_bound:g}"
+    return where, "Normal, pushed onto it"

@@ -8,7 +8,7 @@ same step serves every parameter of every family, with and without subsampling. 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import EllipsisType
 from typing import TypeAlias, cast
 
@@ -18,7 +18,6 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
-from torch.nn.functional import embedding
 
 from kgpyro.errors import InputError
 from kgpyro.program.batches import Batches
@@ -26,7 +25,7 @@ from kgpyro.program.families import Family
 from kgpyro.program.interactions import Score
 from kgpyro.program.likelihood import AllCandidates, Answers, Given, Rows, SingleFacts
 from kgpyro.program.owners import RowsOf, Share
-from kgpyro.program.plates import Batch, Held
+from kgpyro.program.plates import Batch, Held, Symbols
 from kgpyro.program.priors import Prior, Unknown
 
 
@@ -34,14 +33,13 @@ class SymbolPrior(nn.Module):
     """The prior of all latents of a kind.
 
     Attributes:
-        unknown: all parameters that are not numbers, ``scale_scale`` before the ``scale`` that it is of.
+        unknown: all parameters that are not numbers, by name: ``scale_scale`` before the ``scale`` that it is of.
         learned: unconstrained values of the learned parameters, by name.
     """
 
     def __init__(self, kind: str, prior: Prior, count: int, size: int):
         super().__init__()
         self.kind, self.prior, self.count, self.size = kind, prior, count, size
-        self.sparse = False
         self.learned = nn.ParameterDict()
         self.unknown = dict(_named(prior, ""))
         for name, unknown in self.unknown.items():
@@ -71,15 +69,17 @@ class SymbolPrior(nn.Module):
         return drawn
 
     def distribution(
-        self, like: Tensor, symbols: Tensor | EllipsisType, drawn: dict[str, Tensor] | None = None
+        self, like: Tensor, symbols: Symbols, drawn: Mapping[str, Tensor] | None = None, sparse: bool = False
     ) -> TorchDistribution:
         """The prior of the given symbols: event shape ``(d,)``; batch shape ``(n,)``, or ``()`` where all share one.
 
-        Latent parameters are at their ``drawn`` values, or else where their search starts.
+        Latent parameters are at their ``drawn`` values, or else where their search starts. ``sparse`` is whether the
+        gradient of a learned parameter per symbol should hold only these symbols' rows.
         """
         if self.prior.unknown:
-            known = self.learned.keys() | (drawn or {}).keys()
-            values = {k: self._value(k, drawn or {}, symbols) for k in self.prior.unknown if k in known}
+            drawn = drawn or {}
+            known = [k for k in self.prior.unknown if k in self.learned or k in drawn]
+            values = {k: self._value(k, drawn, symbols, sparse) for k in known}
             return self.prior.distribution(self.size, like, values)
         key = like.device, like.dtype
         if key not in self._fixed:
@@ -88,13 +88,13 @@ class SymbolPrior(nn.Module):
         expands_in_place = isinstance(getattr(fixed, "base_dist", None), dist.ExpandedDistribution)
         return copy.deepcopy(fixed) if expands_in_place else fixed
 
-    def _value(self, name: str, drawn: dict[str, Tensor], symbols: Tensor | EllipsisType) -> Tensor:
+    def _value(self, name: str, drawn: Mapping[str, Tensor], symbols: Symbols, sparse: bool = False) -> Tensor:
         unknown = self.unknown[name]
-        if isinstance(symbols, EllipsisType) or unknown.per != "symbol":
-            return drawn[name] if name in drawn else biject_to(unknown.constraint)(self.learned[name])
+        every = isinstance(symbols, EllipsisType) or unknown.per != "symbol"
         if name in drawn:
-            return drawn[name][symbols]
-        return biject_to(unknown.constraint)(embedding(symbols, self.learned[name], sparse=self.sparse))
+            return drawn[name] if every else drawn[name][symbols]
+        free = RowsOf(sparse)(self.learned[name], ... if every else symbols)
+        return biject_to(unknown.constraint)(free)
 
 
 def _named(prior: Prior, prefix: str) -> Iterator[tuple[str, Unknown]]:
@@ -105,8 +105,7 @@ def _named(prior: Prior, prefix: str) -> Iterator[tuple[str, Unknown]]:
         yield name, unknown
 
 
-# of symbol ids, shape (n,), or ... for all
-PriorOf: TypeAlias = Callable[[Tensor | EllipsisType], TorchDistribution]
+PriorOf: TypeAlias = Callable[[Symbols], TorchDistribution]
 INTERCEPT_SCALE = 3.0  # of the prior of intercepts, in log-odds: base rates of relations differ by orders of magnitude
 
 
@@ -123,6 +122,7 @@ class Setting(nn.Module):
         features: of the entities, shape ``(num_entities, f)``; None where there are none.
         completeness: the probability with which a true fact between two entities is in the training graph.
         share: where processes share the entities, which of them this one owns.
+        sparse: whether gradients of tables should hold only the rows that a step used.
         categorical: whether :meth:`likelihood` is of answers drawn from all candidates, where intercepts cancel.
     """
 
@@ -156,17 +156,6 @@ class Setting(nn.Module):
         self.categorical = False
         self.sparse = False
         self.share: Share | None = None
-
-    @property
-    def sparse(self) -> bool:
-        """Whether gradients of tables should hold only the rows that a step used."""
-        return self._sparse
-
-    @sparse.setter
-    def sparse(self, value: bool) -> None:
-        self._sparse = value
-        for kind in self.families:
-            self.symbol_prior(kind).sparse = value
 
     def size(self, kind: str) -> int:
         """Length of the latents of a kind, ``"entity"`` or ``"relation"``."""
@@ -227,7 +216,7 @@ class Setting(nn.Module):
     def _prior(self, kind: str) -> PriorOf:
         prior, like = self.symbol_prior(kind), self.start
         drawn = prior.draw(like)
-        return lambda symbols: prior.distribution(like, symbols, drawn)
+        return lambda symbols: prior.distribution(like, symbols, drawn, self.sparse)
 
     @property
     def hyper_latents(self) -> dict[str, tuple[Prior, tuple[int, ...]]]:
@@ -250,9 +239,9 @@ class Setting(nn.Module):
         else:
             each = torch.repeat_interleave(rows, queries.counts)
             observed = torch.bincount(each, queries.confidences.double(), minlength=self.relations)
-        each = (observed + 0.5) / (facts + 1.0) / self.completeness
+        share = (observed + 0.5) / (facts + 1.0) / self.completeness
         with torch.no_grad():
-            self.start.copy_(torch.logit(each.clamp_max(0.99)))
+            self.start.copy_(torch.logit(share.clamp_max(0.99)))
             self.base_rate.copy_(self.start.mean())
 
     def likelihood(self, entities: Tensor, relations: Tensor, intercepts: Tensor, batch: Batch) -> TorchDistribution:
@@ -270,9 +259,8 @@ class Setting(nn.Module):
         Batch shape ``(n,)`` of single facts; or ``(b,)`` with event ``(E,)``.
         """
         candidate = Rows(entities, None if isinstance(batch.candidate, EllipsisType) else batch.candidate)
-        return self._of(
-            Rows(entities, batch.anchor, batch.share), Rows(relations, batch.relation), candidate, intercepts, batch
-        )
+        anchor, relation = Rows(entities, batch.anchor, batch.share), Rows(relations, batch.relation)
+        return self._of(anchor, relation, candidate, intercepts, batch)
 
     def fact_likelihood(
         self, head: Tensor, relation: Tensor, tail: Tensor, intercepts: Tensor, batch: Batch
@@ -311,10 +299,8 @@ class Setting(nn.Module):
         intercept = intercepts[..., batch.relation % self.relations]
         own = batch.anchor if batch.share is None else batch.anchor - batch.share.first
         loops = own if batch.query is None else torch.eq(batch.anchor[batch.query], batch.candidate)  # type: ignore[arg-type]
-        given = Given(
-            self.score, anchor, relation, candidate, intercept, batch.reverse, loops, self.completeness, batch.query,
-            batch.share,
-        )  # fmt: skip
+        tables, asked = (anchor, relation, candidate), (batch.query, batch.share)
+        given = Given(self.score, *tables, intercept, batch.reverse, loops, self.completeness, *asked)
         if self.categorical:
             if batch.query is not None:
                 raise InputError("a categorical likelihood is of all candidates of a query, not of single facts.")

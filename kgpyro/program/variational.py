@@ -1,24 +1,130 @@
-"""What every guide is: a distribution over latents for every symbol, sampled at the model's sites."""
+"""The latent sites of a model, read off one run of it, and what every guide is: a distribution sampled at them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import EllipsisType
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import transform_to
 
 from kgpyro.errors import InputError
 from kgpyro.program.families import family_for
 from kgpyro.program.plates import Batch
 from kgpyro.program.setting import Setting
-from kgpyro.program.sites import Site
+
+PER_FACT = ("fact_heads", "fact_relations", "fact_tails")  # plates of a batch whose latents are of facts
+_PYRO = threading.RLock()  # Pyro's stack of handlers is the whole process'
+
+
+def pyro_alone() -> AbstractContextManager:
+    """Run Pyro's handlers while no other thread of kgpyro does."""
+    return _PYRO
+
+
+class OwnParameters(Messenger):
+    """Effect handler: ``pyro.param`` reads and makes parameters here, and Pyro's global store stays as it is.
+
+    Parameters of modules (``pyro.module``, ``PyroModule``) are those of the modules themselves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = nn.ParameterDict()
+        self.constraints: dict[str, Any] = {}
+
+    def _pyro_param(self, msg: dict) -> None:
+        name, args, kwargs = msg["name"], msg["args"], msg["kwargs"]
+        start = args[1] if len(args) > 1 else None
+        if isinstance(start, nn.Parameter):
+            msg["value"] = start
+        else:
+            key = name.replace(".", "|")
+            if key not in self.made:
+                start = start() if callable(start) and not isinstance(start, Tensor) else start
+                if start is None:
+                    raise InputError(f"pyro.param {name!r} has no value to start from.")
+                self.constraints[key] = kwargs["constraint"]
+                self.made[key] = nn.Parameter(transform_to(kwargs["constraint"]).inv(start).detach().clone())
+            msg["value"] = transform_to(self.constraints[key])(self.made[key])
+        msg["done"] = msg["stop"] = True
+
+
+@dataclass(frozen=True)
+class Site:
+    """A latent site.
+
+    Attributes:
+        name: of the site.
+        frame: the plate of :class:`Batch` whose symbols its rows are; None where they are no symbols.
+        kind: of these symbols, ``"entity"`` or ``"relation"``; None where they are none.
+        plates: name, size and dim of every plate it is in, where it is of no symbols.
+        prior: the distribution of one run.
+        start: where the search for its posterior starts, if the model says so (``infer={"start": …}``).
+    """
+
+    name: str
+    frame: str | None
+    kind: str | None
+    plates: tuple[tuple[str, int, int], ...]
+    prior: TorchDistribution
+    start: Tensor | None = None
+
+    def is_latent_of(self, kg: Setting) -> bool:
+        """Whether its rows are what the priors of the setting are priors of: one latent vector per symbol."""
+        if self.kind is None or self.prior.event_shape != (kg.size(self.kind),):
+            return False
+        support: Any = self.prior.support
+        return type(support) is type(kg.symbol_prior(self.kind).distribution(kg.start, ...).support)
+
+
+def frame_of(site: Mapping[str, Any]) -> str:
+    """The plate of :class:`Batch` whose symbols a site's rows are; empty where they are no symbols."""
+    return site["infer"].get("symbols", ("", ""))[0]
+
+
+def kind_of(site: Mapping[str, Any]) -> str:
+    """What symbols a site's rows are, ``"entity"`` or ``"relation"``; empty where they are none."""
+    return site["infer"].get("symbols", ("", ""))[1]
+
+
+def run_of(model: Callable, kg: Setting, batch: Batch) -> Trace:
+    """A run of a model, without the sites of subsampling."""
+    with pyro_alone(), torch.no_grad():
+        return prune_subsample_sites(poutine.trace(model).get_trace(kg, batch))
+
+
+def latent_sites(model: Callable, kg: Setting, batch: Batch) -> dict[str, Site]:
+    """A model's latent sites by name, from one run of it. Raises InputError for what kgpyro cannot fit."""
+    trace = run_of(model, kg, batch)
+    if not trace.observation_nodes:
+        raise InputError("the model observes nothing: give its likelihood obs=batch.y.")
+    found = {}
+    for name in trace.stochastic_nodes:
+        node = trace.nodes[name]
+        if not getattr(node["fn"], "has_rsample", False):
+            raise InputError(
+                f"the model's latent site {name!r} is not reparameterisable, so its guide has no gradient."
+            )
+        frame, kind = node["infer"].get("symbols", (None, None))
+        plates = tuple((f.name, f.size, f.dim) for f in node["cond_indep_stack"] if f.vectorized)
+        found[name] = Site(name, frame, kind, plates, node["fn"], node["infer"].get("start"))
+    return found
+
 
 _MEMBER: ContextVar[int] = ContextVar("member", default=0)
 
@@ -33,7 +139,7 @@ class Guide(nn.Module):
     Args:
         kg: the setting: ``kg.count(kind)`` symbols, latents of length ``kg.size(kind)``, and ``kg.family(kind)``, which
             fits the prior's support, for each kind ``"entity"`` and ``"relation"``.
-        sites: the model's latent sites (:func:`kgpyro.program.sites.latent_sites`).
+        sites: the model's latent sites (:func:`kgpyro.program.variational.latent_sites`).
 
     Attributes:
         families: the posterior family of each kind, ``"entity"`` and ``"relation"``.
@@ -80,9 +186,7 @@ class Guide(nn.Module):
 
     def field(self, site: str) -> MeanField:
         """The mean-field posterior of a site that is no vector of the setting's symbols."""
-        found = self.fields[site.replace(".", "|")]
-        assert isinstance(found, MeanField)
-        return found
+        return cast(MeanField, self.fields[site.replace(".", "|")])
 
     def forward(self, kg: Setting, batch: Batch) -> None:
         """Sample every latent site of the model, in the plates the model has it in."""
@@ -127,9 +231,8 @@ class MeanField(nn.Module):
             raise InputError(
                 f"no posterior family fits the support {prior.support} of the model's latent site {site.name!r}."
             ) from error
-        self.event_dim = len(prior.event_shape)
-        batch = prior.batch_shape if count is None else (count,)
-        event = tuple(prior.event_shape)
+        batch, event = prior.batch_shape if count is None else (count,), prior.event_shape
+        self.event_dim = len(event)
         shape = (*batch, *event[:-1], self.family.loc_size(event[-1])) if event else tuple(batch)
         loc = torch.zeros(shape) if site.start is None else site.start.detach().clone().expand(shape).contiguous()
         self.loc = nn.Parameter(loc)
@@ -141,8 +244,6 @@ class MeanField(nn.Module):
         loc = self.loc[ids]
         if self.point:
             return dist.Delta(self.family.onto_support(loc), event_dim=self.event_dim, validate_args=False)
-        if self.family.support is constraints.simplex:
-            q = self.family(loc, self.log_scale[ids])
-        else:
-            q = self.family.univariate(loc, self.log_scale[ids])
+        simplex = self.family.support is constraints.simplex
+        q = (self.family if simplex else self.family.univariate)(loc, self.log_scale[ids])
         return q.to_event(self.event_dim - len(q.event_shape))
