@@ -82,7 +82,6 @@ class _Before(nn.Module):
     """The prior of one kind of symbol: of the old ones their Gaussian posterior, of new ones the prior they had."""
 
     latents: Mapping[str, Any] = {}
-    sparse = False
 
     def __init__(self, loc: Tensor, scale: Tensor):
         super().__init__()
@@ -91,7 +90,7 @@ class _Before(nn.Module):
     def draw(self, like: Tensor) -> dict[str, Tensor]:
         return {}
 
-    def distribution(self, like: Tensor, symbols: Tensor | EllipsisType, drawn: Any = None) -> TorchDistribution:
+    def distribution(self, like: Tensor, symbols: Tensor | EllipsisType, *_: Any) -> TorchDistribution:
         return dist.Normal(self.loc[symbols], self.scale[symbols], validate_args=False).to_event(1)
 
 
