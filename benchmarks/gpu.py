@@ -28,8 +28,9 @@ from kgpyro.data.graph import Graph
 from kgpyro.evaluation.ranking import rank_triples
 from kgpyro.inference.options import Options
 from kgpyro.inference.training import Training
-from kgpyro.kernels.candidates import all_candidates_log_prob, log_normaliser
+from kgpyro.kernels.candidates import all_candidates_log_prob
 from kgpyro.kernels.gaussian import gaussian_draw_and_kl
+from kgpyro.kernels.softmax import log_normaliser
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.randomness import seeded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,11 @@ def test_every_file_has_a_room_and_at_most_400_lines() -> None:
     files = [file for room in ROOMS for file in files_of(room)]
     long = {f.name: n for f in files if (n := len(f.read_text(encoding="utf-8").splitlines())) > 400}
     assert not long, long
+
+
+@pytest.mark.parametrize("script", sorted((ROOT.parent / "benchmarks").glob("*.py")), ids=lambda script: script.stem)
+def test_benchmarks_import_what_there_is(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kgpyro."):
+            there = importlib.import_module(node.module or "")
+            assert not [name.name for name in node.names if not hasattr(there, name.name)], node.module
