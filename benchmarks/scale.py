@@ -45,11 +45,12 @@ from kgpyro.checking.posterior_predictive import posterior_predictive
 from kgpyro.data.graph import Graph
 from kgpyro.data.queries import Queries
 from kgpyro.evaluation.ranking import rank_triples
+from kgpyro.files import POSTERIOR
 from kgpyro.inference.options import Options
 from kgpyro.inference.training import Training
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
-from kgpyro.posterior.runs import POSTERIOR, read_rows, write_rows
+from kgpyro.posterior.runs import read_rows, write_rows
 from kgpyro.posterior.sharded import ShardedPosterior
 from kgpyro.program.batches import Batches
 from kgpyro.program.owners import Share, is_spread

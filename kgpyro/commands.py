@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kgpyro.arguments import OWN, Argument, Form, arguments_of, as_flags
 from kgpyro.errors import InputError, meant
+from kgpyro.files import refuse_no_run
 from kgpyro.inference.options import Options
 from kgpyro.version import VERSION
 
@@ -79,7 +80,11 @@ def command(of: str = "", without: str = "", extra: Sequence[Argument] = (), gro
             for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another one
                 getattr(stream, "reconfigure", dict)(errors="replace")
             try:
-                run(form(run).read(words))
+                given = form(run).read(words)
+                runs = given.get("run", [])
+                for folder in [runs] if isinstance(runs, str) else runs:
+                    refuse_no_run(folder)  # before PyTorch is imported, which takes seconds
+                run(given)
                 sys.stdout.flush()
             except InputError as error:
                 say(f"kgpyro: error: {as_flags(str(error))}", sys.stderr)
@@ -141,9 +146,9 @@ def graph_and_options(given: dict[str, Any], dataset: str | None = "nations") ->
     dataset = given.pop("dataset", dataset)
     Options.of({name: value for name, value in given.items() if name in of_fit})
     reading = {name: given.pop(name) for name in arguments_of("load_graph").keys() - of_fit if name in given}
-    if not reading or dataset is None:
-        return dataset, given
-    from kgpyro.data.reading import load_graph
+    if dataset is None:
+        return None, given
+    from kgpyro.data.reading import load_graph  # before what fits it is imported, which takes seconds
 
     return load_graph(dataset, **reading, **{key: given[key] for key in ("seed",) if key in given}), given
 

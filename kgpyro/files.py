@@ -8,20 +8,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from kgpyro.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+POSTERIOR = "posterior.safetensors"  # by which a folder is a run that has finished
 TABLES: dict[str, Callable[[pd.DataFrame, Path], object]] = {
     ".csv": lambda table, path: table.to_csv(path, index=False),
     ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
     ".json": lambda table, path: table.to_json(path, orient="records", indent=1, force_ascii=False),
 }
+
+
+def refuse_no_run(folder: str | Path) -> None:
+    """Raise InputError where a folder holds no run, or one that has not finished."""
+    folder = Path(folder)
+    if (folder / POSTERIOR).is_file():
+        return
+    if (folder / "config.yaml").is_file():
+        raise InputError(f"the fit in {folder} has not finished; go on with it by `resume` {folder}.")
+    raise InputError(f"{folder} holds no run: {POSTERIOR} is missing there.")
 
 
 def table_writer(path: Path) -> Callable[[pd.DataFrame], None]:

@@ -18,7 +18,7 @@ from kgpyro.data.reading import load_graph
 from kgpyro.data.stored import GRAPH, read_graph
 from kgpyro.display import Metrics
 from kgpyro.errors import InputError
-from kgpyro.files import claim
+from kgpyro.files import POSTERIOR, claim
 from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.engines import Watched, fit_program
 from kgpyro.inference.options import Options
@@ -26,7 +26,6 @@ from kgpyro.inference.recipes import FREE, recipe_for
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import (
     OWN,
-    POSTERIOR,
     check_writable_config,
     is_own_code,
     new_run_folder,

@@ -25,14 +25,13 @@ from torch.overrides import TorchFunctionMode
 from kgpyro.data.graph import Graph
 from kgpyro.data.stored import LISTED, read_graph, write_graph
 from kgpyro.errors import InputError
-from kgpyro.files import write_text, write_whole
+from kgpyro.files import POSTERIOR, refuse_no_run, write_text, write_whole
 from kgpyro.names import is_dotted
 from kgpyro.program.owners import is_spread
 from kgpyro.version import VERSION
 
 AT_ONCE = 1 << 20  # numbers of a table that are read at once
 FORMAT = "2"
-POSTERIOR = "posterior.safetensors"
 OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
 REQUIRED: dict[str, tuple[type, ...]] = {
     "model": (str,), "prior": (str,), "entity_prior": (str, type(None)), "relation_prior": (str, type(None)),
@@ -97,12 +96,7 @@ class Run:
         Raises InputError where there is no run, or a file of it is missing or damaged.
         """
         folder = Path(folder)
-        if not (folder / POSTERIOR).is_file():
-            raise InputError(
-                f"the fit in {folder} has not finished; go on with it by `resume` {folder}."
-                if (folder / "config.yaml").is_file()
-                else f"{folder} holds no run: {POSTERIOR} is missing there."
-            )
+        refuse_no_run(folder)
         with refusing(folder):
             with safe_open(folder / POSTERIOR, framework="pt") as tensors:
                 metadata = tensors.metadata() or {}
