@@ -18,7 +18,7 @@ from kgpyro.checking import posterior_predictive
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration
-from kgpyro.posterior import answers, discovery, draws, logits, scores
+from kgpyro.posterior import answers, discovery, draws, scores
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.uncertainty import summary
 
@@ -103,13 +103,17 @@ def test_draws_of_large_graphs(tiny: Graph, options: dict[str, Any]) -> None:
     number = torch.arange(2000)
     everyone, rows = torch.arange(5), torch.arange(4)
     with torch.no_grad():
-        entities, relations, intercepts = posterior.drawn(2000, 3, number, everyone, rows)
-    assert len(intercepts.unique()) == 4000
-    again = posterior.drawn(2000, 3, number[7:9], torch.tensor([4, 1]), rows[:1])
-    assert torch.equal(again[0], entities[7:9][:, [4, 1]])
-    assert torch.equal(again[1], relations[7:9, :1])
-    one = posterior.drawn(2000, 3, number[7:8], everyone, rows)  # of a mixture's members only one has a share
-    assert torch.equal(one[0], entities[7:8])
+        entities, relations = (
+            posterior.drawn("entity", everyone, number, 2000, 3),
+            posterior.drawn("relation", rows, number, 2000, 3),
+        )
+        intercepts = posterior._intercepts(number, 2000, 3)
+        assert len(intercepts.unique()) > 3990  # of a pool of so many normals that few are drawn twice
+        again = posterior.drawn("entity", torch.tensor([4, 1]), number[7:9], 2000, 3)
+        assert torch.equal(again, entities[7:9][:, [4, 1]])
+        assert torch.equal(posterior.drawn("relation", rows[:1], number[7:9], 2000, 3), relations[7:9, :1])
+        one = posterior.drawn("entity", everyone, number[7:8], 2000, 3)  # of a mixture's members only one has a share
+        assert torch.equal(one, entities[7:8])
     table = posterior.embeddings()
     mean, scale = (torch.tensor(table[name].to_numpy()).double() for name in ("mean", "scale"))
     off = (entities.double().mean(0) - mean) / scale * 2000**0.5
@@ -409,7 +413,7 @@ def test_all_draws_over_all_candidates(
     exact = posterior.answers(asked, top=None, draws=20, new=True).groupby("query").head(3)
     monkeypatch.setattr(answers, "FEW", 0)
     monkeypatch.setattr(answers, "SPARE", 2)
-    monkeypatch.setattr(logits, "AT_ONCE", 1 << 6)
+    monkeypatch.setattr(scores, "AT_ONCE", 1 << 6)
     monkeypatch.setattr(type(posterior), "_estimable", False)
     found = posterior.answers(asked, top=3, draws=20, new=True)
     pd.testing.assert_frame_equal(found, exact.reset_index(drop=True), rtol=1e-5, atol=1e-6)
@@ -444,7 +448,7 @@ def test_nothing_as_large_as_the_tables(monkeypatch: pytest.MonkeyPatch, ask: st
     E, R = 20_000, 40
     rows = [(f"e{i}", f"r{i % R}", f"e{(7 * i + 1) % E}") for i in range(E)]
     posterior = posterior_of(Graph.from_triples("many", rows, [("e0", "r1", "e5")], [("e1", "r2", "e5")]))
-    for module in (draws, scores, logits):
+    for module in (draws, scores):
         monkeypatch.setattr(module, "AT_ONCE", 1 << 12)
     monkeypatch.setattr(draws, "KEPT", 50)
     monkeypatch.setattr(draws, "POOL", 1 << 12)

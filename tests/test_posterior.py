@@ -50,7 +50,7 @@ def test_mean_scores_are_the_mean_of_drawn_scores(
     with torch.no_grad():
         posterior.guide.field("intercept").loc.zero_()  # type: ignore[union-attr, operator]
         posterior.guide.field("intercept").log_scale.fill_(-9.0)  # type: ignore[union-attr, operator]
-        drawn = torch.stack([posterior.draw_logits(anchor, row, number) for number in range(draws)])
+        drawn = torch.stack([*posterior.answer_logits(anchor, row, draws, seed=2)])
     expected = drawn.mean(0)
     exact = posterior.mean_scores(anchor, row, draws=draws, both=True)
     monte_carlo = drawn.std(0) / draws**0.5 * (1 if posterior.kg.score.multilinear else 2**0.5)

@@ -61,7 +61,7 @@ def ask(run: Path, folder: Path) -> None:
     folder.mkdir()
     posterior.evaluate("valid").to_csv(folder / "evaluate.csv")
     posterior.evaluate("test", per_relation=True).to_csv(folder / "per relation.csv")
-    if posterior.one_probability:
+    if not posterior.kg.categorical:
         for name, table in answers_of(posterior).items():
             table.to_csv(folder / f"{name}.csv")
 
@@ -115,7 +115,7 @@ def hold_parameters_and_logs(fits: Path, case: str) -> None:
 def hold_what_it_says(fits: Path, case: str) -> None:
     whole = kgpyro.load(fits / f"{case} {PROCESSES[case][-1]}")
     said = {"evaluate": whole.evaluate("valid"), "per relation": whole.evaluate("test", per_relation=True)}
-    said |= answers_of(whole) if whole.one_probability else {}
+    said |= answers_of(whole) if not whole.kg.categorical else {}
     for processes in PROCESSES[case]:
         for rank in range(processes):
             for name, expected in said.items():

@@ -80,8 +80,7 @@ def _moments(posterior: PosteriorScores, heads: Tensor, relation: int, draws: in
     """Mean probability and mean entropy, in nats, of all facts of a relation with these heads, ``(b, E)`` each."""
     heads = heads.to(posterior.device)
     mean = aleatoric = torch.zeros((), device=posterior.device)
-    for number in posterior.numbers(draws, seed):
-        logits = posterior.draw_logits(heads, torch.full_like(heads, relation), number)
+    for logits in posterior.answer_logits(heads, torch.full_like(heads, relation), draws, seed):
         mean = mean + logits.sigmoid() / draws
         aleatoric = aleatoric + entropy(logits) / draws
     return mean, aleatoric

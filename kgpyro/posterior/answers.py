@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kgpyro.data.graph import COLUMNS, SPLITS, Graph
+from kgpyro.data.graph import COLUMNS, SPLITS
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Recalibration, moved_logits
 from kgpyro.posterior.asked import Facts, Queries, fact_ids, query_ids, refuse_numbers
 from kgpyro.posterior.draws import AT_ONCE
-from kgpyro.posterior.logits import DrawnLogits
-from kgpyro.posterior.replay import Program
+from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.posterior.uncertainty import covered, entropy, label_entropy, means, moments, summary
 from kgpyro.program.families import posterior_mean, posterior_variance
-from kgpyro.program.variational import Guide
 
 SPARE = 20  # candidates that are measured beyond those that are wanted
 MOST = 1 << 14  # candidates of a query, beyond which all draws look over all there are
@@ -32,7 +30,7 @@ LOGITS = 1 << 25  # draws of log-odds at once
 FEWEST = 64  # draws that a candidate counts for at least
 
 
-class Answers(DrawnLogits):
+class Answers(PosteriorScores):
     """Facts and answers under a posterior.
 
     Attributes:
@@ -40,12 +38,8 @@ class Answers(DrawnLogits):
         config: the resolved options of the fit, as in ``config.yaml``.
     """
 
-    def __init__(
-        self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
-    ):
-        super().__init__(graph, program, guide, samples)
-        self.recalibration: Recalibration | None = None
-        self.config: dict[str, Any] = {}
+    recalibration: Recalibration | None
+    config: dict[str, Any]
 
     @torch.no_grad()
     def facts(
@@ -74,8 +68,7 @@ class Answers(DrawnLogits):
             InputError: an unknown name or id, with the number of its fact, or a number that cannot be.
         """
         refuse_numbers(draws=draws, interval=interval, seed=seed)
-        draws, seed = int(draws), int(seed)
-        given = fact_ids(self.graph, triples)
+        draws, seed, given = int(draws), int(seed), fact_ids(self.graph, triples)
         ids = (given if len(given) else torch.zeros(1, 3, dtype=torch.long)).to(self.device)
         ids, place = torch.unique(ids, dim=0, return_inverse=True)  # so that no result hangs on the others' order
         found = []
@@ -297,9 +290,10 @@ class Answers(DrawnLogits):
         anchor, row, R = anchor.to(self.device), row.to(self.device), self.graph.num_relations
         reverse, (ends, place) = row >= R, torch.unique(anchor, return_inverse=True)
         rows, latent = torch.unique(self._latent_rows(row), return_inverse=True)
-        some = torch.arange(min(LOOKED, len(self.numbers(draws, seed))), device=self.device)
-        drawn = zip(*self.drawn(draws, seed, some, ends, rows)[:2], strict=True)
-        squares = torch.stack([self._query(e[place], r[latent], reverse).square() for e, r in drawn]).mean(0)
+        some = range(min(LOOKED, len(self.numbers(draws, seed))))
+        drawn = (self.drawn(kind, ids, some, draws, seed) for kind, ids in (("entity", ends), ("relation", rows)))
+        looks = [self._query(e[place], r[latent], reverse).square() for e, r in zip(*drawn, strict=True)]
+        squares = torch.stack(looks).mean(0)
         total = None
         for _ in self.in_turn(self.guide.members):
             entities, relations = self._moments()
@@ -317,10 +311,20 @@ class Answers(DrawnLogits):
         assert total is not None
         return total if self.guide.members == 1 else torch.logit(total / self.guide.members, eps=1e-12)
 
+    def _spreads(self) -> tuple[Tensor, Tensor]:
+        """Of each entity's latents the squared length of the mean and the mean variance, ``(E,)``."""
+        assert self.guide is not None
+        guide, everyone = self.guide, torch.arange(self.graph.num_entities, device=self.device)
+        each = (posterior_variance(guide.posterior("entity", everyone[b])).mean(1) for b in self._blocks(len(everyone)))
+        means = self._moments()[0].square().sum(1)
+        return means, self._cached("variances", guide.member, lambda: torch.cat([*each]), guide.members)
+
     def _looked_over(self, anchor: Tensor, row: Tensor, draws: int, seed: int) -> Tensor:
         """What the candidates of queries are ranked by, ``(b, E)``: their probability over all draws."""
         found = torch.empty(len(row), self.graph.num_entities, dtype=torch.double, device=self.device)
-        for ids in self._apart(len(row), draws):
+        whole, each = self.form is None or self.kg.categorical, AT_ONCE // (len(row) + self.kg.entity_size)
+        everyone = torch.arange(self.graph.num_entities, device=self.device)
+        for ids in everyone.split(len(everyone) if whole else max(1, each)):
             total: dict[str, Tensor] = {}
             for logits in self.answer_logits(anchor, row, draws, seed, candidates=ids):
                 parts = {"score": logits, "probability": logits.sigmoid()}
@@ -329,7 +333,7 @@ class Answers(DrawnLogits):
                 total = {name: total[name].add_(value) if total else value.clone() for name, value in parts.items()}
             mean = {name: value.double() / len(self.numbers(draws, seed)) for name, value in total.items()}
             key, score = mean["probability"], mean["score"]
-            if self._by_evidence and self.one_probability:
+            if self._by_evidence and not self.kg.categorical:
                 mean["std"] = (mean["std"] - key.square()).clamp_min(0).sqrt()
                 mean["epistemic"] = (label_entropy(key) - mean["aleatoric"]).clamp_min(0)
                 ends = self.graph.frequency[ids.cpu()].minimum(self.graph.frequency[anchor.cpu()].unsqueeze(1))
@@ -354,7 +358,7 @@ class Answers(DrawnLogits):
         relations = bool((asked[:, 1] < 0).any())
         facts = asked[query].to(self.device)
         facts = torch.where(facts < 0, ids.unsqueeze(1), facts)
-        of_facts = relations or self.one_probability
+        of_facts = relations or not self.kg.categorical
         parts = facts.split(max(1, LOGITS // draws) if of_facts else len(facts))
         keys, logits = [], torch.empty(0)
         for part in parts:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -18,11 +18,10 @@ from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
 KEPT = 1 << 25  # numbers in the draws of all latents, up to which they are drawn whole and kept
-FEWEST = 4  # draws of all latents that can be kept, below which joint draws are made row by row
 AT_ONCE = 1 << 22  # numbers of latents or scores at once
-POOL = 1 << 22  # standard normals that the draws of a large graph are made of, in pieces of 32
-TOGETHER = 64  # symbols of a large graph whose draws are made together, where they are no Normals
-Tables = tuple[Tensor, Tensor, Tensor]  # draws of entities (S, m, d_e), relations (S, k, d_r), intercepts (S, R)
+POOL = 1 << 22  # standard normals that draws are made of where none are kept, in pieces of 32
+TOGETHER = 64  # symbols whose draws are then made together, where they are no Normals
+PLACES = {"relation": 0, "entity": 1, "intercept": -1}  # so that no two latents have one number
 
 
 class Draws:
@@ -44,29 +43,26 @@ class Draws:
         self.guide = None if guide is None else guide.eval()
         self.samples = samples
         self.form = standard_form(program, guide)
-        self._means: dict[int, tuple[Tensor, Tensor]] = {}
-        self._lengths: dict[int, tuple[Tensor, Tensor]] = {}
-        self._tables: dict[tuple[int, int], Tables] = {}
-        self._pools: dict[int, Tensor] = {}
-        self._levels: dict[tuple[int, int], Tensor] = {}
-        self._asked: dict[tuple[str, int, int], tuple[Tensor, Any]] = {}
+        self._cache: dict[str, dict[Any, Any]] = defaultdict(dict)
 
     def forget(self) -> None:
         """Drop what is cached of the posterior; for whoever trains it further."""
-        self._means.clear()
-        self._lengths.clear()
-        self._tables.clear()
-        self._pools.clear()
-        self._levels.clear()
-        self._asked.clear()
+        self._cache.clear()
 
-    def in_turn(self, draws: int, first: int = 0) -> Iterator[int]:
-        """Each member of a mixture in turn, from that of draw ``first`` on, with its share of ``draws`` draws."""
-        if self.guide is None:
-            yield draws
-            return
+    def _cached(self, what: str, key: Any, make: Callable[[], Any], last: int = 4) -> Any:
+        """What was made for a key, or is made now; the ``last`` of each kind are kept."""
+        cache = self._cache[what]
+        if (found := cache.get(key)) is None:
+            found = cache[key] = make()
+            for old in list(cache)[:-last]:
+                cache.pop(old, None)
+        return found
+
+    def in_turn(self, draws: int) -> Iterator[int]:
+        """Each member of a mixture in turn, with its share of ``draws`` draws."""
+        assert self.guide is not None
         for i in range(min(draws, self.guide.members)):
-            with self.guide.using(first + i):
+            with self.guide.using(i):
                 yield len(range(i, draws, self.guide.members))
 
     @property
@@ -89,6 +85,14 @@ class Draws:
             )
         return self.guide
 
+    def numbers(self, draws: int, seed: int) -> Sequence[int]:
+        """The numbers of so many joint draws; of stored ones all at most, evenly spread."""
+        if self.samples is None:
+            first = (seed % (1 << 40)) << 20
+            return range(first, first + draws)
+        count = len(next(iter(self.samples.values())))
+        return torch.linspace(0, count - 1, min(draws, count)).round().long().tolist()
+
     def joint(self, number: int) -> dict[str, Tensor]:
         """The latents that are not of single facts in a numbered draw, the same at every call: values by site."""
         if self.samples is not None:
@@ -97,21 +101,9 @@ class Draws:
         return joint_draw(self.program, self.guide, number)
 
     def _site(self, kind: str) -> str:
-        frame = f"{kind}_plate"
         if self.guide is not None:
-            return next(name for name, its in self.guide.symbols[frame] if its == kind)
+            return next(name for name, its in self.guide.symbols[f"{kind}_plate"] if its == kind)
         return {"entity": "entities", "relation": "relations"}[kind]
-
-    def _rows(self, draws: int) -> Tables:
-        """Draws of all latents, from the present random state; members of a mixture have their shares, in turn."""
-        if self.samples is not None:
-            of = next(iter(self.samples.values()))
-            index = torch.linspace(0, len(of) - 1, min(draws, len(of)), device=self.device).round().long()
-            e, r = (self.samples[self._site(kind)][index] for kind in ("entity", "relation"))
-            return e, r, self.samples.get("intercept", e.new_zeros(len(of), self.graph.num_relations))[index]
-        found = [self._member_rows(share, ..., ...) for share in self.in_turn(draws)]
-        e, r, b = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return e, r, b
 
     @property
     def kept(self) -> int:
@@ -119,115 +111,89 @@ class Draws:
         kg = self.kg
         return KEPT // (kg.num_entities * kg.entity_size + kg.num_relations * kg.relation_size)
 
-    def drawn(self, draws: int, seed: int, part: Tensor, entities: Tensor, relations: Tensor) -> Tables:
-        """Part ``(n,)`` of so many draws of the latents with these ids, ``(m,)`` and ``(k,)``; the same in every call.
+    def drawn(self, kind: str, ids: Tensor, part: Sequence[int], draws: int | None, seed: int = 0) -> Tensor:
+        """A kind's latents with these ids ``(m,)`` in some of so many draws, ``(n, m, d)``; the same in every call.
 
-        All of a small graph's are drawn together and kept. Of a large one's, Normals are made of slices of one pool of
-        standard normals, which begin at a place of their symbol and draw.
+        Draws of a small graph are made all together and kept. Else Normals are slices of one pool of standard normals,
+        which begin at a place of their symbol and draw.
+
+        Args:
+            kind: entity, relation, or intercept, whose one vector has a number per relation.
+            ids: of the symbols.
+            part: which draws, from 0 on; or where ``draws`` is None the numbers of ``n`` draws.
+            draws: how many there are.
+            seed: of them.
         """
-        if draws > self.kept and self.samples is None:
-            e, r = (self._of_pool(*of, part, seed) for of in (("entity", entities), ("relation", relations)))
-            return e, r, self._intercepts(part, seed)
-        e, r, b = self._cached(self._tables, (draws, seed), seed, lambda: self._rows(draws))
-        each = part.unsqueeze(1)
-        return e[each, entities], r[each, relations], b[part]
-
-    @staticmethod
-    def _cached(cache: dict[Any, Any], key: Any, seed: int, make: Callable[[], Any]) -> Any:
-        """What was made for a key, or is made now, by a seed; the last four are kept."""
-        found = cache.get(key)
-        if found is None:
-            with seeded(seed):
-                found = make()
-            for old in list(cache)[:-3]:
-                cache.pop(old, None)
-            cache[key] = found
+        of = torch.as_tensor(part, device=self.device)
+        if self.samples is not None:
+            stored = self.samples[self._site(kind)] if kind != "intercept" else self.samples["intercept"].unsqueeze(1)
+            index = of % len(stored) if draws is None else of.new_tensor(self.numbers(draws, seed))[of]
+            return stored[index.unsqueeze(1), ids]
+        if draws is not None and draws <= self.kept:
+            return self._cached("tables", (draws, seed), lambda: self._tables(draws, seed))[kind][of.unsqueeze(1), ids]
+        assert self.guide is not None
+        if self.guide.members == 1:
+            return self._of_member(kind, ids, of, seed)
+        found = torch.empty(len(of), len(ids), self._size(kind), dtype=self.dtype, device=self.device)
+        for member in range(self.guide.members):
+            mine = (of % self.guide.members == member).nonzero().squeeze(-1)
+            with self.guide.using(member):
+                found[mine] = self._of_member(kind, ids, of[mine], seed)
         return found
 
-    def _of_pool(self, kind: str, ids: Tensor, part: Tensor, seed: int) -> Tensor:
-        """Draws of a kind's latents by their numbers, ``(n, m, d)``; members of a mixture take turns."""
-        assert self.guide is not None
-        size = self.kg.size(kind)
-        normals = partial(torch.randn, POOL // 32, 32, dtype=self.dtype, device=self.device)
-        pool = self._cached(self._pools, seed, seed, normals)
-        drawn = pool.new_empty(len(part), len(ids), size)
-        if not len(ids):
-            return drawn
-        for member in range(self.guide.members):
-            mine = (part % self.guide.members == member).nonzero().squeeze(-1)
-            with self.guide.using(member):
-                q, normal = self._rows_of(kind, ids)
-                if normal is not None:
-                    pieces = torch.arange(-(-size // len(pool[0])), device=self.device)
-                    place = _scattered(part[mine].unsqueeze(1), 2 * ids + (kind == "entity")) % (
-                        len(pool) - len(pieces)
-                    )
-                    rows = pool.index_select(0, (place.unsqueeze(-1) + pieces).flatten())
-                    rows = (
-                        rows.view(len(mine), len(ids), pieces.numel() * len(pool[0]))[..., :size]
-                        .mul_(q.base_dist.scale)
-                        .add_(q.base_dist.loc)
-                    )
-                    if self.guide.members == 1:
-                        return rows
-                    drawn[mine] = rows
-                    continue
-                for block in (ids // TOGETHER).unique().tolist():
-                    here = (ids // TOGETHER == block).nonzero().squeeze(-1)
-                    end = min(self.kg.count(kind), (block + 1) * TOGETHER)
-                    rows = self.guide.posterior(kind, torch.arange(block * TOGETHER, end, device=self.device))
-                    for i in mine.tolist():
-                        with seeded(_seed_of(int(part[i]), seed, 2 * block + (kind == "entity"))):
-                            drawn[i, here] = rows.rsample()[ids[here] - block * TOGETHER]
-        return drawn
-
-    def _rows_of(self, kind: str, ids: Tensor) -> tuple[Any, tuple[Tensor, Tensor] | None]:
-        """The posterior of these ids, and location and scale of Normals; kept for the last few tensors of ids."""
-        assert self.guide is not None
-        key = (kind, self.guide.member, id(ids))
-        if key not in self._asked or self._asked[key][0] is not ids:
-            q = self.guide.posterior(kind, ids)
-            normal = (q.base_dist.loc, q.base_dist.scale) if is_gaussian(q) else None
-            for old in list(self._asked)[:-2]:
-                self._asked.pop(old, None)
-            self._asked[key] = ids, (q, normal)
-        return self._asked[key][1]
-
-    def _intercepts(self, part: Tensor, seed: int) -> Tensor:
-        assert self.guide is not None and self.form is not None
+    def _intercepts(self, part: Sequence[int], draws: int | None, seed: int = 0) -> Tensor:
+        """Those of relations, ``(n, R)``, in the draws of :meth:`drawn`; 0 where there are none."""
+        assert self.form is not None
         if not self.form.intercept:
             return torch.zeros(len(part), self.graph.num_relations, dtype=self.dtype, device=self.device)
-        found = []
-        for number in part.tolist():
-            if (drawn := self._levels.get((number, seed))) is None:
-                if len(self._levels) * self.graph.num_relations > AT_ONCE:
-                    self._levels.clear()
-                with seeded(_seed_of(number, seed, -1)), self.guide.using(number):
-                    drawn = self._levels[number, seed] = self.guide.field("intercept")().rsample().detach()
-            found.append(drawn)
-        return torch.stack(found)
+        return self.drawn("intercept", torch.zeros(1, dtype=torch.long, device=self.device), part, draws, seed)[:, 0]
 
-    @property
-    def _by_rows(self) -> bool:
-        """Whether there are so many latents that the rows that are asked for are drawn alone (:meth:`_of_pool`)."""
-        standard = self.form is not None and not self.form.per_fact and self.samples is None and not self.kg.categorical
-        return standard and self.kept < FEWEST
+    def _size(self, kind: str) -> int:
+        return self.graph.num_relations if kind == "intercept" else self.kg.size(kind)
 
-    def numbers(self, draws: int, seed: int) -> range:
-        """The numbers of so many joint draws; of stored ones all, at most."""
-        draws = draws if self.samples is None else min(draws, len(next(iter(self.samples.values()))))
-        first = 0 if self.samples is not None else seed * (1 << 20)
-        return range(first, first + draws)
+    def _posterior(self, kind: str, ids: Tensor | EllipsisType) -> Any:
+        """Of the symbols with these ids, by the member of a mixture in use."""
+        assert self.guide is not None
+        if kind != "intercept":
+            return self.guide.posterior(kind, ids)
+        q = self.guide.field("intercept")()
+        return q.expand(torch.Size([1, *q.batch_shape])).to_event(1)
 
-    def _member_rows(self, draws: int, entities: Tensor | EllipsisType, relations: Tensor | EllipsisType) -> Tables:
-        """Draws of these latents from the member of a mixture in use."""
-        assert self.guide is not None and self.form is not None
-        shape = torch.Size([draws])
-        e = self.guide.posterior("entity", entities).rsample(shape)
-        r = self.guide.posterior("relation", relations).rsample(shape)
-        if not self.form.intercept:
-            return e, r, e.new_zeros(draws, self.graph.num_relations)
-        return e, r, self.guide.field("intercept")().rsample(shape)
+    def _tables(self, draws: int, seed: int) -> dict[str, Tensor]:
+        """Draws of all latents, ``(draws, n, d)`` each; members of a mixture have their shares, in turn."""
+        assert self.form is not None
+        kinds, found = ("entity", "relation", *(["intercept"] * self.form.intercept)), []
+        with seeded(seed):
+            for share in self.in_turn(draws):
+                found.append([self._posterior(kind, ...).rsample(torch.Size([share])) for kind in kinds])
+        return {kind: torch.cat(parts) for kind, parts in zip(kinds, zip(*found, strict=True), strict=True)}
+
+    def _of_member(self, kind: str, ids: Tensor, numbers: Tensor, seed: int) -> Tensor:
+        """Numbered draws by the member of a mixture in use, ``(n, m, d)``, without a table of all."""
+        assert self.guide is not None
+        size, place = self._size(kind), PLACES[kind]
+        drawn = torch.empty(len(numbers), len(ids), size, dtype=self.dtype, device=self.device)
+        if not drawn.numel():
+            return drawn
+        q = self._cached("asked", (kind, self.guide.member, id(ids)), lambda: (ids, self._posterior(kind, ids)), 3)[1]
+        if is_gaussian(q):
+            pool = self._cached("pools", seed, lambda: self._pool(seed))
+            pieces = torch.arange(-(-size // pool.shape[1]), device=self.device)
+            start = _scattered(numbers.unsqueeze(1), 2 * ids + place) % (len(pool) - len(pieces))
+            normals = pool.index_select(0, (start.unsqueeze(-1) + pieces).flatten()).view(len(numbers), len(ids), -1)
+            return normals[..., :size].mul_(q.base_dist.scale).add_(q.base_dist.loc)
+        blocks, count = ids // TOGETHER, 1 if kind == "intercept" else self.kg.count(kind)
+        for block in blocks.unique().tolist():
+            here, first = (blocks == block).nonzero().squeeze(-1), block * TOGETHER
+            rows = self._posterior(kind, torch.arange(first, min(count, first + TOGETHER), device=self.device))
+            for i, number in enumerate(numbers.tolist()):
+                with seeded(_seed_of(number, seed, 2 * block + place)):
+                    drawn[i, here] = rows.rsample()[ids[here] - first]
+        return drawn
+
+    def _pool(self, seed: int) -> Tensor:
+        with seeded(seed):
+            return torch.randn(POOL // 32, 32, dtype=self.dtype, device=self.device)
 
 
 def _seed_of(number: int, seed: int, of: int) -> int:

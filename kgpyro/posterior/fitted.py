@@ -64,7 +64,7 @@ class Posterior(Predictions):
         super().__init__(graph, program, guide, samples)
         self.config, self.metrics = dict(config), Metrics(metrics or {})
         self.log = pd.DataFrame() if log is None else log
-        self.seconds = 0.0
+        self.seconds, self.recalibration = 0.0, None
         self.provenance: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class Posterior(Predictions):
     @property
     def both_readings(self) -> bool:
         """Whether facts are ranked by the mean score of both their readings."""
-        return self.one_probability and self.config.get("closed_world") == "full"
+        return not self.kg.categorical and self.config.get("closed_world") == "full"
 
     # ---- ranks ------------------------------------------------------------------------------------------------------
 

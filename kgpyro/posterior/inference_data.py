@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from kgpyro.errors import InputError
-from kgpyro.posterior.logits import DrawnLogits
+from kgpyro.posterior.scores import PosteriorScores
 from kgpyro.program.likelihood import observed_logits
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import OwnParameters, pyro_alone
@@ -37,7 +37,7 @@ def load_arviz() -> tuple[Any, bool]:
 
 @torch.no_grad()
 def to_arviz(
-    scores: DrawnLogits,
+    scores: PosteriorScores,
     draws: int = 500,
     entities: Sequence[str] | None = None,
     relations: Sequence[str] | None = None,
@@ -118,7 +118,7 @@ def _chosen(names: Sequence[str] | None, id_of: Callable[[str], int], count: int
     return torch.randperm(count)[: max(1, min(SYMBOLS, most))].sort().values
 
 
-def _some_facts(scores: DrawnLogits, number: int, observed: float | None) -> tuple[Tensor, Tensor]:
+def _some_facts(scores: PosteriorScores, number: int, observed: float | None) -> tuple[Tensor, Tensor]:
     """Distinct facts ``(head, relation, tail)``, shape ``(n, 3)``, and whether training holds them, ``(n,)``."""
     g = scores.graph
     size = g.num_entities
@@ -138,7 +138,7 @@ def _some_facts(scores: DrawnLogits, number: int, observed: float | None) -> tup
 
 
 def _posterior_draws(
-    scores: DrawnLogits, chosen: dict[str, Tensor], facts: Tensor, draws: int, seed: int
+    scores: PosteriorScores, chosen: dict[str, Tensor], facts: Tensor, draws: int, seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws of the chosen symbols' latents, ``(draws, n, d)``, of all other latents, and of the facts' logits."""
     logits = scores.fact_logits(facts, draws, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.graph import Graph
 from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
 from kgpyro.evaluation.calibration import Calibration, Recalibration
@@ -27,22 +25,10 @@ from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
 from kgpyro.posterior.answers import Answers
 from kgpyro.posterior.asked import Facts, fact_ids, query_ids, refuse_numbers
 from kgpyro.posterior.discovery import discovered
-from kgpyro.posterior.replay import Program
-from kgpyro.program.variational import Guide
 
 
 class Predictions(Answers):
     """Predictions of a graph's facts under a guide."""
-
-    def __init__(
-        self, graph: Graph, program: Program, guide: Guide | None, samples: Mapping[str, Tensor] | None = None
-    ):
-        super().__init__(graph, program, guide, samples)
-        self._thresholds: dict[int, Thresholds] = {}
-
-    def forget(self) -> None:
-        super().forget()
-        self._thresholds.clear()
 
     def discover(
         self,
@@ -373,12 +359,12 @@ class Predictions(Answers):
 
     def thresholds(self, draws: int = 100) -> Thresholds:
         """What answer sets are calibrated with, from the validation facts; cached."""
-        if draws not in self._thresholds:
-            self._say_what_is_watched()
-            g = self.graph
-            probabilities = partial(self.probabilities, draws=draws)
-            self._thresholds[draws] = Thresholds.of(probabilities, g.valid, g.training_queries, g.num_entities)
-        return self._thresholds[draws]
+
+        self._say_what_is_watched()
+        g, probabilities = self.graph, partial(self.probabilities, draws=draws)
+        make = partial(Thresholds.of, probabilities, g.valid, g.training_queries, g.num_entities)
+        found: Thresholds = self._cached("thresholds", draws, make)
+        return found
 
     def _say_what_is_watched(self) -> None:
         if self.config.get("early_stopping"):

@@ -61,7 +61,7 @@ class ShardedPosterior(Posterior):
         assert self.guide is not None
         q = self.guide.posterior("entity", anchor)
         entities, relations = self.guide.posterior("entity", ...), posterior_mean(self.guide.posterior("relation", ...))
-        both = both and self.one_probability
+        both = both and not self.kg.categorical
         own_rows = relations[self._latent_rows(row)]
         scores = self._read(posterior_mean(q), row, posterior_mean(entities), own_rows, both)
         own = self.share.own(anchor).nonzero().squeeze(-1)
