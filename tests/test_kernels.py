@@ -56,8 +56,8 @@ def naive(
         scores = intercept[:, None] - (query[:, None] - loc).norm(dim=-1)
     drawn = scores
     if log_scale is not None:
-        normal, signs = kernels._noise(query, E)
-        blocks = [normal[:, : min(3, E - 3 * i)] * signs[:, i, None] for i in range(3)]
+        noise = kernels._noise(query, 0, E)
+        blocks = [noise(3 * i, min(3, E - 3 * i)) for i in range(3)]
         drawn = scores + (query.square() @ (2 * log_scale).exp().mT).sqrt() * torch.cat(blocks, dim=1)
     summed = F.softplus(drawn)
     if kappa < 1:
@@ -146,8 +146,8 @@ def test_labels_between_0_and_1(local: bool) -> None:
 def test_noise_is_standard_normal_and_uncorrelated() -> None:
     draws = []
     for _ in range(4000):
-        normal, signs = kernels._noise(torch.zeros(1, D), E)
-        draws.append(torch.cat([normal[0, : min(3, E - 3 * i)] * signs[0, i] for i in range(3)]))
+        noise = kernels._noise(torch.zeros(1, D), 0, E)
+        draws.append(torch.cat([noise(3 * i, min(3, E - 3 * i))[0] for i in range(3)]))
     noise = torch.stack(draws)
     torch.testing.assert_close(noise.mean(0), torch.zeros(E), atol=0.08, rtol=0)
     torch.testing.assert_close(torch.cov(noise.T), torch.eye(E), atol=0.12, rtol=0)

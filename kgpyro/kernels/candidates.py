@@ -33,7 +33,8 @@ from kgpyro.kernels.gaussian import autocast_dtype, fast_exp
 BLOCK = 1536  # candidates at a time: with fewer, threads wait for each other more often; more leave the cache
 GPU_BLOCK = 1 << 15  # a GPU wants few and large launches
 FACTORS = 16  # of a product whose logarithm stands for as many softplus
-Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as score_blocks tells
+Block = tuple[int, Tensor, Tensor, Any, Any, Any]  # of candidates, as Walk.blocks tells
+Noise = Callable[[int, int], Tensor]
 
 
 def all_candidates_log_prob(
@@ -74,68 +75,160 @@ def all_candidates_log_prob(
     half = None if distance else autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         first, total = span or (0, len(loc))
-        normal, signs = (None, None) if log_scale is None else _noise(query, total)
-        seen = observed if len(observed) == 3 else (*observed, None)
-        facts = query, loc, log_scale, intercept, *seen, excluded, completeness, never_missing
-        return _AllCandidates.apply(*facts, normal, signs, half, first, distance, weight)
+        noise = None if log_scale is None else _noise(query, first, total)
+        walk = Walk(query, loc, log_scale, noise, half, distance, intercept, first)
+        rows, columns, labels = (*observed, None)[:3]
+        labels = torch.ones_like(rows, dtype=query.dtype) if labels is None else labels
+        facts = _Facts(walk, intercept, rows, columns, labels, excluded, completeness, never_missing)
+        return _AllCandidates.apply(query, loc, log_scale, intercept, weight, facts)
 
 
 def block_size(like: Tensor) -> int:
     return BLOCK if like.device.type == "cpu" else GPU_BLOCK
 
 
-def _noise(query: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
-    """A block of standard normals, shape ``(b, BLOCK)``, and signs ``(b, blocks)``.
+def _noise(query: Tensor, first: int, total: int) -> Noise:
+    """Standard normals of the scores of any block of candidates.
 
-    Every block of candidates takes the same normals under fresh signs: each score's noise is exactly standard normal,
-    any two of a query are uncorrelated, and a step draws ``b · BLOCK`` numbers instead of ``b · E``.
+    Every block takes the same normals under fresh signs: each score's noise is exactly standard normal, any two of a
+    query are uncorrelated, and a step draws ``b · BLOCK`` numbers instead of ``b · E``.
     """
     size = block_size(query)
-    b, blocks = len(query), -(-candidates // size)
-    normal = torch.randn(b, min(size, candidates), dtype=query.dtype, device=query.device)
-    if blocks == 1:
-        return normal, torch.ones_like(normal[:, :1])
-    return normal, torch.randint(0, 2, (b, blocks), device=query.device).to(query.dtype).mul_(2).sub_(1)
+    b, blocks = len(query), -(-total // size)
+    normal = torch.randn(b, min(size, total), dtype=query.dtype, device=query.device)
+    signs = torch.ones_like(normal[:, :1])
+    if blocks > 1:
+        signs = torch.randint(0, 2, (b, blocks), device=query.device).to(query.dtype).mul_(2).sub_(1)
+
+    def noise(start: int, count: int) -> Tensor:
+        block, place = divmod(first + start, size)
+        return normal[:, place : place + count] * signs[:, block, None]
+
+    return noise
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """The arguments of :func:`all_candidates_log_prob`, with the noise already drawn and the products' dtype."""
+class Walk:
+    """A walk over blocks of candidates. The arguments are as of :func:`all_candidates_log_prob`.
+
+    Attributes:
+        noise: standard normals ``(b, count)`` of the scores from candidate ``start`` on, where these are drawn.
+        half: the dtype of products; None for that of their factors.
+        first: the number of the first candidate among all.
+        per_nat: of the unit that scores are in, how many a nat has.
+    """
 
     query: Tensor
     loc: Tensor
     log_scale: Tensor | None
+    noise: Noise | None
+    half: torch.dtype | None
+    distance: bool
+    intercept: Tensor | None = None
+    first: int = 0
+    per_nat: float = 1.0
+
+    def blocks(self) -> Iterator[Block]:
+        """First candidate, scores ``(b, c)``, candidates; where scores are drawn, variances, deviation and noise; of
+        distances the distances for a deviation."""
+        half, scaled = self.half, not self.distance and self.per_nat != 1
+        query = self.query * self.per_nat if scaled else self.query
+        squares = query.square().sum(-1, keepdim=True) if self.distance else None
+        left, table = _cast(query, half), _cast(self.loc, half)
+        squared = None if self.log_scale is None else _cast(query.square(), half)
+        size = block_size(query)
+        for end in range(size - self.first % size, len(table) + size, size):  # of the blocks of all candidates
+            start = max(0, end - size)
+            part, distances = table[start:end], None
+            if squares is None:
+                scores = (left @ part.mT).to(query.dtype)
+            else:
+                distances = torch.addmm(squares + part.square().sum(-1), left, part.mT, alpha=-2)
+                rounding = 4 * torch.finfo(table.dtype).eps * squares  # what it leaves of 0
+                scores = distances.clamp_min_(rounding).sqrt_() * -self.per_nat
+            if self.intercept is not None:
+                scores.add_(self.intercept.unsqueeze(-1))
+            if self.log_scale is None or self.noise is None or squared is None:
+                yield start, scores, part, None, distances, None
+                continue
+            variance = _cast(fast_exp(self.log_scale[start:end], 2), half)
+            deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
+            noise = self.noise(start, len(part))
+            yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
+
+
+class ScoreGradients:
+    """The gradients of ``-Σ_bc weight_b p_bc s_bc`` for queries, candidates and log-scales, block after block.
+
+    ``p`` are taken for constants.
+    """
+
+    def __init__(self, walk: Walk, weight: Tensor):
+        self.walk, self.weight = walk, weight
+        query, half = walk.query, walk.half
+        weighted = query * -weight.unsqueeze(-1)
+        self.right = _cast(weighted, half)
+        self.d_query, self.d_loc = torch.zeros_like(query), torch.empty_like(walk.loc)
+        self.d_log_scale = None
+        if walk.log_scale is not None:
+            self.right_squared = _cast(walk.per_nat * weighted * query, half)
+            self.d_squared, self.d_log_scale = torch.zeros_like(query), torch.empty_like(walk.log_scale)
+
+    def subtract(self, p: Tensor, block: Block) -> None:
+        """Those of a block, given ``p`` of its scores, shape ``(b, c)``; its noise is overwritten."""
+        start, _, part, variance, deviation, noise = block
+        rows, walk = slice(start, start + len(part)), self.walk
+        if self.d_log_scale is not None:
+            slope = _cast(noise.mul_(p).div_(deviation), walk.half)  # 2 p ds/d variance, in nats
+            self.d_squared += slope @ variance
+            _product(slope.mT, self.right_squared, self.d_log_scale[rows]).mul_(variance)
+        if walk.distance:  # of which the gradient for u_b is Σ_c p_bc (u_b - h_c) / ‖u_b - h_c‖
+            p = p / deviation
+            self.d_query.addcmul_(walk.query, p.sum(-1, keepdim=True))
+        p = _cast(p, walk.half)
+        self.d_query -= p @ part
+        _product(p.mT, self.right, self.d_loc[rows])
+        if walk.distance:
+            self.d_loc[rows].addcmul_(part, (self.weight.to(p) @ p).unsqueeze(-1))
+
+    def total(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For ``query``, ``loc`` and ``log_scale``."""
+        if self.d_log_scale is not None:
+            self.d_query.addcmul_(self.walk.query, self.d_squared, value=-self.walk.per_nat)
+        self.d_query *= self.weight.unsqueeze(-1)
+        return self.d_query, self.d_loc, self.d_log_scale
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The likelihood of the facts whose scores a walk makes, their noise already drawn."""
+
+    walk: Walk
     intercept: Tensor
     rows: Tensor
     columns: Tensor
-    labels: Tensor | None
+    labels: Tensor
     excluded: Tensor | None
     completeness: float
     never_missing: Tensor | None
-    normal: Tensor | None
-    signs: Tensor | None
-    half: torch.dtype | None
-    first: int
-    distance: bool
 
     def value(self) -> Tensor:
         """``ℓ``, shape ``(b,)``."""
-        total = self._observed(self.loc.index_select(0, self.columns))
-        for start, scores, *_ in self._blocks():
+        total = self._observed(self.walk.loc.index_select(0, self.columns))
+        for start, scores, *_ in self.walk.blocks():
             drop(scores, start, None, self.excluded)
             total -= F.softplus(scores).sum(-1)
             if self.completeness < 1:
                 total += F.softplus(self._missing(scores, start)).sum(-1)
         return total
 
-    def value_and_gradients(self, weight: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
+    def value_and_gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """``ℓ``, and the gradients of ``Σ_b weight_b ℓ_b`` for query, loc, log_scale and intercept."""
-        answers = self.loc.index_select(0, self.columns)
+        answers = self.walk.loc.index_select(0, self.columns)
         total = self._observed(answers)
-        gradients = ScoreGradients(self.query, self.loc, self.log_scale, weight, self.half, self.distance)
-        labels = torch.ones_like(answers[:, 0]) if self.labels is None else self.labels
-        d_intercept = torch.zeros_like(self.intercept).index_add_(0, self.rows, labels)
-        for block in self._blocks():
+        gradients = ScoreGradients(self.walk, weight)
+        d_intercept = torch.zeros_like(self.intercept).index_add_(0, self.rows, self.labels)
+        for block in self.walk.blocks():
             start, scores, *_ = block
             drop(scores, start, None, self.excluded)
             missing = self._missing(scores, start) if self.completeness < 1 else None
@@ -148,41 +241,25 @@ class _Facts:
             d_intercept -= p.sum(-1)
             gradients.subtract(p, block)
         d_query, d_loc, d_log_scale = gradients.total()
-        to_loc, counted = self.query.index_select(0, self.rows), self.labels
-        to_query = answers
-        if self.distance:
+        to_loc, to_query = self.walk.query.index_select(0, self.rows), answers
+        if self.walk.distance:
             to_loc = F.normalize(to_loc - answers)
             to_query = -to_loc
-        if weight is not None:
-            d_intercept *= weight
-            counted = weight[self.rows] if counted is None else weight[self.rows] * counted
-        if counted is not None:
-            to_query, to_loc = (x * counted.unsqueeze(-1) for x in (to_query, to_loc))
-        d_query.index_add_(0, self.rows, to_query)
-        d_loc.index_add_(0, self.columns, to_loc)
-        return total, [d_query, d_loc, d_log_scale, d_intercept]
+        counted = (weight[self.rows] * self.labels).unsqueeze(-1)
+        d_query.index_add_(0, self.rows, to_query * counted)
+        d_loc.index_add_(0, self.columns, to_loc * counted)
+        return total, [d_query, d_loc, d_log_scale, d_intercept * weight]
 
     def _observed(self, answers: Tensor) -> Tensor:
         """``Σ_{c observed} (s_bc + log κ)`` without noise, shape ``(b,)``, given the observed candidates ``(p, d)``."""
-        queries = self.query[self.rows]
-        scores = -(queries - answers).norm(dim=-1) if self.distance else (queries * answers).sum(-1)
+        queries = self.walk.query[self.rows]
+        scores = -(queries - answers).norm(dim=-1) if self.walk.distance else (queries * answers).sum(-1)
         scores = scores + self.intercept[self.rows]
         if self.completeness < 1:
             scores += math.log(self.completeness)
             if self.never_missing is not None:
                 scores -= math.log(self.completeness) * (self.never_missing[self.rows] == self.columns)
-        scores = scores if self.labels is None else scores * self.labels
-        return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores)
-
-    def _blocks(self) -> Iterator[Block]:
-        def noise(start: int, part: Tensor) -> Tensor:
-            assert self.normal is not None and self.signs is not None
-            block, place = divmod(self.first + start, block_size(self.query))
-            return self.normal[:, place : place + len(part)] * self.signs[:, block, None]
-
-        return score_blocks(
-            self.query, self.loc, self.log_scale, noise, self.half, self.distance, self.intercept, self.first
-        )
+        return torch.zeros_like(self.intercept).index_add_(0, self.rows, scores * self.labels)
 
     def _missing(self, scores: Tensor, start: int) -> Tensor:
         """``s + log(1 - κ)`` of a block's facts, minus infinity where a fact is not missing."""
@@ -190,97 +267,6 @@ class _Facts:
         drop(missing, start, self.rows, self.columns)
         drop(missing, start, None, self.never_missing)
         return missing
-
-
-def score_blocks(
-    query: Tensor,
-    loc: Tensor,
-    log_scale: Tensor | None,
-    noise_of: Callable[[int, Tensor], Tensor],
-    half: torch.dtype | None,
-    distance: bool,
-    intercept: Tensor | None = None,
-    first: int = 0,
-    per_nat: float = 1.0,
-) -> Iterator[Block]:
-    """First candidate, scores ``(b, c)`` in a unit of which a nat has ``per_nat``, candidates; where scores are drawn,
-    variances, deviation, noise; of distances the distances for a deviation."""
-    squares = query.square().sum(-1, keepdim=True) if distance else None
-    query = query if distance or per_nat == 1 else query * per_nat
-    left, table = _cast(query, half), _cast(loc, half)
-    squared = None if log_scale is None else _cast(query.square(), half)
-    size = block_size(query)
-    for end in range(size - first % size, len(table) + size, size):  # of the blocks of all candidates
-        start = max(0, end - size)
-        part, distances = table[start:end], None
-        if squares is None:
-            scores = (left @ part.mT).to(query.dtype)
-        else:
-            distances = torch.addmm(squares + part.square().sum(-1), left, part.mT, alpha=-2)
-            rounding = 4 * torch.finfo(loc.dtype).eps * squares  # what it leaves of 0
-            scores = distances.clamp_min_(rounding).sqrt_() * -per_nat
-        if intercept is not None:
-            scores.add_(intercept.unsqueeze(-1))
-        if log_scale is None or squared is None:
-            yield start, scores, part, None, distances, None
-            continue
-        variance = _cast(fast_exp(log_scale[start:end], 2), half)
-        deviation = (squared @ variance.mT).to(scores.dtype).clamp_min_(1e-20).sqrt_()
-        noise = noise_of(start, part)
-        yield start, scores.addcmul_(deviation, noise), part, variance, deviation, noise
-
-
-class ScoreGradients:
-    """The gradients of ``-Σ_bc weight_b p_bc s_bc`` for queries, candidates and log-scales, block after block.
-
-    ``p`` are taken for constants. Scores may be in a unit of their own, of which a nat has ``per_nat``.
-    """
-
-    def __init__(
-        self,
-        query: Tensor,
-        loc: Tensor,
-        log_scale: Tensor | None,
-        weight: Tensor | None,
-        half: torch.dtype | None,
-        distance: bool,
-        per_nat: float = 1.0,
-    ):
-        self.query, self.weight, self.half, self.distance, self.per_nat = query, weight, half, distance, per_nat
-        weighted = -query if weight is None else query * -weight.unsqueeze(-1)
-        self.right = _cast(weighted, half)
-        self.d_query, self.d_loc = torch.zeros_like(query), torch.empty_like(loc)
-        if log_scale is None:
-            self.d_log_scale = None
-            return
-        self.right_squared = _cast(per_nat * weighted * query, half)
-        self.d_squared, self.d_log_scale = torch.zeros_like(query), torch.empty_like(log_scale)
-
-    def subtract(self, p: Tensor, block: Block) -> None:
-        """Those of a block, given ``p`` of its scores, shape ``(b, c)``; its noise is overwritten."""
-        start, _, part, variance, deviation, noise = block
-        rows = slice(start, start + len(part))
-        if self.d_log_scale is not None:
-            slope = _cast(noise.mul_(p).div_(deviation), self.half)  # 2 p ds/d variance, in nats
-            self.d_squared += slope @ variance
-            _product(slope.mT, self.right_squared, self.d_log_scale[rows]).mul_(variance)
-        if self.distance:  # of which the gradient for u_b is Σ_c p_bc (u_b - h_c) / ‖u_b - h_c‖
-            p = p / deviation
-            self.d_query.addcmul_(self.query, p.sum(-1, keepdim=True))
-        p = _cast(p, self.half)
-        self.d_query -= p @ part
-        _product(p.mT, self.right, self.d_loc[rows])
-        if self.distance:
-            summed = p.sum(0) if self.weight is None else self.weight.to(p) @ p
-            self.d_loc[rows].addcmul_(part, summed.unsqueeze(-1))
-
-    def total(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """For ``query``, ``loc`` and ``log_scale``."""
-        if self.d_log_scale is not None:
-            self.d_query.addcmul_(self.query, self.d_squared, value=-self.per_nat)
-        if self.weight is not None:
-            self.d_query *= self.weight.unsqueeze(-1)
-        return self.d_query, self.d_loc, self.d_log_scale
 
 
 def _cast(x: Tensor, half: torch.dtype | None) -> Tensor:
@@ -320,16 +306,15 @@ class _AllCandidates(torch.autograd.Function):
     """Value and, of a weighted sum, its gradients in ``forward``; without weights these wait for ``backward``'s."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *given, weight = arguments
-        ctx.facts, ctx.gradients = _Facts(*given), None
-        if weight is None:
-            return ctx.facts.value()
-        if any(ctx.needs_input_grad):
-            value, ctx.gradients = ctx.facts.value_and_gradients(weight)
+    def forward(
+        ctx: Any, query: Tensor, loc: Tensor, log_scale: Any, intercept: Tensor, weight: Tensor | None, facts: _Facts
+    ) -> Tensor:
+        ctx.facts, ctx.gradients = facts, None
+        if weight is None or not any(ctx.needs_input_grad):
+            value = facts.value()
         else:
-            value = ctx.facts.value()
-        return (value * weight).sum()
+            value, ctx.gradients = facts.value_and_gradients(weight)
+        return value if weight is None else (value * weight).sum()
 
     @staticmethod
     @once_differentiable
@@ -339,4 +324,4 @@ class _AllCandidates(torch.autograd.Function):
             _, gradients = ctx.facts.value_and_gradients(upstream)
         else:
             gradients = [None if g is None else g.mul_(upstream) for g in gradients]
-        return (*gradients, *[None] * 12)
+        return *gradients, None, None

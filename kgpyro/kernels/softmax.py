@@ -7,14 +7,13 @@ derivative of the normaliser, ``softmax(s_b)_c``, takes a second walk, with the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kgpyro.kernels.candidates import Block, ScoreGradients, block_size, drop, score_blocks
+from kgpyro.kernels.candidates import ScoreGradients, Walk, block_size, drop
 from kgpyro.kernels.gaussian import autocast_dtype
 
 
@@ -35,55 +34,40 @@ def log_normaliser(
     device = query.device.type
     half = None if distance else autocast_dtype(device)
     seed = 0 if log_scale is None else int(torch.randint(1 << 62, ()))
+    first, total = span or (0, len(loc))
+
+    def noise(start: int, count: int) -> Tensor:
+        size = block_size(query)
+        place = (first + start) % size
+        begin = first + start - place
+        generator = torch.Generator(query.device).manual_seed(seed + begin)
+        shape = len(query), min(size, total - begin)
+        found = torch.randn(shape, generator=generator, dtype=query.dtype, device=query.device)
+        return found[:, place : place + count]
+
     with torch.autocast(device, enabled=False):
-        return _LogNormaliser.apply(query, loc, log_scale, excluded, seed, half, span or (0, len(loc)), distance)
+        walk = Walk(query, loc, log_scale, noise, half, distance, None, first, 1 / math.log(2))  # with scores in bits
+        return _LogNormaliser.apply(query, loc, log_scale, walk, excluded)
 
 
 class _LogNormaliser(torch.autograd.Function):
     """A walk over the candidates in ``forward``, and one in ``backward``."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        loc: Tensor,
-        log_scale: Tensor | None,
-        excluded: Tensor | None,
-        seed: int,
-        half: torch.dtype | None,
-        span: tuple[int, int],
-        distance: bool,
-    ) -> Tensor:
-        first, every = span
-
-        def noise(start: int, part: Tensor) -> Tensor:
-            size = block_size(query)
-            place = (first + start) % size
-            begin = first + start - place
-            generator = torch.Generator(query.device).manual_seed(seed + begin)
-            shape = len(query), min(size, every - begin)
-            found = torch.randn(shape, generator=generator, dtype=query.dtype, device=query.device)
-            return found[:, place : place + len(part)]
-
-        def walk() -> Iterator[Block]:  # with scores in bits
-            for block in score_blocks(query, loc, log_scale, noise, half, distance, None, first, 1 / math.log(2)):
-                drop(block[1], block[0], None, excluded)
-                yield block
-
+    def forward(ctx: Any, query: Tensor, loc: Tensor, log_scale: Any, walk: Walk, excluded: Tensor | None) -> Tensor:
         top, total = torch.full_like(query[:, :1], torch.finfo(query.dtype).min), torch.zeros_like(query[:, :1])
-        for _, scores, *_ in walk():
+        for start, scores, *_ in walk.blocks():
+            drop(scores, start, None, excluded)
             before, top = top, torch.maximum(top, scores.amax(-1, keepdim=True))
             total.mul_((before - top).exp2_()).add_(scores.sub_(top).exp2_().sum(-1, keepdim=True))
-        bits = total.log2_().add_(top)
-        ctx.save_for_backward(query, loc, log_scale, bits)
-        ctx.walk, ctx.half, ctx.distance = walk, half, distance
-        return bits.squeeze(-1) * math.log(2)
+        ctx.walk, ctx.excluded, ctx.bits = walk, excluded, total.log2_().add_(top)
+        return ctx.bits.squeeze(-1) * math.log(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, loc, log_scale, bits = ctx.saved_tensors
-        gradients = ScoreGradients(query, loc, log_scale, -upstream, ctx.half, ctx.distance, 1 / math.log(2))
-        for block in ctx.walk():
-            gradients.subtract(block[1].sub_(bits).exp2_(), block)
-        return *gradients.total(), None, None, None, None, None
+        gradients = ScoreGradients(ctx.walk, -upstream)
+        for block in ctx.walk.blocks():
+            drop(block[1], block[0], None, ctx.excluded)
+            gradients.subtract(block[1].sub_(ctx.bits).exp2_(), block)
+        return *gradients.total(), None, None

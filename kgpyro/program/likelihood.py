@@ -155,9 +155,14 @@ class AllCandidates(TorchDistribution):
     @property
     def true_logits(self) -> Tensor:
         """``φ + b``, the log-odds that a fact is true, ``(*, b, E)``."""
+        return self.scores + self.given.intercept.unsqueeze(-1)
+
+    @property
+    def scores(self) -> Tensor:
+        """``φ`` of all candidates, ``(*, b, E)``."""
         g = self.given
         scores = g.score.candidates(g.anchor.values, g.relation.values, g.candidate.values, g.reverse)
-        return (scores + g.intercept.unsqueeze(-1)).expand(self.batch_shape + self.event_shape)
+        return scores.expand(self.batch_shape + self.event_shape)
 
     @property
     def logits(self) -> Tensor:
@@ -171,18 +176,18 @@ class AllCandidates(TorchDistribution):
         return self.logits.sigmoid()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self.estimator == "plain":
-            logits = self.logits
-            return -F.binary_cross_entropy_with_logits(
-                logits, value.to(logits).expand_as(logits), reduction="none"
-            ).sum(-1)
-        return self._fused(value, None)
+        return self._plain(value) if self.estimator == "plain" else self._fused(value, None)
 
     def weighted_log_prob(self, value: Tensor, weight: Tensor) -> Tensor:
         """``Σ_b weight_b log p(value_b)``, value and gradients in one walk where the estimator has one."""
         if self.estimator == "plain":
-            return (self.log_prob(value) * weight).sum()
+            return (self._plain(value) * weight).sum()
         return self._fused(value, weight.expand(self.batch_shape))
+
+    def _plain(self, value: Tensor) -> Tensor:
+        logits = self.logits
+        labels = value.to(logits).expand_as(logits)
+        return -F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(-1)
 
     def _fused(self, value: Tensor, weight: Tensor | None) -> Tensor:
         """The log-probabilities ``(b,)``, or their weighted sum."""
@@ -195,8 +200,8 @@ class AllCandidates(TorchDistribution):
                 query, loc, log_scale, g.intercept, observed, None, *missing, not g.score.linear
             )
         # a self-loop's score is the anchor's with itself, so the walk goes without it
-        score = g.score.compare(query, self._anchor) + g.intercept
-        labels, loops = (torch.ones_like(rows, dtype=score.dtype) if labels is None else labels), columns == own[rows]
+        score, loops = g.score.compare(query, self._anchor) + g.intercept, columns == own[rows]
+        labels = torch.ones_like(rows, dtype=score.dtype) if labels is None else labels
         hit = torch.zeros_like(score).index_add(0, rows, labels * loops)
         observed = rows, columns, labels.masked_fill(loops, 0.0)
         total = all_candidates_log_prob(query, loc, log_scale, g.intercept, observed, own, *missing)
@@ -243,20 +248,11 @@ class Answers(AllCandidates):
         return log_p - (-torch.expm1(log_p)).log()
 
     @property
-    def scores(self) -> Tensor:
-        """``φ`` of all candidates, ``(*, b, E)``."""
-        g = self.given
-        scores = g.score.candidates(g.anchor.values, g.relation.values, g.candidate.values, g.reverse)
-        return scores.expand(self.batch_shape + self.event_shape)
-
-    @property
     def mean(self) -> Tensor:
         return self.scores.softmax(-1)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self.estimator == "plain":
-            return (value * self.scores.log_softmax(-1)).sum(-1)
-        return self._fused(value, None)
+    def _plain(self, value: Tensor) -> Tensor:
+        return (value * self.scores.log_softmax(-1)).sum(-1)
 
     def _fused(self, value: Tensor, weight: Tensor | None) -> Tensor:
         rows, columns, labels = observed_of(value)
