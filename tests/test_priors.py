@@ -436,7 +436,7 @@ def test_priors_at_work_check_nothing(prior: PriorLike) -> None:
     found = resolve_prior(prior)
     like, values = torch.zeros(()), {key: torch.ones(3, 1) for key in found.unknown}
     made = [found.distribution(EVEN, like, values)]
-    if not found._build(EVEN).event_shape:
+    if not found.build(EVEN).event_shape:
         made.append(found.value((3, 1), like, values))
     assert not [p for p in distributions_in(made) if p._validate_args]
     assert not isinstance(prior, dist.Normal) or prior._validate_args

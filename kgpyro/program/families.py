@@ -85,8 +85,8 @@ class PowerSpherical(power_spherical.PowerSpherical, TorchDistributionMixin):
         return self.loc * self.base_dist.marginal_t.mean.unsqueeze(-1)
 
     @property
-    def coordinate_variance(self) -> Tensor:
-        """The diagonal of the covariance (De Cao & Aziz 2020, equation 15), shape ``(*batch, d)``."""
+    def variance(self) -> Tensor:
+        """Of each coordinate, ``(*batch, d)``: the diagonal of De Cao & Aziz 2020, equation 15."""
         t = self.base_dist.marginal_t
         alpha, beta = t.base_dist.concentration1, t.base_dist.concentration0
         ratio = ((alpha + beta) / (2 * beta)).unsqueeze(-1)
@@ -95,9 +95,6 @@ class PowerSpherical(power_spherical.PowerSpherical, TorchDistributionMixin):
 
 class ProjectedNormal(dist.ProjectedNormal):
     """Pyro's, with a density in every dimension: the direction of a draw from ``N(concentration, 1)`` in ``R^d``."""
-
-    def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> ProjectedNormal:
-        return ProjectedNormal(self.concentration.expand(*batch_shape, -1), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``log ∫ N(r x | c, 1) r^{d-1} dr``, by the trapezoid rule around the integrand's mode, shape ``(*)``."""
@@ -139,11 +136,10 @@ def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> 
     return q.entropy().to(p.loc) - p.entropy()
 
 
-def is_gaussian(distribution: Any) -> bool:
+def is_gaussian(fn: Any) -> bool:
     """Whether a distribution is a table of independent Normals, shape ``(n, d)``."""
-    if not isinstance(distribution, dist.Independent) or not isinstance(distribution.base_dist, dist.Normal):
-        return False
-    return len(distribution.batch_shape) == len(distribution.event_shape) == 1
+    normal = isinstance(fn, dist.Independent) and isinstance(fn.base_dist, dist.Normal)
+    return normal and len(fn.batch_shape) == len(fn.event_shape) == 1
 
 
 def log_scale_of(normal: dist.Normal) -> Tensor:
@@ -276,8 +272,6 @@ def posterior_mean(q: TorchDistribution) -> Tensor:
 
 def posterior_variance(q: TorchDistribution) -> Tensor:
     """The variance of each coordinate, shape ``(*, d)``: in closed form, else as :func:`_pushed_moments`."""
-    if isinstance(q, PowerSpherical):
-        return q.coordinate_variance
     try:
         return q.variance
     except NotImplementedError:

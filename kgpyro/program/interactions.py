@@ -250,12 +250,13 @@ def _pykeen_score(name: str) -> TripleScore:
         raise InputError(f"score pykeen:{name} needs settings of its own ({error}).") from error
     if any(p.numel() for p in module.parameters()):
         raise InputError(f"score pykeen:{name} has weights of its own, which no prior covers; use one without weights.")
-    if len(module.entity_shape) != 1 or len(module.relation_shape) != 1:
-        raise InputError(f"score pykeen:{name} needs several vectors per entity or relation; only one is supported.")
-    (entity_shape,), (relation_shape,) = module.entity_shape, module.relation_shape
-    if entity_shape != "d" or set(relation_shape) != {"d"}:
-        raise InputError(f"score pykeen:{name} has latents of shape {entity_shape!r}, {relation_shape!r}; need 'd'.")
-    matrix = len(relation_shape) == 2
+    shapes = tuple(module.entity_shape), tuple(module.relation_shape)
+    if shapes not in ((("d",), ("d",)), (("d",), ("dd",))):
+        raise InputError(
+            f"score pykeen:{name} needs several vectors per entity or relation, or of several lengths ({shapes}); "
+            f"only one of `dim` is supported."
+        )
+    matrix = shapes[1] == ("dd",)
 
     def interaction(head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
         relation = _as_matrix(relation) if matrix else relation

@@ -36,8 +36,9 @@ class N3(TorchDistribution):
         return N3(self.strength.expand(batch_shape), validate_args=False)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        sign = torch.randint(2, self._extended_shape(sample_shape), device=self.strength.device) * 2 - 1
-        return sign * _cube_root_of_gamma(1 / 3, self.strength, self._extended_shape(sample_shape))
+        shape = self._extended_shape(sample_shape)
+        sign = torch.randint(2, shape, device=self.strength.device) * 2 - 1
+        return sign * _cube_root_of_gamma(1 / 3, self.strength, shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         rate = self.strength / 3
@@ -112,10 +113,9 @@ def _kl_normal_n3(q: torch.distributions.Normal, p: N3) -> Tensor:
 
 def expected_cubes(mean: Tensor, scale: Tensor) -> Tensor:
     """``E|x|³`` of Gaussians."""
-    m, s = mean, scale
-    ratio = m / (math.sqrt(2) * s)
-    cube = m * (m.square() + 3 * s.square()) * ratio.erf()
-    return cube + math.sqrt(2 / math.pi) * s * (m.square() + 2 * s.square()) * (-ratio.square()).exp()
+    ratio = mean / (math.sqrt(2) * scale)
+    cube = mean * (mean.square() + 3 * scale.square()) * ratio.erf()
+    return cube + math.sqrt(2 / math.pi) * scale * (mean.square() + 2 * scale.square()) * (-ratio.square()).exp()
 
 
 def expected_radii_cubed(mean: Tensor, scale: Tensor) -> Tensor:

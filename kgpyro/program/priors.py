@@ -17,7 +17,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import pyro.distributions as dist
@@ -66,6 +66,7 @@ class Unknown:
         return {"all": (), "dim": (size,), "symbol": (count, 1)}[self.per]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Prior:
     """A prior over latents, given as a distribution for each length of latent.
 
@@ -73,19 +74,14 @@ class Prior:
     latent's length.
 
     Attributes:
+        build: the distribution, from the length of the latent and the values of unknown parameters by name.
         text: how to write it on the command line; None for a Python object that cannot be written so.
         unknown: the parameters that are learned or have priors of their own, by name.
     """
 
-    def __init__(
-        self,
-        build: Callable[..., TorchDistributionMixin],
-        text: str | None,
-        unknown: Mapping[str, Unknown] | None = None,
-    ):
-        self._build = build
-        self.text = text
-        self.unknown = dict(unknown or {})
+    build: Callable[..., TorchDistributionMixin]
+    text: str | None
+    unknown: Mapping[str, Unknown] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Prior({self.text or 'a Python object'})"
@@ -115,7 +111,7 @@ class Prior:
         Raises InputError where the distribution is no prior: batched, discrete, not reparameterisable, without a
         density, or of another length.
         """
-        base = self._build(size, **values) if values else self._build(size)
+        base = self.build(size, **(values or {}))
         _check_usable(base, self.text)
         base = base if like is None else _like(base, like)
         if base.event_shape == ():
@@ -132,7 +128,7 @@ class Prior:
 
     def value(self, shape: tuple[int, ...], like: Tensor, values: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """This prior as that of a parameter of another, event shape ``shape``."""
-        base = _like(self._build(1, **values), like)
+        base = _like(self.build(1, **values), like)
         if base.event_shape:
             raise InputError(f"prior {self!r} of a parameter must be univariate.")
         base = _expanded(base, shape).to_event(len(shape))
@@ -162,12 +158,10 @@ def resolve_prior(prior: PriorLike) -> Prior:
             given = import_dotted(prior, "prior")
             if isinstance(given, str):
                 raise InputError(f"prior {prior} is a string, not a distribution.")
-            found = resolve_prior(given)
-            return Prior(found._build, prior, found.unknown)
+            return replace(resolve_prior(given), text=prior)
         return _parse(prior)
     if isinstance(prior, type) and issubclass(prior, TorchDistributionMixin):
-        cls = prior
-        return Prior(lambda size: construct(cls, {}, cls.__name__, size), None)
+        return Prior(lambda size: construct(prior, {}, prior.__name__, size), None)
     if callable(prior):
         return Prior(prior, None)
     raise InputError(f"a prior is a name, a call such as laplace(scale=0.5), or a Pyro distribution; got {prior!r}.")
@@ -261,17 +255,13 @@ def _unknown(cls: Any, standard: Any, key: str, value: tuple[str, Any], text: st
             raise InputError(f"prior {text}: {key} cannot start at {start:g}.")
         return Unknown(per, constraint, start)
     support = what.family(1).support
-    if constraint is constraints.positive and support is not constraints.positive and not _positive(support):
+    if constraint is constraints.positive and float(getattr(support, "lower_bound", -1.0)) < 0:
         raise InputError(f"prior {text}: {key} is positive, but {what.text} is not; half_cauchy or gamma would be.")
     if wrong := [u.per for u in what.unknown.values() if u.per not in ("all", per)]:
         raise InputError(
             f"prior {text}: {what.text} is per {wrong[0]}, but {key} is not; write per_{wrong[0]}({what.text})."
         )
     return Unknown(per, constraint, start, what)
-
-
-def _positive(support: Any) -> bool:
-    return float(getattr(support, "lower_bound", -1.0)) >= 0
 
 
 # ---- building -------------------------------------------------------------------------------------------------------

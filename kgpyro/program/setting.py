@@ -143,11 +143,11 @@ class Setting(nn.Module):
         self.num_entities, self.num_relations, self.score = num_entities, num_relations, score
         self.relations = num_relations if relations is None else relations
         self.entity_size, self.relation_size = score.sizes(dim)
-        given = {"entity": entity_prior, "relation": relation_prior}
-        self.families: dict[str, Family] = {kind: prior.family(self.size(kind)) for kind, prior in given.items()}
-        self.symbol_priors = nn.ModuleDict(
-            {kind: SymbolPrior(kind, prior, self.count(kind), self.size(kind)) for kind, prior in given.items()}
-        )
+        self.families: dict[str, Family] = {}
+        self.symbol_priors = nn.ModuleDict()
+        for kind, prior in (("entity", entity_prior), ("relation", relation_prior)):
+            self.families[kind] = prior.family(self.size(kind))
+            self.symbol_priors[kind] = SymbolPrior(kind, prior, self.count(kind), self.size(kind))
         self.register_buffer("base_rate", torch.zeros(()))
         self.register_buffer("start", torch.zeros(self.relations), persistent=False)
         self.features: Tensor | None = None
