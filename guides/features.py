@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import EllipsisType
 
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from kgpyro.errors import InputError
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.guides.mlp import Network
+from kgpyro.program.plates import Symbols
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide, Site
 
@@ -36,7 +36,7 @@ class Features(Guide):
         self.network = Network(kg.features.shape[1], hidden, kg, "entity")
         self.relation = LookupTable.of(kg, "relation")
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         if kind == "relation":
             return self.families[kind](*self.relation(symbols))
         return self.families[kind](*self.network((self.features[symbols] - self.centre) / self.spread))

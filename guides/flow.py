@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import EllipsisType
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import nn
 
 from kgpyro.guides.lookup import LookupTable
+from kgpyro.program.plates import Symbols
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide, Site
 
@@ -31,7 +31,7 @@ class Flow(Guide):
             self.tables[kind] = LookupTable.of(kg, kind)
             self.couplings[kind] = nn.ModuleList([_coupling(size, hidden) for _ in range(layers if size > 1 else 0)])
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         loc, log_scale = self.tables[kind](symbols)
         swap = torch.arange(loc.shape[-1], device=loc.device).flip(0)
         couplings = list(self.couplings[kind].children())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import EllipsisType
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from kgpyro.program.owners import RowsOf
+from kgpyro.program.plates import Symbols
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide, Site
 
@@ -34,7 +34,7 @@ class LookupTable(nn.Module):
         family, size = kg.family(kind), kg.size(kind)
         return cls(kg.new_table(kind, family.loc_size(size)), family.scale_size(size), kg.rows_of(kind))
 
-    def forward(self, symbols: Tensor | EllipsisType) -> tuple[Tensor, Tensor]:
+    def forward(self, symbols: Symbols) -> tuple[Tensor, Tensor]:
         return self.rows_of(self.loc, symbols), self.rows_of(self.log_scale, symbols)
 
 
@@ -45,6 +45,6 @@ class Lookup(Guide):
         super().__init__(kg, sites)
         self.entity, self.relation = LookupTable.of(kg, "entity"), LookupTable.of(kg, "relation")
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         table = self.entity if kind == "entity" else self.relation
         return self.families[kind](*table(symbols))

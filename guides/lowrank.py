@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import EllipsisType
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import nn
 
 from kgpyro.guides.lookup import LookupTable
 from kgpyro.program.owners import RowsOf
+from kgpyro.program.plates import Symbols
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide, Site
 
@@ -29,7 +29,7 @@ class LowRank(Guide):
             size = family.loc_size(kg.size(kind))
             self.factors[kind] = nn.Parameter(0.1 * torch.randn(kg.count(kind), size * rank) / (size * rank) ** 0.5)
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         loc, log_scale = self.tables[kind](symbols)
         factors = self.rows_of(self.factors[kind], symbols).unflatten(-1, (loc.shape[-1], -1))
         with torch.autocast(loc.device.type, enabled=False):  # in half precision I + WᵀW is hardly positive definite

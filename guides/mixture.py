@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import EllipsisType
 
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import nn
 
 from kgpyro.guides.lookup import LookupTable
+from kgpyro.program.plates import Symbols
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide, Site
 
@@ -27,6 +27,6 @@ class Mixture(Guide):
         self.entity = nn.ModuleList(LookupTable.of(kg, "entity") for _ in range(members))
         self.relation = nn.ModuleList(LookupTable.of(kg, "relation") for _ in range(members))
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         tables = self.entity if kind == "entity" else self.relation
         return self.families[kind](*tables[self.member](symbols))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import EllipsisType
 
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from kgpyro.program.owners import RowsOf
+from kgpyro.program.plates import Symbols
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide, Site
 
@@ -44,6 +44,6 @@ class MLP(Guide):
             self.embeddings[kind] = nn.Embedding(kg.count(kind), width)
             self.networks[kind] = Network(width, hidden, kg, kind)
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         inputs = self.rows_of(self.embeddings[kind].get_parameter("weight"), symbols)
         return self.families[kind](*self.networks[kind](inputs))

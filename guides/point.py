@@ -7,16 +7,16 @@ usual embedding model, with or without its regulariser. What is reported is a lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import EllipsisType
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import biject_to
 
 from kgpyro.program.families import posterior_mean
+from kgpyro.program.plates import Symbols
 from kgpyro.program.setting import Setting
 from kgpyro.program.variational import Guide, Site
 
@@ -42,6 +42,6 @@ class Point(Guide):
         for site in self.fields:
             self.field(site).loc.copy_(guide.field(site).loc)
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         loc = self.rows_of[kind](self.tables[kind], symbols)
         return dist.Delta(self.families[kind].onto_support(loc)).to_event(1)

@@ -1,15 +1,4 @@
-"""Posterior families: which distribution a guide samples at a site whose prior has a given support.
-
-A family turns a location and a log-scale, both unconstrained, into a distribution on the support:
-
-| support of the prior | posterior family |
-|---|---|
-| real | Normal |
-| positive | LogNormal |
-| any other interval or half line | a Normal pushed through ``biject_to(support)`` |
-| the simplex | a Normal of one coordinate less, pushed through stick-breaking |
-| the unit sphere | power spherical (De Cao & Aziz 2020) |
-"""
+"""Posterior families: which distribution a guide samples at a site whose prior has a given support."""
 
 from __future__ import annotations
 

@@ -59,12 +59,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Given:
-    """What the likelihood of a batch is given: latents by their tables, the symbols, and what a fact's score is.
+    """What the likelihood of a batch is given.
 
     Attributes:
-        score: the scoring function.
-        anchor: latents of the queries' given ends, ``(b, d_e)``.
-        relation: latents of the queries' relations, ``(b, d_r)``.
+        anchor, relation: latents of the queries' given ends, ``(b, d_e)``, and relations, ``(b, d_r)``.
         candidate: latents of the facts' other ends: ``(n, d_e)``, or ``(E, d_e)`` where every query meets them all.
         intercept: log-odds of each query's relation, shape ``(b,)``.
         reverse: which queries ask for heads, ``(b,)``, bool; None for none.
@@ -89,12 +87,7 @@ class Given:
 
 
 class SingleFacts(dist.Bernoulli):
-    """Labels of single facts, ``y ~ Bernoulli(κ sigmoid(φ + b))``, batch shape ``(n,)``.
-
-    Attributes:
-        given: :class:`Given`.
-        true_logits: the log-odds that a fact is true, ``(n,)``; where ``κ`` is 1 these are ``logits``.
-    """
+    """Labels of single facts, ``y ~ Bernoulli(κ sigmoid(φ + b))``; ``true_logits`` are ``φ + b``. All ``(n,)``."""
 
     def __init__(self, given: Given):
         self.given = given
@@ -124,10 +117,6 @@ class AllCandidates(TorchDistribution):
 
     ``shared`` takes inner products and Euclidean distances, ``local`` inner products with a table that a guide has yet
     to draw; elsewhere an estimator is the one before it.
-
-    Args:
-        given: :class:`Given`.
-        estimator: ``local``, ``shared`` or ``plain``.
     """
 
     support: constraints.Constraint = constraints.independent(constraints.boolean, 1)

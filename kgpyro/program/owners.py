@@ -73,12 +73,9 @@ class Share:
             distributed.barrier()
 
     def lookup(self, table: Tensor, ids: Tensor, sparse: bool = True) -> Tensor:
-        """Rows of a table that is spread, ``(n, d), (m,) -> (m, d)``; each process may ask for others.
+        """Rows ``(m, d)`` of any entities ``(m,)``, from a table of which this process has its own ones.
 
-        Args:
-            table: this process's rows.
-            ids: of any entities.
-            sparse: whether the table's gradient should hold only the rows that were asked for.
+        ``sparse`` is whether the table's gradient should hold only the rows that were asked for.
         """
         return _Lookup.apply(table, ids, self, sparse)
 
@@ -151,9 +148,7 @@ def _uniform(key: int, ids: Tensor, like: Tensor) -> Tensor:
 class RowsOf:
     """Looks up symbols in a table of a row for each, ``(n, d), (m,) -> (m, d)``; of ``...`` it is the table.
 
-    Attributes:
-        sparse: whether the table's gradient should hold only the rows that were asked for.
-        share: where processes share the table, what this one owns.
+    The table's gradient has only these rows if it is ``sparse``. Where processes ``share`` it, each has its own.
     """
 
     sparse: bool

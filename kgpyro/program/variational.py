@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import EllipsisType
 from typing import Any, cast
 
 import pyro
@@ -24,7 +23,7 @@ from torch.distributions import transform_to
 
 from kgpyro.errors import InputError
 from kgpyro.program.families import family_for
-from kgpyro.program.plates import Batch
+from kgpyro.program.plates import Batch, Symbols
 from kgpyro.program.setting import Setting
 
 PER_FACT = ("fact_heads", "fact_relations", "fact_tails")  # plates of a batch whose latents are of facts
@@ -180,7 +179,7 @@ class Guide(nn.Module):
         finally:
             _MEMBER.reset(token)
 
-    def posterior(self, kind: str, symbols: Tensor | EllipsisType) -> TorchDistribution:
+    def posterior(self, kind: str, symbols: Symbols) -> TorchDistribution:
         """``q(h | symbols)`` for ids of a kind: batch shape ``(n,)``, event shape ``(d,)``."""
         raise NotImplementedError
 
@@ -239,7 +238,7 @@ class MeanField(nn.Module):
         if not point:
             self.log_scale = nn.Parameter(torch.full_like(loc, -1.0))
 
-    def forward(self, ids: Tensor | EllipsisType = ...) -> TorchDistribution:
+    def forward(self, ids: Symbols = ...) -> TorchDistribution:
         """The posterior at the site, or of the rows of these symbols."""
         loc = self.loc[ids]
         if self.point:
