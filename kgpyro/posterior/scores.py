@@ -150,14 +150,18 @@ class PosteriorScores(Draws):
         own = replayed_logits(self.program, self.guide, values, anchor, row, number)
         if not both or self.kg.categorical:
             return own
-        everyone = torch.arange(self.graph.num_entities, device=self.device)
+        size = self.graph.num_entities
+        everyone = torch.arange(size, device=self.device)  # each candidate is the anchor of the other reading
         asked, place = torch.unique(self.other(row), return_inverse=True)
-        read = torch.empty_like(own)
-        for i, relation in enumerate(asked):  # every candidate as the anchor of the other reading
-            mine = (place == i).nonzero()
-            for part in everyone.split(max(1, 4 * AT_ONCE // len(everyone))):
-                back = replayed_logits(self.program, self.guide, values, part, relation.expand(len(part)), number)
-                read[mine, part] = back[:, anchor[mine.squeeze(1)]].T
+        read, few = torch.empty_like(own), max(1, AT_ONCE // (size * size * self.kg.entity_size))
+        for first in range(0, len(asked), few):
+            rows = asked[first : first + few]
+            mine = ((place >= first) & (place < first + few)).nonzero().squeeze(1)
+            for part in everyone.split(max(1, 4 * AT_ONCE // size)):
+                asked_of = part.repeat(len(rows)), rows.repeat_interleave(len(part))
+                back = replayed_logits(self.program, self.guide, values, *asked_of, number)
+                back = back.unflatten(0, (len(rows), len(part)))[place[mine] - first, :, anchor[mine]]
+                read[mine[:, None], part] = back
         return (own + read) / 2
 
     def _latent_rows(self, row: Tensor) -> Tensor:
