@@ -31,8 +31,7 @@ def gaussian_draw(loc: Tensor, log_scale: Tensor) -> Tensor:
 def gaussian_kl(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
     """``KL(N(loc, exp(log_scale)²) ‖ N(prior_loc, prior_scale²))`` over the last dimension, ``(n, d) -> (n,)``.
 
-    The textbook formula, in one pass over blocks of rows, without intermediate tables. The prior's parameters broadcast
-    with the tables; expanded ones cost no memory.
+    In one pass over blocks of rows. The prior's parameters broadcast with the tables; expanded ones cost no memory.
     """
     return _Gaussian.apply(loc, log_scale, _compact(prior_loc), _compact(prior_scale), False)[1]
 

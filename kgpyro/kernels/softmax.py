@@ -27,9 +27,8 @@ def log_normaliser(
 ) -> Tensor:
     """``log Σ_c exp s_bc`` over all candidates, shape ``(b,)``.
 
-    Arguments are as of :func:`kgpyro.kernels.candidates.all_candidates_log_prob`. It is no sum of terms that hang on
-    one score each, so that all scores drawn here are independent: each walk draws the noise of a block anew, by its
-    seed.
+    Arguments are as of :func:`kgpyro.kernels.candidates.all_candidates_log_prob`. It is no sum of terms of one score
+    each, so that all scores drawn here are independent: each walk draws the noise of a block anew, by its seed.
     """
     device = query.device.type
     half = None if distance else autocast_dtype(device)

@@ -133,11 +133,9 @@ class Score:
 
 @dataclass(frozen=True)
 class TripleScore(Score):
-    """A scoring function known only in triple form, compared with the candidates block by block.
+    """A scoring function known only in triple form, compared with the candidates in blocks of ``block`` numbers.
 
-    Attributes:
-        function: ``(h, r, t) -> φ``, broadcasting over leading dimensions, the last one the latents'.
-        block: largest number of latent values compared at once.
+    Its ``function`` is ``(h, r, t) -> φ``, broadcasting over leading dimensions, the last one the latents'.
     """
 
     tail_query: Any = None

@@ -21,10 +21,9 @@ T = TypeVar("T", bound="Lazy")
 
 
 class Lazy(Tensor):
-    """A tensor whose shape, dtype and device are known, and whose values are made at its first use.
+    """A tensor whose shape, dtype and device are known, and whose values are made when PyTorch computes with it.
 
-    Whatever PyTorch computes with it sees an ordinary tensor (``__torch_function__``); who knows it can ask it for what
-    it stands for, without having it made.
+    Who knows it can ask it for what it stands for, without having it made.
     """
 
     _made: Tensor | None = None

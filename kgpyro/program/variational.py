@@ -211,13 +211,8 @@ class Guide(nn.Module):
 class MeanField(nn.Module):
     """The posterior of a site that is no vector of the setting's symbols: independent, in the family of its support.
 
-    Args:
-        site: whose posterior it is.
-        count: of the symbols, where the site's rows are such.
-        point: a value in the place of a distribution.
-
-    Raises:
-        InputError: no family fits the support of the site's prior.
+    ``count`` is that of the symbols, where its rows are such; at a ``point`` it is a value in the place of a
+    distribution. Raises InputError where no family fits the support of the site's prior.
     """
 
     def __init__(self, site: Site, count: int | None, point: bool):
