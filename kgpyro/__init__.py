@@ -15,8 +15,7 @@ from kgpyro.version import VERSION
 
 if TYPE_CHECKING:
     from kgpyro.checking.abstention import abstention
-    from kgpyro.checking.comparison import compare
-    from kgpyro.checking.multiplicity import multiplicity
+    from kgpyro.checking.comparison import compare, multiplicity
     from kgpyro.checking.posterior_predictive import posterior_predictive
     from kgpyro.checking.prior_predictive import prior_predictive
     from kgpyro.checking.psis import psis_khat

@@ -28,7 +28,7 @@ PUBLIC = {
     "fit": "kgpyro.inference.fitting",
     "labelled_facts": "kgpyro.data.labelled",
     "load_graph": "kgpyro.data.reading",
-    "multiplicity": "kgpyro.checking.multiplicity",
+    "multiplicity": "kgpyro.checking.comparison",
     "posterior_predictive": "kgpyro.checking.posterior_predictive",
     "prior_predictive": "kgpyro.checking.prior_predictive",
     "psis_khat": "kgpyro.checking.psis",

@@ -37,7 +37,7 @@ def test_draws_as_wide_as_the_truth_cover_what_they_promise(
     monkeypatch: pytest.MonkeyPatch, share: float, covers: bool
 ) -> None:
     prior = Prior(share)
-    monkeypatch.setattr(simulation, "_fitted", lambda graph, options: prior)
+    monkeypatch.setattr(simulation, "fit", lambda graph, options, progress: prior)
     found = kgpyro.simulation_check(SIZE, graphs=30, draws=400, progress=False, **CHOSEN)
     off = (found.coverage["coverage"] - found.coverage.index).abs()
     assert bool((off < 4 * found.coverage["error"] + 0.02).all()) == covers

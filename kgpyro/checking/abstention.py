@@ -15,6 +15,7 @@ from kgpyro.data.labelled import labelled_facts
 from kgpyro.display import new_figure
 from kgpyro.evaluation.calibration import Recalibration, logit
 from kgpyro.evaluation.conformal import open_candidates
+from kgpyro.evaluation.ranking import at_once
 from kgpyro.posterior.asked import fact_ids
 from kgpyro.posterior.predictions import Predictions
 
@@ -138,7 +139,7 @@ def abstention(
 def _margins(posterior: Predictions, ids: Tensor) -> np.ndarray:
     """Of facts ``(n, 3)``: how far the posterior mean of the score is above the best open tail's."""
     known, found = posterior.graph.training_queries, []
-    for part in ids.split(max(1, (1 << 22) // posterior.graph.num_entities)):
+    for part in ids.split(at_once(posterior.graph.num_entities)):
         here = torch.arange(len(part))
         scores = posterior.mean_scores(part[:, 0], part[:, 1], both=True).cpu()
         others = open_candidates(part[:, 0], part[:, 1], known, posterior.graph.num_entities)

@@ -1,8 +1,9 @@
-"""Fits side by side: their bounds, how they predict what was held out, and what they cost."""
+"""Fits side by side: bounds, predictions of what was held out, costs; and on how much equally good ones disagree."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import pandas as pd
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError, meant
 from kgpyro.evaluation.conformal import open_candidates
+from kgpyro.evaluation.ranking import HITS, at_once, rank_triples
+from kgpyro.posterior.asked import refuse_numbers
 from kgpyro.posterior.fitted import Posterior
 
 BINS = torch.logspace(-6, 0, 25).double()  # of predicted probabilities, where facts are rare
@@ -89,12 +92,13 @@ def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) 
     row = {"elbo_per_fact": float("nan") if point else metrics.get("elbo_per_fact", float("nan"))}
     if held:
         probabilities, labels = held_out(posterior, split, draws, queries, seed)
-        expected, observed = _binned(probabilities, probabilities), _binned(probabilities, labels)
+        off = torch.zeros(len(BINS) + 1).double()
+        off.index_add_(0, torch.bucketize(probabilities, BINS), probabilities - labels)
         facts = labels.sum().clamp_min(1)
         p = probabilities.clamp(1e-12, 1 - 1e-12)
         row["log_density"] = float(torch.where(labels > 0, p.log(), (-p).log1p()).sum() / facts)
         row["mrr"] = metrics[split]["realistic"]["mrr"]
-        row["calibration_error"] = float((expected - observed).abs().sum() / facts)
+        row["calibration_error"] = float(off.abs().sum() / facts)
     modules = posterior.modules().values()
     row["parameters"] = sum(p.numel() for module in modules for p in module.parameters())
     row["seconds"] = posterior.seconds or float(posterior.log.get("seconds", pd.Series([0.0])).iloc[-1])
@@ -110,7 +114,7 @@ def held_out(posterior: Posterior, split: str, draws: int, queries: int, seed: i
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(asked), generator=generator)[:queries]
     probabilities, labels = [], []
-    for index in chosen.split(max(1, (1 << 22) // graph.num_entities)):
+    for index in chosen.split(at_once(graph.num_entities)):
         anchor, row = asked.anchor[index], asked.relation[index]
         p = posterior.probabilities(anchor, row, draws=draws).cpu().double()
         y, is_open = torch.zeros_like(p), open_candidates(anchor, row, known, graph.num_entities)
@@ -120,5 +124,63 @@ def held_out(posterior: Posterior, split: str, draws: int, queries: int, seed: i
     return torch.cat(probabilities), torch.cat(labels)
 
 
-def _binned(probabilities: Tensor, values: Tensor) -> Tensor:
-    return torch.zeros(len(BINS) + 1, dtype=torch.double).index_add(0, torch.bucketize(probabilities, BINS), values)
+def multiplicity(
+    fits: Posterior | Sequence[Posterior],
+    *,
+    split: Literal["valid", "test"] = "test",
+    by: Literal["score", "probability"] = "score",
+    draws: int = 10,
+    within: float = 0.01,
+) -> pd.DataFrame:
+    """The share of held-out queries on which equally good models give conflicting predictions.
+
+    A model's prediction is whether the true answer is among its first k (filtered, realistic ranks). The first model is
+    the baseline; its competitors are the others whose Hits@k is at most ``within`` away. Ambiguity is the share of
+    queries on which any competitor disagrees with the baseline; discrepancy is the largest share on which one
+    of them does (Zhu et al. 2024, after Marx et al. 2020). Ambiguity grows with the number of models.
+
+    Args:
+        fits: of one graph, such as with several seeds; or one posterior, whose joint draws are the models, a mixture's
+            from its members in turn.
+        split: ``"valid"`` or ``"test"``.
+        by: what several fits rank by: score (its posterior mean) or probability (the posterior predictive).
+        draws: how many of one posterior.
+        within: largest difference of Hits@k.
+
+    Returns:
+        A row per k: ``hits`` of the baseline, ``competitors`` (their number), ``ambiguity`` and ``discrepancy``.
+
+    Raises:
+        InputError: fewer than two models, fits of other graphs, or no such triples.
+    """
+    several = [fits] if isinstance(fits, Posterior) else list(fits)
+    refuse_numbers(draws=draws)
+    if len({one.graph.checksum for one in several}) > 1:
+        raise InputError("multiplicity is of fits of one graph; these are of several.")
+    if isinstance(fits, Posterior):
+        graph = fits.graph
+        asked = getattr(graph, split), graph.known_queries, graph.num_entities
+        ranks = [rank_triples(partial(_draw, fits, number), *asked) for number in range(draws)]
+    else:
+        ranks = [one.ranks(split, by) for one in several]
+    if len(ranks) < 2 or not len(ranks[0]):
+        raise InputError("multiplicity needs two models at least, and held-out triples; give more `fits` or `draws`.")
+    realistic = torch.stack([torch.tensor((r["optimistic"] + r["pessimistic"]).to_numpy()) / 2 for r in ranks])
+    rows = {}
+    for k in HITS:
+        hit = realistic <= k
+        share = hit.double().mean(1)
+        competing = hit[1:][(share[1:] - share[0]).abs() <= within + 1e-12]
+        differ = (competing != hit[0]).double()
+        some = len(differ) > 0
+        rows[k] = {
+            "hits": float(share[0]),
+            "competitors": len(differ),
+            "ambiguity": float(differ.amax(0).mean()) if some else float("nan"),
+            "discrepancy": float(differ.mean(1).max()) if some else float("nan"),
+        }
+    return pd.DataFrame(rows).T.astype({"competitors": int}).rename_axis("k")
+
+
+def _draw(posterior: Posterior, number: int, anchor: Tensor, row: Tensor) -> Tensor:
+    return next(posterior.joint_probabilities(anchor, row, [number]))

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
 from kgpyro.display import as_html, new_figure, plain, write
-from kgpyro.errors import InputError
+from kgpyro.posterior.asked import refuse_numbers
 from kgpyro.posterior.building import build_setting
 from kgpyro.posterior.uncertainty import spread
 from kgpyro.program.batches import Batches
@@ -184,8 +184,7 @@ def prior_predictive(
 ) -> PriorPredictive:
     """What a prior and a score claim about a graph of this size, before any fit.
 
-    All latents are drawn from their priors, intercepts and latent parameters of priors among them. Learned parameters
-    of a prior stand where learning starts.
+    All latents are drawn from their priors; learned parameters of a prior stand where learning starts.
 
     Args:
         graph: a Graph, the name of a data set, or a folder of triples files.
@@ -204,31 +203,45 @@ def prior_predictive(
         InputError: unknown names, or a number that is not positive.
     """
     graph = load_graph(graph)
-    for name, value in {"draws": draws, "dim": dim, "facts": facts, "queries": queries}.items():
-        if value < 1:
-            raise InputError(f"`{name}` must be a positive number; got {value}.")
+    refuse_numbers(draws=draws, dim=dim, facts=facts, queries=queries, seed=seed)
     config = {"prior": prior, "entity_prior": entity_prior, "relation_prior": relation_prior}
     rest = {"score": score, "dim": dim, "inverse": False, "completeness": 1.0, "likelihood": "bernoulli"}
     kg = build_setting(graph, config | rest)
     kg.start_at_base_rates(Batches(graph.training_queries, graph.num_entities, inverse=False, unanswered=1))
-    found, degrees, drawn = [], [], []
     with seeded(seed):
-        for _ in tqdm(range(draws), desc="prior", unit="draw", disable=not progress, leave=False):
-            probabilities, answers, coordinates = _one_draw(kg, graph, facts, queries)
-            found.append(probabilities)
-            degrees.append(answers)
-            drawn.append(coordinates)
-        observed = _observed_degrees(graph, queries * draws)
-    kinds = zip(("entity", "relation"), zip(*drawn, strict=True), strict=True)
-    shown_coordinates = {kind: torch.cat(parts).numpy() for kind, parts in kinds}
+        bar = tqdm(range(draws), desc="prior", unit="draw", disable=not progress, leave=False)
+        drawn = zip(*(_one_draw(kg, graph, facts, queries) for _ in bar), strict=True)
+        probabilities, answers, entities, relations = map(torch.stack, drawn)
+        key = torch.randint(graph.num_entities * graph.num_relations, (queries * draws,))
+    place = graph.training_queries.positions(key // graph.num_relations, key % graph.num_relations)
+    observed = torch.where(place < 0, 0, graph.training_queries.counts[place])
+    pairs = graph.num_entities**2
+    in_graph = torch.bincount(graph.train[:, 1], minlength=graph.num_relations).double() / pairs
+    density = {"relation": graph.relations, "graph": in_graph.numpy()} | spread(probabilities.double().mean(2))
+    flat, nan = probabilities.flatten(1).double(), float("nan")
+    quantities = {
+        "probability of a random fact": (float(in_graph.mean()), flat.mean(1)),
+        "share of random facts above 0.99": (nan, (flat > SURE).double().mean(1)),
+        "share of random facts below 0.01": (nan, (flat < 1 - SURE).double().mean(1)),
+        "answers of a random query": (float(observed.double().mean()), answers.double().mean(1)),
+    }
+    names, values = [*quantities], [*quantities.values()]
+    claimed = spread(torch.stack([of_draws for _, of_draws in values], 1))
+    summary = pd.DataFrame({"graph": [value for value, _ in values]} | claimed, index=names)
     shown = entity_prior or prior if relation_prior is None else f"{entity_prior or prior} and {relation_prior}"
-    title = f"{shown}, {kg.score.name}, dim {dim}"
-    return _predictive(graph, torch.stack(found), torch.cat(degrees), observed, shown_coordinates, title)
+    return PriorPredictive(
+        summary,
+        pd.DataFrame(density),
+        flat.numpy(),
+        {"graph": observed.numpy(), "prior": answers.flatten().numpy()},
+        {"entity": entities.flatten().numpy(), "relation": relations.flatten().numpy()},
+        f"{shown}, {kg.score.name}, dim {dim}",
+    )
 
 
-def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Probabilities of random facts of each relation, ``(R, f)``, drawn numbers of answers of random queries, and
-    coordinates of entities and relations.
+    coordinates of some entities and relations.
     """
     with pyro_alone(), OwnParameters():
         (entity_prior, relation_prior), intercepts = kg.priors(), kg.intercepts()
@@ -243,40 +256,4 @@ def _one_draw(kg: Setting, graph: Graph, facts: int, queries: int) -> tuple[Tens
     probabilities = (scores + intercepts[relation]).sigmoid().reshape(graph.num_relations, per_relation)
     row, anchor = torch.randint(graph.num_relations, (queries,)), torch.randint(graph.num_entities, (queries,))
     logits = kg.score.candidates(entities[anchor], relations[row], entities) + intercepts[row].unsqueeze(-1)
-    coordinates = entities[:SYMBOLS].flatten(), relations[:SYMBOLS].flatten()
-    return probabilities, torch.bernoulli(logits.sigmoid()).sum(-1), coordinates
-
-
-def _observed_degrees(graph: Graph, queries: int) -> Tensor:
-    """Numbers of training answers of random tail queries, unanswered ones included, shape ``(queries,)``."""
-    key = torch.randint(graph.num_entities * graph.num_relations, (queries,))
-    answered = pd.Series((graph.train[:, 0] * graph.num_relations + graph.train[:, 1]).numpy()).value_counts()
-    return torch.tensor(answered.reindex(key.numpy(), fill_value=0).to_numpy())
-
-
-def _predictive(
-    graph: Graph,
-    probabilities: Tensor,
-    degrees: Tensor,
-    observed: Tensor,
-    coordinates: dict[str, np.ndarray],
-    title: str,
-) -> PriorPredictive:
-    pairs = graph.num_entities**2
-    in_graph = torch.bincount(graph.train[:, 1], minlength=graph.num_relations).double() / pairs
-    implied = probabilities.double().mean(2)  # (draws, R)
-    density = pd.DataFrame({"relation": graph.relations, "graph": in_graph.numpy()} | spread(implied))
-    flat = probabilities.flatten(1).double()
-    nan = float("nan")
-    quantities = {
-        "probability of a random fact": (float(in_graph.mean()), flat.mean(1)),
-        "share of random facts above 0.99": (nan, (flat > SURE).double().mean(1)),
-        "share of random facts below 0.01": (nan, (flat < 1 - SURE).double().mean(1)),
-        "answers of a random query": (float(observed.double().mean()), degrees.double().reshape(len(flat), -1).mean(1)),
-    }
-    rows = {
-        name: {"graph": value, **{key: float(v[0]) for key, v in spread(drawn.unsqueeze(1)).items()}}
-        for name, (value, drawn) in quantities.items()
-    }
-    counts = {"graph": observed.numpy(), "prior": degrees.numpy()}
-    return PriorPredictive(pd.DataFrame(rows).T, density, flat.numpy(), counts, coordinates, title)
+    return probabilities, torch.bernoulli(logits.sigmoid()).sum(-1), entities[:SYMBOLS], relations[:SYMBOLS]

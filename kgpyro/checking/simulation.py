@@ -8,7 +8,7 @@ other, and a 90 % interval holds it in 90 % of all cases (Cook, Gelman & Rubin 2
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
 from kgpyro.display import as_html, as_text, new_figure, write
 from kgpyro.errors import InputError
+from kgpyro.inference.fitting import fit
 from kgpyro.inference.options import Options
 from kgpyro.posterior.building import batches_of, build_setting, program_of
 from kgpyro.posterior.fitted import Posterior
@@ -114,11 +115,11 @@ def simulation_check(
         raise InputError("simulation is of facts that are true or not; leave `likelihood` at bernoulli.")
     if graphs < 1 or draws < 2 or facts < 1:
         raise InputError("`graphs` and `facts` must be at least 1, and `draws` at least 2.")
-    size = load_graph(size) if isinstance(size, str) else size
+    size, share = load_graph(size) if isinstance(size, str) else size, 0.1
     if isinstance(size, Graph):
         share = len(size.train) / (size.num_entities**2 * size.num_relations)
-        size, base_rate = (size.num_entities, size.num_relations), share if base_rate is None else base_rate
-    base_rate = 0.1 if base_rate is None else base_rate
+        size = size.num_entities, size.num_relations
+    base_rate = share if base_rate is None else base_rate
     if not 0 < base_rate < 1:
         raise InputError(f"`base_rate` is a probability between 0 and 1; got {base_rate}.")
     if min(size) < 1 or size[0] < 2:
@@ -127,15 +128,18 @@ def simulation_check(
         raise InputError(f"{size[0] ** 2 * size[1]:,} facts are too many to draw; {CELLS:,} are the most.")
     truth = _Truth(size, chosen, base_rate)
     inside, ranks, errors = [], np.zeros(BINS), []
+    ends = torch.tensor([[(1 - level) / 2, (1 + level) / 2] for level in LEVELS], dtype=torch.double)
     for number in tqdm(range(graphs), desc="simulation", unit="graph", disable=not progress, leave=False):
         with seeded(seed * 1_000_003 + number):
             graph, cells, p = truth.draw()
             looked = torch.randperm(len(cells))[:facts]
-        drawn = _fitted(graph, chosen).fact_logits(cells[looked], draws).double().sigmoid()
-        inside.append(_inside(drawn, p[looked]))
-        rank = (drawn < p[looked]).double().mean(0)
+            p = p[looked]
+        drawn = fit(graph, chosen, progress=False).fact_logits(cells[looked], draws).double().sigmoid()
+        low, high = torch.quantile(drawn, ends.flatten(), dim=0).unflatten(0, ends.shape).unbind(1)
+        inside.append(((low <= p) & (p <= high)).double().mean(1).tolist())
+        rank = (drawn < p).double().mean(0)
         ranks += np.histogram(rank.numpy(), bins=BINS, range=(0, 1))[0] / len(looked) / graphs
-        errors.append(float((drawn.mean(0) - p[looked]).abs().mean()))
+        errors.append(float((drawn.mean(0) - p).abs().mean()))
     shares = np.array(inside)
     spread = shares.std(0, ddof=1) / math.sqrt(graphs) if graphs > 1 else np.full(len(LEVELS), np.nan)
     table = pd.DataFrame({"coverage": shares.mean(0), "error": spread}, index=pd.Index(LEVELS, name="interval"))
@@ -144,39 +148,19 @@ def simulation_check(
     return SimulationCheck(table, ranks, float(np.mean(errors)), graphs, title)
 
 
-def _fitted(graph: Graph, options: Options) -> Posterior:
-    from kgpyro.inference.fitting import fit  # imported here: Lightning takes seconds
-
-    return fit(graph, options, progress=False)
-
-
-def _inside(drawn: Tensor, truth: Tensor) -> list[float]:
-    found = []
-    for level in LEVELS:
-        bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
-        low, high = torch.quantile(drawn, bounds, dim=0)
-        found.append(float(((low <= truth) & (truth <= high)).double().mean()))
-    return found
-
-
 class _Truth:
     """A model whose latents are drawn from their priors, and with them a graph's facts."""
 
     def __init__(self, size: tuple[int, int], options: Options, base_rate: float):
-        self.entities, self.relations = (tuple(f"{w}{i}" for i in range(n)) for w, n in zip("er", size, strict=True))
+        entities, relations = (tuple(f"{w}{i}" for i in range(n)) for w, n in zip("er", size, strict=True))
         every = torch.cartesian_prod(torch.arange(size[0]), torch.arange(size[1]), torch.arange(size[0]))
-        self.cells = every.reshape(-1, 3)
-        some = self._graph(self.cells[: size[1] * size[0]])
-        self.config = options.resolved(some, saving=False)
-        self.kg = build_setting(some, self.config)
+        self.cells, none = every.reshape(-1, 3), torch.zeros(0, 3, dtype=torch.long)
+        self.some = Graph("simulated", entities, relations, self.cells[: size[1] * size[0]], none, none)
+        self.config = options.resolved(self.some, saving=False)
+        self.kg = build_setting(self.some, self.config)
         with torch.no_grad():
             self.kg.base_rate.fill_(math.log(base_rate / (1 - base_rate)))
-        self.program = program_of(self.config["model"], self.kg, batches_of(some, self.config, torch.float32))
-        self.some = some
-
-    def _graph(self, train: Tensor) -> Graph:
-        none = torch.zeros(0, 3, dtype=torch.long)
-        return Graph("simulated", self.entities, self.relations, train, none, none)
+        self.program = program_of(self.config["model"], self.kg, batches_of(self.some, self.config, torch.float32))
 
     def draw(self) -> tuple[Graph, Tensor, Tensor]:
         """A graph, all of its facts ``(n, 3)``, and their true probabilities ``(n,)``, from the present random state.
@@ -184,14 +168,12 @@ class _Truth:
         A graph without any fact is drawn again.
         """
         while True:
-            posterior = Posterior(self.some, self.program, None, self.config, samples=self._latents())
+            sites = sites_run(self.program, self.program.model)
+            if any(frame_of(site) in PER_FACT for site in sites.values()):
+                raise InputError("simulation is of facts that share latents; choose `model` lim, or one such as it.")
+            latents = {name: site["value"].unsqueeze(0) for name, site in sites.items() if name != self.program.label}
+            posterior = Posterior(self.some, self.program, None, self.config, samples=latents)
             p = posterior.fact_logits(self.cells, 1)[0].double().sigmoid()
             true = torch.bernoulli(p * posterior.share_observed(self.cells[:, 0], self.cells[:, 2])).bool()
             if true.any():
-                return self._graph(self.cells[true]), self.cells, p
-
-    def _latents(self) -> dict[str, Tensor]:
-        sites = sites_run(self.program, self.program.model)
-        if any(frame_of(site) in PER_FACT for site in sites.values()):
-            raise InputError("simulation is of facts that share latents; choose `model` lim, or one such as it.")
-        return {name: site["value"].unsqueeze(0) for name, site in sites.items() if name != self.program.label}
+                return replace(self.some, train=self.cells[true]), self.cells, p

@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.encoding import name_of
 from kgpyro.data.graph import Graph
-from kgpyro.data.tables import parted, read_frame, text_frame
+from kgpyro.data.tables import name_of, parted, read_frame, text_frame
 from kgpyro.errors import InputError
 
 FeaturesLike: TypeAlias = str | Path | pd.DataFrame

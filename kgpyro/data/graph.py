@@ -24,10 +24,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.encoding import SHORT, Rows, encode, name_of, place_of
 from kgpyro.data.queries import Queries
 from kgpyro.data.splitting import held_out, is_misordered, read_backwards
-from kgpyro.data.tables import CALLED, COLUMNS, SPLITS, parted, text_of
+from kgpyro.data.tables import CALLED, COLUMNS, SHORT, SPLITS, Rows, encode, name_of, parted, place_of, text_of
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.files import write_text

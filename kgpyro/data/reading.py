@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from kgpyro.data import tables
-from kgpyro.data.encoding import SHORT, Rows, encode, name_of
 from kgpyro.data.graph import Graph
-from kgpyro.data.tables import CALLED, COLUMNS, FRAMES, NAMES, SPLITS, TEXT
+from kgpyro.data.tables import CALLED, COLUMNS, FRAMES, NAMES, SHORT, SPLITS, TEXT, Rows, encode, name_of
 from kgpyro.errors import InputError
 
 Columns: TypeAlias = str | Sequence[str | int] | None

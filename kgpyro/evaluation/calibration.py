@@ -70,8 +70,7 @@ class Calibration:
         """
         from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score  # imported here: it takes a second
 
-        p = np.clip(self.probabilities, SMALLEST, 1 - SMALLEST)
-        w = self._weights
+        p, w = np.clip(self.probabilities, SMALLEST, 1 - SMALLEST), self._weights
         return {
             "ece": self.ece,
             "brier": float(brier_score_loss(self.labels, p, sample_weight=w)),
@@ -116,13 +115,8 @@ EVIDENCE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "aleatoric": lambda nats: np.log(nats + SMALLEST),
     "frequency": np.log1p,
 }
-METHODS = {
-    "temperature": ["probability"],
-    "platt": ["probability"],
-    "isotonic": ["probability"],
-    "stacked": [*EVIDENCE],
-    "per_relation": ["probability"],
-}
+METHODS = {name: ["probability"] for name in ("temperature", "platt", "isotonic", "per_relation")}
+METHODS["stacked"] = [*EVIDENCE]
 
 
 @dataclass(frozen=True)
@@ -193,15 +187,10 @@ class Recalibration:
             lines = {str(name): (float(a), float(b)) for name, (a, b) in fields.get("relations", {}).items()}
             spread = tuple(tuple(float(x) for x in row) for row in fields.get("spread", ()))
             found = cls(str(fields["method"]), weights, float(fields["intercept"]), steps, about, lines, spread)
-            values = [
-                found.intercept,
-                *weights.values(),
-                *np.ravel(steps),
-                *np.ravel([*lines.values()]),
-                *np.ravel(spread),
-            ]
+            numbers = [found.intercept], [*weights.values()], steps, [*lines.values()], spread
+            finite = all(np.isfinite(np.array(part)).all() for part in numbers)
             rises = list(steps) == sorted(steps) and {len(row) for row in spread} <= {1 + LEVELS}
-            if [*weights] != METHODS[found.method] or not np.isfinite(values).all() or not rises:
+            if [*weights] != METHODS[found.method] or not finite or not rises:
                 raise ValueError("no such map")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is no recalibration ({error}); remove it, and recalibrate the run.") from error
@@ -259,19 +248,16 @@ def _regression(
     weights, shift = np.zeros(x.shape[1]), float(special.logit(np.average(target, weights=counts)))
     if varies.any():
         z = x[:, varies] / spread[varies]
-        regression = LogisticRegression(
-            C=np.inf if z.shape[1] == 1 else 1.0, fit_intercept=intercept, tol=1e-8, max_iter=10_000
-        )
+        strength = np.inf if z.shape[1] == 1 else 1.0
+        regression = LogisticRegression(C=strength, fit_intercept=intercept, tol=1e-8, max_iter=10_000)
         twice = np.concatenate([target * counts, (1 - target) * counts]) / counts.mean()
-        both = np.concatenate([np.ones(len(z)), np.zeros(len(z))])
-        regression.fit(np.concatenate([z, z]), both, sample_weight=twice)
+        regression.fit(np.concatenate([z, z]), np.repeat([1, 0], len(z)), sample_weight=twice)
         weights[varies] = regression.coef_[0] / spread[varies]
         shift = float(np.ravel(regression.intercept_)[0])
     if weights[0] < FLATTEST and (len(weights) == 1 or not weights[1:].any()):
         weights[0] = FLATTEST
-        shift = float(
-            special.logit(np.average(target, weights=counts)) - FLATTEST * np.average(x[:, 0], weights=counts)
-        )
+        rate, centre = (np.average(values, weights=counts) for values in (target, x[:, 0]))
+        shift = float(special.logit(rate) - FLATTEST * centre)
     return weights, shift if intercept else 0.0
 
 

@@ -53,8 +53,7 @@ def rank_triples(
         InputError: a score is NaN.
     """
     counted = np.zeros((2 * len(triples), len(COUNTS)), dtype=np.int64)
-    block = at_once(num_entities if share is None else len(share))
-    for part, mine, anchor, row, answer in _scored(score_all, triples, known, num_entities, block, progress):
+    for part, mine, anchor, row, answer in _scored(score_all, triples, known, num_entities, progress, share):
         counted[part.numpy()] = _count_better(mine, anchor, row, answer, known, share)
     frame = pd.DataFrame({"side": np.repeat(SIDES, len(triples)), "relation": triples[:, 1].cpu().repeat(2).numpy()})
     return frame.join(pd.DataFrame(counted, columns=list(COUNTS)))
@@ -75,8 +74,7 @@ def answer_distributions(
         Other known answers are left out, or with the prefix ``raw_`` are candidates too.
     """
     found = np.zeros((2 * len(triples), len(DISTRIBUTION)))
-    block = at_once(num_entities)
-    for part, mine, anchor, row, answer in _scored(probabilities, triples, known, num_entities, block, progress):
+    for part, mine, anchor, row, answer in _scored(probabilities, triples, known, num_entities, progress):
         which, other = known.answer_pairs(known.positions(anchor, row))
         others = other != answer[which]
         filtered = mine.index_put((which[others].to(mine.device), other[others].to(mine.device)), mine.new_zeros(()))
@@ -91,11 +89,10 @@ def answer_distributions(
 
 
 def _scored(
-    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, block: int, progress: bool
+    score_all: ScoreAll, triples: Tensor, known: Queries, num_entities: int, progress: bool, share: Any = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Of the head queries of all triples and then the tail queries, ``block`` at a time: which they are, scores
-    ``(n, E)``, anchors, rows, and true answers.
-    """
+    """Blocks of all head and then all tail queries: which they are, scores ``(n, E)``, anchors, rows, true answers."""
+    block = at_once(num_entities if share is None else len(share))
     head, relation, tail = triples.cpu().unbind(1)
     anchor = torch.cat([tail, head])
     row = torch.cat([relation + known.num_relations, relation])
@@ -121,12 +118,8 @@ def rank_relations(
 ) -> pd.DataFrame:
     """Rank the true relation of every triple among all relations, as :func:`rank_triples` ranks its ends.
 
-    Args:
-        score_all: scores of all relations, ``(head (b,), tail (b,)) -> (b, R)``.
-        triples: ids, shape ``(n, 3)``.
-        known: triples that the filtered setting removes (the true one itself stays), shape ``(m, 3)``.
-        num_entities: ``E``.
-        num_relations: ``R``.
+    ``score_all`` gives scores of all relations, ``(head (b,), tail (b,)) -> (b, R)``; ``known`` are the triples, shape
+    ``(m, 3)``, that the filtered setting removes.
     """
     asked = Queries.of(known[:, [0, 2, 1]], num_entities)  # the pair (head, tail), answered by relations
     head, relation, tail = triples.cpu().unbind(1)
@@ -204,12 +197,10 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
 
     Bins are of equal width (ECE; Guo et al. 2017), or hold as many answers each (ACE; Nixon et al. 2019).
     """
-    order = np.argsort(confidence, kind="stable")
-    place = np.empty(len(order), dtype=int)
-    place[order] = np.arange(len(order)) * bins // len(order)
-    index = place if equal_mass else np.minimum((confidence * bins).astype(int), bins - 1)
-    off = np.bincount(index, correct - confidence, minlength=bins)
-    return float(np.abs(off).sum() / len(confidence))
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    if equal_mass:
+        index = np.argsort(np.argsort(confidence, kind="stable")) * bins // len(confidence)
+    return float(np.abs(np.bincount(index, correct - confidence)).sum() / len(confidence))
 
 
 def all_metrics(ranks: pd.DataFrame) -> dict[str, Any]:
@@ -244,11 +235,9 @@ def per_relation_table(ranks: pd.DataFrame, graph: Graph) -> pd.DataFrame:
 
 
 def ndcg(gains: Tensor, order: Tensor) -> float:
-    """Normalised discounted cumulative gain of one list (Järvelin & Kekäläinen 2002), linear in the gains.
+    """Normalised discounted cumulative gain of one list (Järvelin & Kekäläinen 2002), linear in the gains ``(k,)``.
 
-    Args:
-        gains: of the relevant items, shape ``(k,)``.
-        order: their ranks among all items, from 1, shape ``(k,)``.
+    ``order``, ``(k,)``: the ranks of the relevant items among all, from 1.
     """
     best = gains.sort(descending=True).values / torch.arange(2, len(gains) + 2, dtype=torch.double).log2()
     return float((gains / (order.double() + 1).log2()).sum() / best.sum()) if float(best.sum()) else 1.0
@@ -265,7 +254,7 @@ def mean_ndcg(
     asked, place = torch.unique(triples[:, :2], dim=0, return_inverse=True)
     lists = place.argsort(stable=True).split(torch.bincount(place).tolist())
     values = []
-    for part in torch.arange(len(asked)).split(max(1, (1 << 22) // graph.num_entities)):
+    for part in torch.arange(len(asked)).split(at_once(graph.num_entities)):
         anchor, row = asked[part].unbind(1)
         p = probabilities(anchor, row).cpu()
         p[graph.training_queries.answer_pairs(graph.training_queries.positions(anchor, row))] = -1.0

@@ -12,9 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kgpyro.data.encoding import SHORT, name_of
 from kgpyro.data.graph import COLUMNS, Graph
-from kgpyro.data.tables import FRAMES, TEXT, parted, places_of, read_frame, text_frame
+from kgpyro.data.tables import FRAMES, SHORT, TEXT, name_of, parted, places_of, read_frame, text_frame
 from kgpyro.errors import InputError
 
 Facts: TypeAlias = Sequence[Sequence[Any]] | Sequence[str] | pd.DataFrame | Tensor | np.ndarray | str | Path

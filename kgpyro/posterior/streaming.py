@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
-from kgpyro.data.encoding import Rows, encode
 from kgpyro.data.graph import SPLITS, Graph
+from kgpyro.data.tables import Rows, encode
 from kgpyro.errors import InputError
 from kgpyro.posterior.acquisition import unknown
 from kgpyro.posterior.asked import fact_ids, is_ids, named_facts
