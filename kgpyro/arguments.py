@@ -20,10 +20,9 @@ import yaml
 
 from kgpyro.errors import InputError, meant
 from kgpyro.inference.options import checked
-from kgpyro.names import MODELS, PUBLIC
+from kgpyro.names import MODELS, OWN, PUBLIC
 
 PLAIN = {"str": str, "int": int, "float": float, "bool": bool, "None": type(None)}
-OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
 OWN_CODE = "package.module:object"
 WRITTEN = {  # what stands for a text in the help, by the name of the argument
     **{f"run_{key}": OWN_CODE for key in OWN}, **dict.fromkeys(OWN, f"NAME|{OWN_CODE}"),

@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kgpyro.arguments import OWN, Argument, Form, arguments_of, as_flags
+from kgpyro.arguments import Argument, Form, arguments_of, as_flags
 from kgpyro.errors import InputError, meant
 from kgpyro.files import refuse_no_run
 from kgpyro.inference.options import Options
+from kgpyro.names import OWN
 from kgpyro.version import VERSION
 
 if TYPE_CHECKING:

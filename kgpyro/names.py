@@ -49,6 +49,7 @@ GUIDES = {
     "point": "kgpyro.guides.point:Point",
 }
 
+OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
 SCORES = ("DistMult", "ComplEx", "TransE", "TransE-L1", "TransE-L2", "RESCAL", "CP", "RotatE", "pykeen:NAME")
 # Every prior that has a name, with the parameters of the family's standard member: what a call may leave out.
 STANDARD: dict[str, dict[str, Any]] = {

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
+from itertools import compress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -184,20 +185,14 @@ class Graph(metaclass=_OfAnything):
 
     def training_part(self) -> Graph:
         """The graph of the entities that training has seen, and the triples among them."""
-        ids = self.seen.long().cumsum(0) - 1
-
-        def known(triples: Tensor) -> Tensor:
-            return self.seen[triples[:, [0, 2]]].all(1)
 
         def among(triples: Tensor) -> Tensor:
-            kept = triples[known(triples)]
-            return torch.stack([ids[kept[:, 0]], kept[:, 1], ids[kept[:, 2]]], dim=1)
+            return self.seen[triples[:, [0, 2]]].all(1)
 
-        entities = tuple(name for name, seen in zip(self.entities, self.seen.tolist(), strict=True) if seen)
-        facts: dict[str, Any] = {split: among(getattr(self, split)) for split in SPLITS}
-        false = {split: among(triples) for split, triples in self.negatives.items()}
-        sure = {split: values[known(getattr(self, split))] for split, values in self.confidences.items()}
-        return replace(self, entities=entities, **facts, negatives=false, confidences=sure)
+        part = self._taking({split: among(getattr(self, split)) for split in SPLITS})
+        part = replace(part, negatives={split: rows[among(rows)] for split, rows in self.negatives.items()})
+        entities, ids = compress(self.entities, self.seen.tolist()), self.seen.long().cumsum(0) - 1
+        return part._renumbered(entities, self.relations, ids, torch.arange(self.num_relations))
 
     @cached_property
     def training_queries(self) -> Queries:
@@ -377,14 +372,21 @@ class Graph(metaclass=_OfAnything):
         """The same facts with these names for its entities and relations, numbered in sorted order."""
         orders = [sorted(range(len(names)), key=names.__getitem__) for names in (entities, relations)]
         rank = [torch.tensor(order, dtype=torch.long).argsort() for order in orders]
+        names = (map(given.__getitem__, order) for given, order in zip((entities, relations), orders, strict=True))
+        return self._renumbered(*names, *rank)
+
+    def _renumbered(
+        self, entities: Iterable[str], relations: Iterable[str], entity_ids: Tensor, relation_ids: Tensor
+    ) -> Graph:
+        """The same facts with these names, and the ids of before looked up in these tables."""
 
         def moved(triples: Tensor) -> Tensor:
-            return torch.stack([rank[0][triples[:, 0]], rank[1][triples[:, 1]], rank[0][triples[:, 2]]], dim=1)
+            head, relation, tail = triples.unbind(1)
+            return torch.stack([entity_ids[head], relation_ids[relation], entity_ids[tail]], dim=1)
 
-        names = [tuple(given[i] for i in order) for given, order in zip((entities, relations), orders, strict=True)]
         facts: dict[str, Any] = {split: moved(getattr(self, split)) for split in SPLITS}
         negatives = {split: moved(rows) for split, rows in self.negatives.items()}
-        return replace(self, entities=names[0], relations=names[1], **facts, negatives=negatives)
+        return replace(self, entities=tuple(entities), relations=tuple(relations), **facts, negatives=negatives)
 
 
 def _lookup(ids: dict[str, int], name: str, kind: str, graph: str) -> int:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from kgpyro.data.graph import COLUMNS, Graph
-from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError, meant
 
 KINDS = ("verified", "hard", "random", "open", "none")
@@ -49,29 +48,27 @@ def labelled_facts(
         raise InputError(
             f"graph {graph.name!r} has no {split}_negatives.txt, so none are verified; use hard or random ones."
         )
-    true = getattr(graph, split)
-    if not len(true):
+    facts = getattr(graph, split)
+    if not (number := len(facts)):
         raise InputError(
             f"graph {graph.name!r} holds no {split} facts out, which are the true ones among labelled facts."
         )
-    chosen = torch.arange(len(true))
-    if most is not None and most < len(true):
-        chosen = torch.randperm(len(true), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    weights = len(true) / len(chosen), 1.0
-    true = true[chosen]
+    chosen = torch.arange(number)
+    if most is not None and most < number:
+        chosen = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    true, weight = facts[chosen], number / len(chosen)
+    false, false_weight = true[:0], 1.0
     if kind == "verified":
         false = graph.negatives[split]
     elif kind == "open":
-        false, number = open_facts(graph, OPEN if most is None else min(OPEN, most), seed)
-        weights = (len(graph.valid) + len(graph.test)) / len(true), number / max(1, len(false))
-    elif kind == "none":
-        false = true[:0]
-    else:
-        false, weights = corruptions(graph, true, kind == "hard", seed), (weights[0], weights[0])
+        false, there = open_facts(graph, OPEN if most is None else min(OPEN, most), seed)
+        weight, false_weight = (len(graph.valid) + len(graph.test)) / len(true), there / max(1, len(false))
+    elif kind != "none":
+        false, false_weight = corruptions(graph, true, kind == "hard", seed), weight
     frame = pd.DataFrame(graph.names(torch.cat([true, false])), columns=list(COLUMNS))
     labels = graph.confidence(split)[chosen].tolist() if split in graph.confidences else [1] * len(true)
     frame["label"] = labels + [0] * len(false)
-    frame["weight"] = [weights[0]] * len(true) + [weights[1]] * len(false)
+    frame["weight"] = [weight] * len(true) + [false_weight] * len(false)
     frame.attrs["negatives"] = kind
     return frame
 
@@ -100,8 +97,12 @@ def corruptions(graph: Graph, triples: Tensor, hard: bool, seed: int) -> Tensor:
     heads = torch.rand(n, generator=generator) < 0.5
     anchor = torch.where(heads, triples[:, 2], triples[:, 0])
     row = triples[:, 1] + heads * graph.num_relations
-    if hard:
-        entities, start, count = _entities_of_rows(graph)
+    if hard:  # of the distinct entities that answer queries of a row in training
+        queries = graph.training_queries
+        rows = torch.repeat_interleave(queries.relation, queries.counts)
+        rows, entities = torch.unique(torch.stack([rows, queries.answers]), dim=1)
+        count = torch.bincount(rows, minlength=2 * graph.num_relations)
+        start = count.cumsum(0) - count
         drawn = entities[start[row, None] + (torch.rand(shape, generator=generator) * count[row, None]).long()]
     else:
         drawn = torch.randint(graph.num_entities, shape, generator=generator)
@@ -114,12 +115,3 @@ def corruptions(graph: Graph, triples: Tensor, hard: bool, seed: int) -> Tensor:
     answer = drawn.gather(1, first[:, None]).squeeze(1)
     head, tail = torch.where(heads, answer, anchor), torch.where(heads, anchor, answer)
     return torch.stack([head, triples[:, 1], tail], dim=1)[found]
-
-
-def _entities_of_rows(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """Which entities answer queries of each row in training: entities, where each row's start, and how many."""
-    queries: Queries = graph.training_queries
-    row = torch.repeat_interleave(queries.relation, queries.counts)
-    pairs = torch.unique(torch.stack([row, queries.answers]), dim=1)
-    count = torch.bincount(pairs[0], minlength=2 * graph.num_relations)
-    return pairs[1], count.cumsum(0) - count, count

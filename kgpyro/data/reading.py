@@ -135,8 +135,8 @@ def _first_file(folder: Path, stems: Sequence[str]) -> Path | None:
 def _false_triples(graph: Graph, path: Path) -> Tensor:
     entities, (parts, _) = dict(graph._entity_ids), _file_rows(path, None, [], folder=True)
     ids, _ = encode(parts["train"], entities, dict(graph._relation_ids), complete=True)
-    for unknown in list(entities)[graph.num_entities :]:
-        graph.entity_id(unknown)  # refuses it
+    if len(entities) > graph.num_entities:
+        graph.entity_id(list(entities)[graph.num_entities])  # refuses it
     return ids
 
 
@@ -180,7 +180,7 @@ def _rdf(path: Path) -> list[Any]:
     return found
 
 
-def _parts(source: Any, columns: list[str] | None, notes: list[str], what: object = "the table") -> dict[str, Rows]:
+def _parts(source: Any, columns: list[str] | None, notes: list[str], what: str = "the table") -> dict[str, Rows]:
     """The rows of an object by split; all train's where it has none."""
     if isinstance(source, Mapping) and source and CALLED.keys() >= {str(key).lower() for key in source}:
         return {CALLED[str(key).lower()]: _parts(one, columns, notes, key)["train"] for key, one in source.items()}
@@ -190,8 +190,11 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
         source = _edges(source)
     elif hasattr(source, "mapped_triples"):
         source = _labelled_triples(source)
-    elif hasattr(source, "to_pandas") or hasattr(source, "collect"):
-        source = _of_pandas(source)
+    elif hasattr(source, "to_pandas") or hasattr(source, "collect"):  # of polars, computed or not, or of pyarrow
+        try:
+            source = (source if hasattr(source, "to_pandas") else source.collect()).to_pandas()
+        except ImportError as error:
+            raise InputError(f"this {type(source).__name__} needs pyarrow; pip install 'kgpyro[parquet]'.") from error
     if not isinstance(source, pd.DataFrame):
         try:
             if hasattr(source, "__array__"):
@@ -203,14 +206,6 @@ def _parts(source: Any, columns: list[str] | None, notes: list[str], what: objec
             can = "give a table, a list of triples, a folder or file, or the name of a data set"
             raise InputError(f"no graph can be made of this {type(source).__name__}; {can}.") from error
     return tables.frame_rows(source, columns, notes, what)
-
-
-def _of_pandas(table: Any) -> pd.DataFrame:
-    """A table of polars, one that is still to be computed too, or of pyarrow."""
-    try:
-        return (table if hasattr(table, "to_pandas") else table.collect()).to_pandas()
-    except ImportError as error:
-        raise InputError(f"this {type(table).__name__} needs pyarrow; pip install 'kgpyro[parquet]'.") from error
 
 
 def _edges(graph: Any) -> pd.DataFrame:

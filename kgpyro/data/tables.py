@@ -78,19 +78,12 @@ def name_of(value: object) -> str:
 
 
 def encode(
-    given: Rows,
-    entities: dict[str, int],
-    relations: dict[str, int],
-    complete: bool = False,
-    lost: list[str] | None = None,
+    given: Rows, entities: dict[str, int], relations: dict[str, int], complete: bool = False, lost: list | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Ids of named triples, shape ``(n, 3)``, in the order in which names first occur; new names go into the tables.
 
-    And the confidences of all, shape ``(n,)``, float64, where rows have a fourth column; else None.
-
-    Args:
-        complete: a relation that the table lacks is refused.
-        lost: where given, such a row is left out instead, and its relation joins this list.
+    And the confidences of all, shape ``(n,)``, float64, where rows have a fourth column; else None. Where the relations
+    are ``complete`` a row with another is refused, or left out, and its relation put into the list ``lost``.
     """
     ids, sure = array("q"), array("d")
     for number, row in enumerate(given.rows, 1):
@@ -141,10 +134,7 @@ def columns_of(given: str | Sequence[str | int] | None) -> list[str] | None:
 
 
 def places_of(header: list[str], columns: list[str] | None, what: object) -> dict[str, int]:
-    """Where head, relation, tail, confidence and split stand in a header: as named, or else by their usual names.
-
-    Raises InputError where ``columns`` names one that is not there.
-    """
+    """Where head, relation, tail, confidence and split stand in a header: as named, or else by their usual names."""
     lower = [name.strip().lower() for name in header]
     found = {role: next((lower.index(n) for n in names if n in lower), -1) for role, names in USUAL.items()}
     for role, name in zip(USUAL, columns or (), strict=False):
@@ -161,14 +151,13 @@ def frame_rows(
     frame: pd.DataFrame,
     columns: list[str] | None,
     notes: list[str],
-    what: object = "the table",
+    what: object,
     kind: str = "row",
     split: bool = True,
 ) -> dict[str, Rows]:
     """The rows of a table by split; without a column ``split``, or if that does not count, all train's.
 
-    ``columns`` are those of :func:`columns_of`; by default the usual names, or the order of three or four without. What
-    users should know joins ``notes``. Messages call the table ``what``, and its rows ``kind`` and index.
+    What users should know joins ``notes``. Messages call the table ``what``, and its rows ``kind`` and index.
     """
     if not len(header := [str(column) for column in frame.columns]):
         return {"train": Rows()}
@@ -207,11 +196,9 @@ def frame_rows(
 def text_rows(
     path: Path, columns: list[str] | None, notes: list[str], separator: str | None = None, split: bool = True
 ) -> tuple[dict[str, Rows], bool]:
-    """The rows of a text file by split; and whether it has a header.
+    """The rows of a text file by split, as :func:`frame_rows` has them; and whether it has a header.
 
-    Three or four columns by tabs are read while they are taken; all else is a frame. A ``separator`` is found where
-    none is given; the other arguments are those of :func:`frame_rows`. Raises InputError, with the line, for what is
-    no text in UTF-8, or a table with lines of different lengths.
+    Three or four columns by tabs are read while they are taken; all else is a frame.
     """
     starts = (block.lstrip("\n").split("\n", LINES)[:LINES] for block in _blocks(path))
     lines = list(islice((line for start in starts for line in start if line), LINES))
@@ -221,7 +208,8 @@ def text_rows(
     if not first:
         raise InputError(f"{path} is empty; it should hold one triple a line: head TAB relation TAB tail.")
     if separator == "\t" and columns is None and not header and len(first) < 5:
-        return {"train": Rows(_lines(path), partial(place_of, path, "line"), "tab-separated ")}, False
+        rows = (line.split("\t") for block in _blocks(path) for line in block.removesuffix("\n").split("\n"))
+        return {"train": Rows(rows, partial(place_of, path, "line"), "tab-separated ")}, False
     header |= any(not name.isdecimal() for name in columns or ())
     frame = text_frame(path, separator)
     if header:
@@ -292,18 +280,8 @@ def open_packed(path: Path) -> IO[bytes]:
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
 
 
-def _lines(path: Path) -> Iterator[list[str]]:
-    """The columns of every line, between tabs; ``[""]`` for a blank one."""
-    for block in _blocks(path):
-        for line in block.removesuffix("\n").split("\n"):
-            yield line.split("\t")
-
-
 def _blocks(path: Path) -> Iterator[str]:
-    """The text of a file, some whole lines at a time, ended as in Unix.
-
-    Raises InputError, with the line, for what is no UTF-8 text.
-    """
+    """The text of a file, some whole lines at a time, ended as in Unix."""
     before = 0
     if not path.exists():
         raise InputError(f"{path}: no such file.")
@@ -340,7 +318,7 @@ def _decoded(block: bytes, path: Path, before: int) -> str:
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """The table of a parquet or JSON file. Raises InputError, in a sentence, for what is none."""
+    """The table of a parquet or JSON file."""
     try:
         if parted(path)[1] == ".parquet":
             return pd.read_parquet(path)

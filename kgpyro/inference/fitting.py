@@ -23,9 +23,9 @@ from kgpyro.inference.checkpoint import FILE as CHECKPOINT
 from kgpyro.inference.engines import Watched, fit_program
 from kgpyro.inference.options import Options
 from kgpyro.inference.recipes import FREE, recipe_for
+from kgpyro.names import OWN
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import (
-    OWN,
     check_writable_config,
     is_own_code,
     new_run_folder,

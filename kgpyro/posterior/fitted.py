@@ -20,13 +20,14 @@ from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError, meant
 from kgpyro.evaluation import ranking
 from kgpyro.evaluation.calibration import Recalibration
+from kgpyro.names import OWN
 from kgpyro.posterior.asked import Facts, refuse_numbers
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.inference_data import to_arviz
 from kgpyro.posterior.plots import embeddings, plot_answers, plot_embeddings, plot_history
 from kgpyro.posterior.predictions import Predictions
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.runs import OWN, Bounded, Run, is_own_code, provenance, refusing, store_recalibration
+from kgpyro.posterior.runs import Bounded, Run, is_own_code, provenance, refusing, store_recalibration
 from kgpyro.posterior.streaming import refuse_no_update, updated, with_facts
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score

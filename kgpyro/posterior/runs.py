@@ -23,16 +23,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kgpyro.data.graph import Graph
-from kgpyro.data.stored import LISTED, read_graph, write_graph
+from kgpyro.data.stored import read_graph, write_graph
 from kgpyro.errors import InputError
 from kgpyro.files import POSTERIOR, refuse_no_run, write_text, write_whole
-from kgpyro.names import is_dotted
+from kgpyro.names import OWN, is_dotted
 from kgpyro.program.owners import is_spread
 from kgpyro.version import VERSION
 
 AT_ONCE = 1 << 20  # numbers of a table that are read at once
 FORMAT = "2"
-OWN = ("model", "prior", "entity_prior", "relation_prior", "score", "guide")  # options that may name a user's own code
 REQUIRED: dict[str, tuple[type, ...]] = {
     "model": (str,), "prior": (str,), "entity_prior": (str, type(None)), "relation_prior": (str, type(None)),
     "score": (str,), "guide": (str,), "dim": (int,), "inverse": (bool,), "closed_world": (str,),
@@ -178,7 +177,6 @@ def start_run(folder: Path, graph: Graph, config: Mapping[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"{folder} cannot be written to: {error}.") from error
     write_graph(graph, folder)
-    (folder / LISTED).unlink(missing_ok=True)  # of another run, that this one replaces
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
