@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from html import escape
@@ -36,6 +36,11 @@ def as_text(table: pd.DataFrame, index: bool = True, width: int | None = None) -
         if width is None or max(map(len, text.splitlines())) <= width:
             break
     return text
+
+
+def told(*parts: str, warnings: Iterable[str]) -> str:
+    """Paragraphs, those that are not empty, and then what is to be warned of."""
+    return "\n\n".join([*filter(None, parts), *(f"WARNING: {warning}" for warning in warnings)])
 
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +90,7 @@ class Metrics(dict[str, Any]):
         parts = ["\n".join(f"{name:9}  {text}" for name, text in self.values_in_words.items())]
         if not (table := self.table).empty:
             parts += [as_text(table), "filtered unless marked raw, all entities ranked, realistic ties"]
-        return "\n\n".join([*filter(None, parts), *(f"WARNING: {warning}" for warning in self.get("warnings", ()))])
+        return told(*parts, warnings=self.get("warnings", ()))
 
     def _repr_html_(self) -> str:
         notes = [f"WARNING: {warning}" for warning in self.get("warnings", ())]

@@ -1,10 +1,8 @@
 """Posterior predictive checks: graphs replicated from a posterior, held against the graph it was fitted to.
 
-The data of a model are all cells ``(h, r, t)`` of its graph, each with a label. A replicate draws all latents once and
-then a label for each cell, and a statistic ``T`` is computed over the same cells of the training graph ``y`` and of the
-replicates ``y_rep``. Its Bayesian p-value is ``P(T(y_rep) ≥ T(y) | y)`` (Gelman, Meng & Stern 1996); it is
-conservative, since ``y`` was fitted to (Bayarri & Berger 2000). Where there are too many cells, ``T`` is a statistic of
-a random sample of them, in the graph as in the replicates.
+A replicate draws all latents once and then a label for each cell ``(h, r, t)``. The Bayesian p-value of a statistic
+``T`` is ``P(T(y_rep) ≥ T(y) | y)`` (Gelman, Meng & Stern 1996); it is conservative, since ``y`` was fitted to (Bayarri
+& Berger 2000).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kgpyro.checking.statistics import DEGREES, FACTS, INVERSE, SHARES, SPREAD, SYMMETRY, TRIANGLES, Cells
-from kgpyro.display import as_text, new_figure, plain, write
+from kgpyro.display import as_text, new_figure, plain, told, write
 from kgpyro.errors import InputError
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.uncertainty import spread
@@ -92,8 +90,7 @@ class PosteriorPredictive:
         shown = shown.assign(**numbers, misfit=shown["misfit"].map({True: "MISFIT", False: ""}))
         title = f"{self.title}: the training graph against {len(self.replicated)} replicates of it"
         counted = f"{len(misfits)} of {len(self.summary)} statistics misfit; {len(shown)} are shown."
-        parts = [self.verdict, title, as_text(shown, index=False, width=100), counted]
-        return "\n\n".join([*parts, *(f"WARNING: {warning}" for warning in self.warnings)])
+        return told(self.verdict, title, as_text(shown, index=False, width=100), counted, warnings=self.warnings)
 
     @property
     def warnings(self) -> list[str]:
@@ -195,14 +192,9 @@ def posterior_predictive(
 ) -> PosteriorPredictive:
     """Replicate the training graph from the posterior predictive, and compare.
 
-    Over queries ``(h, r, ?)``, with or without a training answer, and all their tails:
-
-    * facts per relation;
-    * the share of queries with 0, 1, 2, 3-5, 6-10 and more answers, the standard deviation of their numbers of answers
-      and the largest;
-    * quantiles over entities of the out-degree (facts that an entity is the head of) and the in-degree (the tail of).
-
-    Over the facts ``(h, p, t)``, ``h ≠ t``, of relations among entities:
+    Over queries ``(h, r, ?)``, with or without a training answer, and all their tails: facts per relation; the share of
+    queries with 0, 1, 2, 3-5, 6-10 and more answers, the standard deviation of their numbers of answers and the
+    largest; quantiles over entities of the out-degree and the in-degree. Over the facts ``(h, p, t)``, ``h ≠ t``:
 
     * symmetry: the share whose ``(t, p, h)`` holds;
     * inverse pairs: of the facts of ``p`` or ``q`` the share whose mirror image in the other holds; for the ten pairs
@@ -210,19 +202,15 @@ def posterior_predictive(
     * triangles ``h → t → u``, ``h → u`` of edges of any relations, and the share of two-step paths ``h → t → u`` that
       such an edge closes.
 
-    Under a local closed world the data are the cells of queries that training answers; others stay empty, of which such
-    a fit says nothing. As these queries were chosen for having an answer, the share without any is then no misfit.
-
-    A share of nothing is 0. All these are of the whole graph where it has at most 2,000,000 cells; of more they are of
-    random samples of queries and of entities, and named so.
+    A share of nothing is 0. Under a local closed world the data are the cells of queries that training answers. Of
+    graphs of more than 2,000,000 cells, statistics are of random samples of queries and of entities, and named so.
 
     Args:
         posterior: of a fit.
         draws: replicated graphs.
         queries: largest number of queries of a large graph that are sampled.
         entities: largest number of entities of a large graph that are sampled for symmetry, inverse pairs and
-            triangles; at most 1,414, and the more they are the fewer relations, the most frequent ones, are looked at
-            among them (22 for 300).
+            triangles; at most 1,414. The more they are, the fewer relations are looked at (22 for 300).
         seed: of all draws.
         progress: show a progress bar.
 
@@ -265,13 +253,9 @@ def posterior_predictive(
     tie = 1e-9 * observed.abs().clamp_min(1)
     above, below = (replicated >= observed - tie).double().mean(0), (replicated <= observed + tie).double().mean(0)
     summary = pd.DataFrame(cells.names, columns=["family", "statistic", "relation"])
-    chosen = summary["statistic"].str.startswith("queries with no answer") & _is_local(posterior)
-    summary = summary.assign(
-        graph=observed.numpy(),
-        **spread(replicated),
-        p_value=above.numpy(),
-        misfit=(torch.minimum(above, below) < MISFIT).numpy() & ~chosen,
-    )
+    summary = summary.assign(graph=observed.numpy(), **spread(replicated), p_value=above.numpy())
+    chosen = summary["statistic"].str.startswith("queries with no answer") & _is_local(posterior)  # for having one
+    summary["misfit"] = (torch.minimum(above, below) < MISFIT).numpy() & ~chosen
     return PosteriorPredictive(summary, replicated.numpy(), repr(posterior), cells.description)
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from kgpyro.data.graph import Graph
 from kgpyro.data.reading import load_graph
-from kgpyro.display import as_html, new_figure, plain, write
+from kgpyro.display import as_html, new_figure, plain, told, write
 from kgpyro.posterior.asked import refuse_numbers
 from kgpyro.posterior.building import build_setting
 from kgpyro.posterior.uncertainty import spread
@@ -74,7 +74,7 @@ class PriorPredictive:
         """The verdict, the summary, and what is to be warned of."""
         title = f"{self.title}: what the prior implies, mean and central 90 % over draws"
         table = self.summary.to_string(float_format="{:.3g}".format, na_rep="-")
-        return "\n\n".join([self.verdict, title, table, *(f"WARNING: {warning}" for warning in self.warnings)])
+        return told(self.verdict, title, table, warnings=self.warnings)
 
     @property
     def warnings(self) -> list[str]:

@@ -60,19 +60,13 @@ class KHat:
 
 @torch.no_grad()
 def psis_khat(
-    posterior: Posterior,
-    draws: int = 1000,
-    repeats: int = 1,
-    *,
-    seed: int = 0,
-    progress: bool = False,
+    posterior: Posterior, draws: int = 1000, repeats: int = 1, *, seed: int = 0, progress: bool = False
 ) -> KHat:
     """PSIS diagnostic of a variational posterior (Yao, Vehtari, Simpson & Gelman 2018, "Yes, but did it work?").
 
     Draws all latents from the guide, takes the ratios ``p(y, h) / q(h)`` with every candidate of every training query,
     and fits a generalised Pareto distribution to the largest of them (Vehtari et al. 2024). The true posterior is that
-    of the untempered model, at the learned parameters of priors, whatever the KL weight of the
-    fit. It is a verdict on all latents jointly: in thousands of dimensions small errors in each add up.
+    of the untempered model at the learned parameters of priors. Errors in all latents jointly add up.
 
     Args:
         posterior: of a model with latents per entity and relation, such as lim.
@@ -86,23 +80,18 @@ def psis_khat(
             has not seen; or too few draws.
     """
     load_arviz()
-    guide, graph = posterior.guide, posterior.graph
+    guide, graph = posterior.its_guide("ratios of densities"), posterior.graph
     if draws < FEWEST:
         raise InputError(f"k-hat is of the tail of the draws; give at least {FEWEST}, not {draws}.")
     if repeats < 1:
         raise InputError(f"k-hat takes at least one estimate; got {repeats} for `repeats`.")
-    if guide is None:
-        raise InputError(
-            "k-hat is of a guide's distributions, and this posterior is a set of draws; fit with inference='svi'."
-        )
     if guide.point:
         raise InputError("a point estimate is no posterior to compare with the true one; fit another `guide`.")
-    values = posterior.joint(0)
     if any(frame in PER_FACT for frame in guide.symbols):
         raise InputError(
             "k-hat compares joint posteriors, and here every fact has latents of its own; fit `model` lim."
         )
-    latents = sum(value.numel() for value in values.values())
+    latents = sum(value.numel() for value in posterior.joint(0).values())
     if latents > LARGEST:
         raise InputError(
             f"k-hat is for small graphs: all latents together are {latents:,} numbers here; {LARGEST:,} are the most."
@@ -137,12 +126,10 @@ def _log_ratio(posterior: Posterior, guide: Guide, parts: list[Batch]) -> float:
             under.append(run(poutine.replay(guide, trace=drawn), parts[0]).log_prob_sum())
     total = math.log(guide.members) - float(torch.stack(under).logsumexp(0))
     whole = sum(len(part.anchor) for part in parts)
-    for i, part in enumerate(parts):
+    for part in parts:
         trace = run(CountFacts(part)(poutine.replay(program.model, trace=drawn)), part)
-        if not i:
-            total += float(trace.log_prob_sum(lambda _, site: not site["is_observed"]))
         total += len(part.anchor) / whole * float(trace.log_prob_sum(lambda _, site: site["is_observed"]))
-    return total
+    return total + float(trace.log_prob_sum(lambda _, site: not site["is_observed"]))
 
 
 def _pareto_shape(log_ratios: np.ndarray) -> float:

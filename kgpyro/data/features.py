@@ -72,7 +72,6 @@ def _of_array(path: Path, names: Path) -> pd.DataFrame:
         )
     index = text_frame(names, "\t").iloc[:, 0].tolist()
     if array.ndim != 2 or len(array) != len(index):
-        raise InputError(
-            f"`features` {path}: shape {array.shape}; need ({len(index)}, number of features), as {names} says."
-        )
+        need = f"need ({len(index)}, number of features), as {names} says"
+        raise InputError(f"`features` {path}: shape {array.shape}; {need}.")
     return pd.DataFrame(array, index=index)

@@ -1,9 +1,8 @@
 """Knowledge graphs: entities, relations, the triples of the three splits, and their queries.
 
 A *query* asks for one end of a triple: ``(head, relation, ?)`` or ``(?, relation, tail)``. The second kind is written
-as the tail query ``(tail, relation + R, ?)`` of the inverse relation (reciprocal relations, Lacroix et al. 2018), so
-that every query is an anchor, a relation row in ``0 … 2R-1`` and a set of answers, whether or not a model gives
-inverse relations latents of their own.
+as the tail query ``(tail, relation + R, ?)`` of the inverse relation (Lacroix et al. 2018), whether or not a model
+gives that latents of its own: every query is an anchor, a relation row in ``0 … 2R-1`` and a set of answers.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ class Graph(metaclass=_OfAnything):
         return ordered.checksum, str(sorted(false.items()))
 
     def _taking(self, index: Mapping[str, Tensor], one: str = "") -> Graph:
-        """This graph with these facts of each split, or all from ``one``, and their confidences."""
+        """This graph with these facts of each split, by place or mask, or all from ``one``, and their confidences."""
         facts: dict[str, Any] = {split: getattr(self, one or split)[i] for split, i in index.items()}
         given = {split: self.confidences.get(one or split) for split in index}
         sure = {split: values[index[split]] for split, values in given.items() if values is not None}
@@ -290,14 +289,12 @@ class Graph(metaclass=_OfAnything):
         number = max(1, round(share * len(self.train))) * len(empty)
         held = held_out(self.train, number, seed)
         left = torch.ones(len(self.train), dtype=torch.bool).index_fill(0, held, False)
-        notes = list(self.notes)
-        if not empty:
-            notes.append("`holdout` holds nothing out: valid and test are given.")
-        elif len(held) < number:
+        note = [] if empty else ["`holdout` holds nothing out: valid and test are given."]
+        if len(held) < number:
             why = "every entity and relation keeps a fact in training"
-            notes.append(f"{number} of the {len(left)} facts were to be held out, but only {len(held)} are: {why}.")
-        index = {"train": left.nonzero().squeeze(1)} | {s: held[i :: len(empty)] for i, s in enumerate(empty)}
-        return replace(self._taking(index, "train"), notes=tuple(notes))
+            note = [f"{number} of the {len(left)} facts were to be held out, but only {len(held)} are: {why}."]
+        index = {"train": left} | {split: held[i :: len(empty)] for i, split in enumerate(empty)}
+        return replace(self._taking(index, "train"), notes=(*self.notes, *note))
 
     def to_dataframe(self) -> pd.DataFrame:
         """All facts by name: columns ``head``, ``relation``, ``tail`` and ``split`` (train, valid or test)."""

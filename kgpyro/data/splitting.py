@@ -30,12 +30,7 @@ def read_backwards(train: Tensor, test: Tensor, num_entities: int) -> tuple[dict
     These are inverse (Toutanova & Chen 2015; ``s = r`` is a symmetric one) if so are half or more of the facts of
     ``r``, in test and in all, five times as many as by chance, and neither has more than twice the other's facts.
 
-    Args:
-        train, test: triple ids, shape ``(n, 3)``.
-        num_entities: of the graph.
-
-    Returns:
-        How many, by ``(r, s)``; and how many there are in all, each once.
+    Gives how many, by ``(r, s)``; and how many there are in all, each once.
     """
     every = torch.cat([train, test])
     forward, back = (every[:, i] * num_entities + every[:, j] for i, j in ((0, 2), (2, 0)))

@@ -57,8 +57,7 @@ class Thresholds:
     ) -> Thresholds:
         """Of the head and the tail of every triple, ``known`` answers of its query left out.
 
-        ``probabilities`` are those of all entities, ``(anchor (b,), row (b,)) -> (b, E)``, and ``measure`` is what they
-        and the open candidates, ``(b, E)`` both, make of how ill each candidate fits.
+        ``probabilities`` are those of all entities, ``(anchor (b,), row (b,)) -> (b, E)``; ``measure`` as ``misfit``.
         """
         head, relation, tail = triples.unbind(1)
         anchor, answer = torch.cat([head, tail]), torch.cat([tail, head])
@@ -84,11 +83,11 @@ class Thresholds:
             raise InputError(f"`coverage` is a probability between 0 and 1; got {coverage}.")
         if not len(self.misfits):
             raise InputError("the graph has no validation facts to calibrate answer sets with.")
-        mine = self.misfits[(self.row >= self.num_relations) == (row >= self.num_relations)]
+        alike = (self.row >= self.num_relations) == (row >= self.num_relations)
         if per_relation:
             counts = torch.bincount(self.row, minlength=2 * self.num_relations)
-            small = (counts < ENOUGH)[self.row] & ((self.row >= self.num_relations) == (row >= self.num_relations))
-            mine = self.misfits[self.row == row if int(counts[row]) >= ENOUGH else small]
+            alike = self.row == row if int(counts[row]) >= ENOUGH else alike & (counts < ENOUGH)[self.row]
+        mine = self.misfits[alike]
         rank = math.ceil((len(mine) + 1) * coverage)
         return float(mine[rank - 1]) if rank <= len(mine) else math.inf
 

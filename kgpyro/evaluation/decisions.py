@@ -29,16 +29,8 @@ def refuse_no_risk(risk: float, confidence: float) -> None:
 def certain_enough(certainty: np.ndarray, wrong: np.ndarray, risk: float, confidence: float) -> float:
     """The least certainty at which decisions keep the risk; infinite where too few facts show that any do.
 
-    Args:
-        certainty: distances of probabilities from one half, shape ``(n,)``.
-        wrong: whether the decision at one half is, shape ``(n,)``.
-        risk: largest share of wrong decisions among those that are made.
-        confidence: with which that is promised.
-
-    Raises:
-        InputError: a risk or confidence outside (0, 1).
+    ``certainty``, ``(n,)``: distances of probabilities from one half; ``wrong``: whether the decisions there are.
     """
-    refuse_no_risk(risk, confidence)
     fewest = math.ceil(math.log(1 - confidence) / math.log(1 - risk))  # below which no errors at all prove nothing
     found = math.inf
     first = max(fewest, min(4 * fewest, len(wrong) // 4))  # a single error among very few would end it there

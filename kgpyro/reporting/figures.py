@@ -26,22 +26,14 @@ def variances(posterior: Posterior) -> pd.DataFrame:
         over both latents of a relation that has an inverse; of the first member of a mixture).
     """
     graph, found = posterior.graph, []
-    frequency = {
-        "entity": graph.frequency,
-        "relation": torch.bincount(graph.train[:, 1], minlength=graph.num_relations),
-    }
-    for kind, names in (("entity", graph.entities), ("relation", graph.relations)):
+    of_relations = torch.bincount(graph.train[:, 1], minlength=graph.num_relations)
+    for kind, names, count in (
+        ("entity", graph.entities, graph.frequency),
+        ("relation", graph.relations, of_relations),
+    ):
         variance = posterior_variance(posterior.its_guide("these figures").posterior(kind, ...)).double().mean(-1)
-        found.append(
-            pd.DataFrame(
-                {
-                    "kind": kind,
-                    "name": names,
-                    "frequency": frequency[kind].numpy(),
-                    "variance": variance.reshape(-1, len(names)).mean(0).cpu().numpy(),
-                }
-            )
-        )
+        mean = variance.reshape(-1, len(names)).mean(0).cpu().numpy()
+        found.append(pd.DataFrame({"kind": kind, "name": names, "frequency": count.numpy(), "variance": mean}))
     return pd.concat(found, ignore_index=True)
 
 
@@ -92,9 +84,8 @@ def variance_figure(posterior: Posterior) -> Any:
 def regression(rows: pd.DataFrame, level: float = 0.95) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     """Precision, 1 / variance, regressed on frequency, over rows of :func:`variances` with positive frequency.
 
-    Returns:
-        scipy's result, a grid of frequencies, and on it the line and the half-width of the confidence band of the mean,
-        ``t √(s² (1/n + (x - x̄)² / Σ(x_i - x̄)²))``.
+    Gives scipy's result, a grid of frequencies, and on it the line and the half-width of the confidence band of the
+    mean, ``t √(s² (1/n + (x - x̄)² / Σ(x_i - x̄)²))``.
     """
     from scipy.stats import linregress, t  # imported here: it takes a second, and most do not need it
 
