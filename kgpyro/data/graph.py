@@ -369,8 +369,8 @@ class Graph(metaclass=_OfAnything):
         """The same facts with these names for its entities and relations, numbered in sorted order."""
         orders = [sorted(range(len(names)), key=names.__getitem__) for names in (entities, relations)]
         rank = [torch.tensor(order, dtype=torch.long).argsort() for order in orders]
-        names = (map(given.__getitem__, order) for given, order in zip((entities, relations), orders, strict=True))
-        return self._renumbered(*names, *rank)
+        names = [map(given.__getitem__, order) for given, order in zip((entities, relations), orders, strict=True)]
+        return self._renumbered(names[0], names[1], rank[0], rank[1])
 
     def _renumbered(
         self, entities: Iterable[str], relations: Iterable[str], entity_ids: Tensor, relation_ids: Tensor

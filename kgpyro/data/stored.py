@@ -59,8 +59,8 @@ def read_graph(folder: Path) -> Graph:
             raise ValueError(f"the graph has confidences of {split!r} that are none of its triples")
     if not isinstance(about["name"], str) or not len(facts["train"]):
         raise ValueError("the graph has no name, or no training triples")
-    graph = Graph(about["name"], entities, relations, *(facts[split].long() for split in SPLITS))
-    negatives = {split: ids.long() for split, ids in negatives.items()}
+    facts, negatives = ({split: ids.long() for split, ids in given.items()} for given in (facts, negatives))
+    graph = Graph(about["name"], entities, relations, facts["train"], facts["valid"], facts["test"])
     sure = {split: values.clone() for split, values in sure.items()}
     return replace(graph, negatives=negatives, confidences=sure, notes=tuple(map(str, about.get("notes", ()))))
 
