@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -66,21 +67,16 @@ def compare(
     graphs = {(p.graph.name, p.graph.num_entities, len(p.graph.train)) for group in groups.values() for p in group}
     if len(graphs) > 1:
         raise InputError(f"these posteriors are of different graphs: {', '.join(sorted(name for name, *_ in graphs))}.")
-    rows = {}
-    bar = tqdm(total=sum(map(len, groups.values())), desc="compare", unit="fit", disable=not progress, leave=False)
-    for name, group in groups.items():
-        found = []
-        for posterior in group:
-            found.append(_one(posterior, split, draws, queries, seed))
-            bar.update()
-        frame = pd.DataFrame(found)
-        errors = frame.sem().add_suffix("_se") if len(group) > 1 else pd.Series(dtype=float)
-        rows[name] = pd.concat([frame.mean(), errors.drop(["parameters_se", "seconds_se"], errors="ignore")])
-    bar.close()
-    table = pd.DataFrame(rows).T
-    measures = [c for c in HIGHER_IS_BETTER if c in table]
-    order = [c for m in measures for c in (m, f"{m}_se") if c in table] + ["parameters", "seconds"]
-    return table[order].astype({"parameters": int}).sort_values(by, ascending=not HIGHER_IS_BETTER[by])
+    every = [(name, posterior) for name, group in groups.items() for posterior in group]
+    bar = tqdm(every, desc="compare", unit="fit", disable=not progress, leave=False)
+    rows = [_one(posterior, split, draws, queries, seed) for _, posterior in bar]
+    by_name = pd.DataFrame(rows, index=[name for name, _ in every]).groupby(level=0, sort=False)
+    table = by_name.mean()
+    if len(every) > len(groups):
+        table = table.join(by_name.sem().add_suffix("_se"))
+    measures = [c for m in HIGHER_IS_BETTER for c in (m, f"{m}_se") if c in table]
+    table = table[[*measures, "parameters", "seconds"]].astype({"parameters": int})
+    return table.sort_values(by, ascending=not HIGHER_IS_BETTER[by])
 
 
 def _one(posterior: Posterior, split: str, draws: int, queries: int, seed: int) -> dict[str, float]:
@@ -165,20 +161,15 @@ def multiplicity(
         ranks = [one.ranks(split, by) for one in several]
     if len(ranks) < 2 or not len(ranks[0]):
         raise InputError("multiplicity needs two models at least, and held-out triples; give more `fits` or `draws`.")
-    realistic = torch.stack([torch.tensor((r["optimistic"] + r["pessimistic"]).to_numpy()) / 2 for r in ranks])
+    realistic = np.stack([(one["optimistic"] + one["pessimistic"]) / 2 for one in ranks])
     rows = {}
     for k in HITS:
         hit = realistic <= k
-        share = hit.double().mean(1)
-        competing = hit[1:][(share[1:] - share[0]).abs() <= within + 1e-12]
-        differ = (competing != hit[0]).double()
-        some = len(differ) > 0
-        rows[k] = {
-            "hits": float(share[0]),
-            "competitors": len(differ),
-            "ambiguity": float(differ.amax(0).mean()) if some else float("nan"),
-            "discrepancy": float(differ.mean(1).max()) if some else float("nan"),
-        }
+        share = hit.mean(1)
+        competing = hit[1:][np.abs(share[1:] - share[0]) <= within + 1e-12]
+        differ = pd.DataFrame(competing != hit[0], dtype=float)
+        worst = {"ambiguity": differ.max().mean(), "discrepancy": differ.mean(axis=1).max()}
+        rows[k] = {"hits": share[0], "competitors": len(differ)} | worst
     return pd.DataFrame(rows).T.astype({"competitors": int}).rename_axis("k")
 
 

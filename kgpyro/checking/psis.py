@@ -126,10 +126,12 @@ def _log_ratio(posterior: Posterior, guide: Guide, parts: list[Batch]) -> float:
             under.append(run(poutine.replay(guide, trace=drawn), parts[0]).log_prob_sum())
     total = math.log(guide.members) - float(torch.stack(under).logsumexp(0))
     whole = sum(len(part.anchor) for part in parts)
-    for part in parts:
+    for i, part in enumerate(parts):
         trace = run(CountFacts(part)(poutine.replay(program.model, trace=drawn)), part)
+        if not i:
+            total += float(trace.log_prob_sum(lambda _, site: not site["is_observed"]))
         total += len(part.anchor) / whole * float(trace.log_prob_sum(lambda _, site: site["is_observed"]))
-    return total + float(trace.log_prob_sum(lambda _, site: not site["is_observed"]))
+    return total
 
 
 def _pareto_shape(log_ratios: np.ndarray) -> float:
