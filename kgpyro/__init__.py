@@ -6,7 +6,6 @@ What is public is imported when it is first asked for: PyTorch takes seconds.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kgpyro.errors import InputError
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from kgpyro.inference.options import Options
     from kgpyro.inference.search import search
     from kgpyro.posterior.fitted import Posterior
+    from kgpyro.posterior.sharded import load
     from kgpyro.program.priors import resolve_prior
     from kgpyro.program.variational import Guide
     from kgpyro.reporting.explorer import explore
@@ -42,17 +42,6 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
-
-
-def load(folder: str | Path, shard: bool = False, **own: Any) -> Posterior:
-    """Read a saved run; see :meth:`kgpyro.Posterior.load`. With ``shard`` its entities are spread over processes."""
-    if shard:
-        from kgpyro.posterior.sharded import ShardedPosterior
-
-        return ShardedPosterior.load(folder, **own)
-    from kgpyro.posterior.fitted import Posterior
-
-    return Posterior.load(folder, **own)
 
 
 def __getattr__(name: str) -> Any:

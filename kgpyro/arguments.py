@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -68,12 +67,10 @@ class Argument:
         items = [get_args(kind)[0] for kind in self.kinds if get_origin(kind) is tuple]
         if isinstance(given, str) and items and ("," in given or not {int, float} & set(self.kinds)):
             return tuple(replace(self, kinds=(items[0],)).value(part) for part in given.split(","))
-        if isinstance(given, str) and str in self.kinds and self.written == "PATH":
-            if not given:
-                raise InputError(f"`{self.name}` is empty; name a path, or leave it out.")
-            return os.path.expanduser(given)
         if isinstance(given, str) and str in self.kinds:
-            return given
+            if not given and self.written == "PATH":
+                raise InputError(f"`{self.name}` is empty; name a path, or leave it out.")
+            return os.path.expanduser(given) if self.written == "PATH" else given
         if isinstance(given, str) and given.lower() not in self.choices:
             if given.lower() in ("none", "all") and type(None) in self.kinds:
                 return None
@@ -169,18 +166,17 @@ class Form(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> dict[str, Any]:
         """What was given, by name. Raises InputError for whatever cannot be."""
-        known = self._option_string_actions
-        for before, word in pairwise(["", *(words[: words.index("--")] if "--" in words else words)]):
-            flag = word.partition("=")[0]
-            if re.match("-[^0-9.]", word) and flag not in known and " " not in flag:
-                if before in known and known[before].nargs is None:
-                    self.error(f"argument {before}: expected one argument")
-                raise InputError(f"there is no option {flag}; {meant(flag, known, f'see {self.prog} --help.')}")
-        given = vars(self.parse_args(words))
+        read, others = self.parse_known_args(words)
+        if others:
+            (flag, *_), help_ = others[0].split("="), f"see {self.prog} --help."
+            if flag.startswith("-"):
+                raise InputError(f"there is no option {flag}; {meant(flag, self._option_string_actions, help_)}")
+            raise InputError(f"there is no place for {flag!r}; {help_}")
+        given = vars(read)
         found = self._of_file(given.pop("config")) if "config" in given else {}
         for name, value in given.items():
-            read = self.arguments[name].value
-            found[name] = [read(one) for one in value] if isinstance(value, list) else read(value)
+            value_of = self.arguments[name].value
+            found[name] = [*map(value_of, value)] if isinstance(value, list) else value_of(value)
         return found
 
     def _of_file(self, path: str) -> dict[str, Any]:
@@ -201,7 +197,6 @@ class Form(argparse.ArgumentParser):
             ("argument (.*): expected one argument", r"\1 needs a value; one that begins with - is written \1=-x"),
             ("argument (.*): ignored explicit argument.*", r"\1 takes no value"),
             ("the following arguments are required: (.*)", r"name a \1"),
-            ("unrecognized arguments: (.*)", r"there is no place for '\1'"),
             ("argument (.*)", r"\1"),
         ):
             message = re.sub(f"^{pattern}$", sentence, message)

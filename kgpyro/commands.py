@@ -157,13 +157,12 @@ def graph_and_options(given: dict[str, Any], dataset: str | None = "nations") ->
 def load(options: dict[str, Any]) -> Posterior:
     """The run that the options name, over another graph where they do; these options are taken out."""
     from kgpyro.data.reading import load_graph
-    from kgpyro.posterior.fitted import Posterior
-    from kgpyro.posterior.sharded import ShardedPosterior
+    from kgpyro.posterior import sharded
 
     own = {key: options.pop(f"run_{key}") for key in OWN if f"run_{key}" in options}
+    own |= {key: options.pop(key) for key in ("shard", "device") if key in options}
     dataset, features = options.pop("dataset", None), options.pop("features", None)
-    kind = ShardedPosterior if options.pop("shard", False) else Posterior
-    posterior = kind.load(options.pop("run"), options.pop("device", "cpu"), **own)
+    posterior = sharded.load(options.pop("run"), **own)
     if features is None and dataset is not None:
         raise InputError("`dataset` puts the run to another graph, whose entities it must know by `features` FILE.")
     if features is None:

@@ -27,6 +27,7 @@ PUBLIC = {
     "fact_figure": "kgpyro.reporting.figures",
     "fit": "kgpyro.inference.fitting",
     "labelled_facts": "kgpyro.data.labelled",
+    "load": "kgpyro.posterior.sharded",
     "load_graph": "kgpyro.data.reading",
     "multiplicity": "kgpyro.checking.comparison",
     "posterior_predictive": "kgpyro.checking.posterior_predictive",

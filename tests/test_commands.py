@@ -497,7 +497,7 @@ def test_what_is_public_is_told_three_times_alike() -> None:
     block = next(line for line in tree.body if isinstance(line, ast.If))
     seen = {a.name: line.module for line in block.body if isinstance(line, ast.ImportFrom) for a in line.names}
     assert seen == PUBLIC
-    assert {*kgpyro.__all__} == {*PUBLIC, "InputError", "load"}
+    assert {*kgpyro.__all__} == {*PUBLIC, "InputError"}
     assert {*dir(kgpyro)} == {*kgpyro.__all__, "__version__"}
     assert all(getattr(kgpyro, name) is not None for name in kgpyro.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

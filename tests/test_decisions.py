@@ -9,7 +9,7 @@ import pytest
 
 import kgpyro
 from kgpyro.errors import InputError
-from kgpyro.evaluation.decisions import certain_enough
+from kgpyro.evaluation.conformal import certain_enough
 
 
 def drawn(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

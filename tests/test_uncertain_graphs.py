@@ -23,8 +23,7 @@ from kgpyro.commands import calibrate as calibrate_command
 from kgpyro.commands import evaluate as evaluate_command
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.evaluation.calibration import Recalibration
-from kgpyro.evaluation.quantiles import quantiles_at, rising_quantiles
+from kgpyro.evaluation.calibration import Recalibration, quantiles_at, rising_quantiles
 from kgpyro.evaluation.ranking import ndcg
 
 ROWS = {

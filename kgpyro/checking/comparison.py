@@ -39,8 +39,8 @@ def compare(
         fits: by name, a posterior, or several of the same configuration with other seeds.
         split: ``"valid"`` or ``"test"``: what counts as held out.
         by: the column to sort by.
-        draws: posterior draws behind predictive probabilities. The log of their mean is biased low, the more so the
-            fewer they are: by .016 nats per held-out fact at 50 draws on UMLS.
+        draws: posterior draws behind predictive probabilities. The log of their mean is biased low: by .016 nats per
+            held-out fact at 50 draws on UMLS.
         queries: largest number of held-out queries, at random.
         seed: of their choice.
         progress: show a progress bar.

@@ -31,20 +31,13 @@ class Cells:
 
     There are two groups of cells: those of queries ``(h, r, ?)`` with all tails, and those of a corner of the graph,
     some relations among some entities. Where the graph is small both are the whole graph.
-
-    Attributes:
-        graph: the graph.
-        head: of each query, shape ``(n,)``.
-        relation: of each query, shape ``(n,)``; queries ascend by relation, then head.
-        entities: of the corner, ascending, shape ``(m,)``.
-        relations: of the corner, ascending, shape ``(k,)``.
     """
 
     graph: Graph
-    head: Tensor
-    relation: Tensor
-    entities: Tensor
-    relations: Tensor
+    head: Tensor  # of each query, (n,)
+    relation: Tensor  # of each query, (n,), ascending
+    entities: Tensor  # of the corner, ascending, (m,)
+    relations: Tensor  # of the corner, ascending, (k,)
 
     @classmethod
     def of(cls, graph: Graph, queries: int, entities: int, seed: int) -> Cells:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from kgpyro.display import new_figure
 from kgpyro.errors import InputError, meant
-from kgpyro.evaluation.quantiles import LEVELS, quantiles_at
 
 Facts: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]
 FLATTEST = 1e-2  # slope of a map in log-odds where its labels say nothing
 SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1 where their logarithms are taken
+LEVELS = 41  # quantiles of confidences that are kept, evenly from the smallest to the largest
+BLOCK, BLOCKS = 50, 200  # facts of like predictions, at least, in at most so many blocks
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,11 @@ class Recalibration:
     """A map of predictions to probabilities, fitted to labels: ``logit p' = f(Σ_k weight_k evidence_k + intercept)``.
 
     ``temperature``: ``f`` the identity, of ``logit p / T`` (Guo et al. 2017); ``platt``: of ``a logit p + b`` with
-    Platt's targets (1999), so that labels that can be told apart leave it finite; ``stacked``: of all ``EVIDENCE``, so
-    that the model's doubt counts along with its score, where that predicts left-out labels better than Platt's;
-    ``per_relation``: a line ``a_r logit p + b_r`` for each relation, drawn to a common one as far as relations are
-    alike; ``isotonic``: ``f`` is linear between the centres of the steps of the best
-    rising function (Zadrozny & Elkan 2002), which keeps apart what is apart, and stays ``1/(n + 2)`` away from 0 and 1,
-    for ``n`` facts cannot say more. No map falls: where the labels want one that does, it hardly rises.
+    Platt's targets (1999); ``stacked``: of all ``EVIDENCE``, the model's doubt among it, where that predicts left-out
+    labels better than Platt's; ``per_relation``: a line ``a_r logit p + b_r`` for each relation, drawn to a common one
+    as far as relations are alike; ``isotonic``: ``f`` is linear between the centres of the steps of the best rising
+    function (Zadrozny & Elkan 2002), and stays ``1/(n + 2)`` away from 0 and 1, for ``n`` facts cannot say more. No map
+    falls: where the labels want one that does, it hardly rises.
 
     Attributes:
         negatives: what the false labels were (:func:`kgpyro.labelled_facts`), which says whose base rate it has.
@@ -352,3 +352,40 @@ def moved_logits(logits: Tensor, probability: Tensor) -> Tensor:
 
 def _evidence(facts: Facts, names: Sequence[str]) -> np.ndarray:
     return np.stack([EVIDENCE[name](np.asarray(facts[name], dtype=float)) for name in names], axis=1)
+
+
+def rising_quantiles(predicted: np.ndarray, given: np.ndarray, counts: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """The distribution of given confidences by predicted ones, all of shape ``(n,)``; each stands for ``counts`` facts.
+
+    Blocks of facts with like predictions have the quantiles of given minus predicted, about their mean prediction. By
+    isotonic regression each quantile then rises with the prediction (Casady & Cryer 1976), and they stay in order. A
+    row per block has its mean prediction, which rises from row to row, and ``LEVELS`` quantiles minus it.
+    """
+    from sklearn.isotonic import IsotonicRegression  # imported here: it takes a second
+
+    order = np.argsort(predicted, kind="stable")
+    blocks = np.array_split(order, np.clip(len(order) // BLOCK, 1, BLOCKS))
+    at = np.array([np.average(predicted[block], weights=counts[block]) for block in blocks])
+    found = at[:, None] + [_quantiles((given - predicted)[block], counts[block]) for block in blocks]
+    weights = [counts[block].sum() for block in blocks]
+    rising = [IsotonicRegression().fit_transform(at, column, sample_weight=weights) for column in found.T]
+    keep = np.concatenate([[True], np.diff(at) > 0])
+    return tuple(tuple(row) for row in np.stack([at, *(rising - at)], 1)[keep].tolist())
+
+
+def quantiles_at(rows: Sequence[Sequence[float]], predicted: np.ndarray, levels: Sequence[float]) -> list[np.ndarray]:
+    """Quantiles at levels from 0 to 1, ``(n,)`` each, for predictions ``(n,)``: linear between rows, and levels."""
+    at, *off = np.array(rows).T
+    found = []
+    for place in np.array(levels) * (LEVELS - 1):
+        below = min(int(place), LEVELS - 2)
+        low, high = (np.interp(predicted, at, off[i]) for i in (below, below + 1))
+        found.append(np.clip(predicted + low + (place - below) * (high - low), 0, 1))
+    return found
+
+
+def _quantiles(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``LEVELS`` quantiles of values ``(n,)``, linear between the middles of what each stands for."""
+    order = np.argsort(values)
+    middle = np.cumsum(counts[order]) - counts[order] / 2
+    return np.interp(np.linspace(0, counts.sum(), LEVELS), middle, values[order])

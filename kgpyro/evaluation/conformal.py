@@ -1,14 +1,19 @@
-"""Sets of answers that hold the true one with a chosen probability: split-conformal prediction.
+"""Promises by validation facts: sets of answers that hold the true one, and decisions that are seldom wrong.
 
-How ill a candidate ``c`` fits a query is measured by its share of the predictive probability of all open candidates,
+Sets are those of split-conformal prediction. How ill a candidate ``c`` fits a query is measured by its share of the
+predictive probability of all open candidates,
 
     a(q, c) = -log(p_c / Σ_{c' open} p_c').
 
 The threshold is the ``⌈(n + 1)(coverage)⌉``-th smallest of the true answers' values over the ``n`` validation facts
-(Vovk et al. 2005; Angelopoulos & Bates 2021), for tails and heads apart, and on wish for each relation (a Mondrian
-taxonomy). If the test facts are exchangeable with them, a set holds the true answer with at least that probability,
-whatever the model is worth; a better model has smaller sets. Open are all candidates that training does not answer, for
-validation and test facts alike: only then are they exchangeable.
+(Vovk et al. 2005; Angelopoulos & Bates 2021), for tails and heads apart, and on wish for each relation. If test facts
+are exchangeable with them, a set holds the true answer with at least that probability. Open are all candidates that
+training does not answer, for validation and test facts alike: only then are they exchangeable.
+
+Decisions abstain by Learn-then-Test. Of facts whose certainty is at least ``λ``, decided at one half, a share ``R(λ)``
+is decided wrongly. Among ``k`` such facts of a calibration set the errors are binomial, so ``R(λ) > risk`` is rejected
+where as few errors as were seen have a probability of at most ``1 - confidence``. From the surest facts on ``λ`` falls
+as long as every step is rejected (fixed-sequence testing; Angelopoulos et al. 2021, *Learn then Test*).
 """
 
 from __future__ import annotations
@@ -17,13 +22,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from kgpyro.data.queries import Queries
 from kgpyro.errors import InputError
 
 ENOUGH = 20  # validation facts from which on a relation has a threshold of its own
+STEPS = 400  # certainties that are tried, from 1/2 down to 0
 
 
 def misfit(probabilities: Tensor, is_open: Tensor) -> Tensor:
@@ -97,3 +105,28 @@ def open_candidates(anchor: Tensor, row: Tensor, known: Queries, num_entities: i
     is_open = torch.ones(len(anchor), num_entities, dtype=torch.bool)
     is_open[known.answer_pairs(known.positions(anchor, row))] = False
     return is_open
+
+
+def refuse_no_risk(risk: float, confidence: float) -> None:
+    """Raise InputError for what is no probability strictly between 0 and 1."""
+    for name, value in (("risk", risk), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise InputError(f"`{name}` is a probability between 0 and 1; got {value}.")
+
+
+def certain_enough(certainty: np.ndarray, wrong: np.ndarray, risk: float, confidence: float) -> float:
+    """The least certainty at which decisions keep the risk; infinite where too few facts show that any do.
+
+    ``certainty``, ``(n,)``: distances of probabilities from one half; ``wrong``: whether the decisions there are.
+    """
+    fewest = math.ceil(math.log(1 - confidence) / math.log(1 - risk))  # below which no errors at all prove nothing
+    found = math.inf
+    first = max(fewest, min(4 * fewest, len(wrong) // 4))  # a single error among very few would end it there
+    for level in np.linspace(0.5, 0.0, STEPS + 1):
+        decided = certainty >= level
+        if (k := int(decided.sum())) < first:
+            continue
+        if binom.cdf(int(wrong[decided].sum()), k, risk) > 1 - confidence:
+            break
+        found = float(level)
+    return found

@@ -65,13 +65,9 @@ def answer_distributions(
 ) -> pd.DataFrame:
     """What the distribution over all candidates says of the true head and the true tail of every triple.
 
-    Args:
-        probabilities: of all entities, up to a factor, as ``score_all`` of :func:`rank_triples`; and so the others.
-
-    Returns:
-        A row for each of :func:`rank_triples`: ``confidence``, the largest probability of a candidate; ``correct``,
-        whether that candidate is the true answer; and ``nll``, minus the logarithm of the true answer's probability.
-        Other known answers are left out, or with the prefix ``raw_`` are candidates too.
+    ``probabilities`` are those of all entities, up to a factor; arguments and rows are those of :func:`rank_triples`.
+    Columns: ``confidence``, the largest probability of a candidate; ``correct``, whether that one is the true answer;
+    and ``nll``, minus the logarithm of the true answer's. Other known answers are left out, but with prefix ``raw_``.
     """
     found = np.zeros((2 * len(triples), len(DISTRIBUTION)))
     for part, mine, anchor, row, answer in _scored(probabilities, triples, known, num_entities, progress):

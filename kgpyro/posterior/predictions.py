@@ -15,10 +15,8 @@ from torch import Tensor
 
 from kgpyro.data.labelled import labelled_facts
 from kgpyro.errors import InputError
-from kgpyro.evaluation.calibration import Calibration, Recalibration
-from kgpyro.evaluation.conformal import Thresholds, misfit, open_candidates
-from kgpyro.evaluation.decisions import certain_enough, refuse_no_risk
-from kgpyro.evaluation.quantiles import rising_quantiles
+from kgpyro.evaluation.calibration import Calibration, Recalibration, rising_quantiles
+from kgpyro.evaluation.conformal import Thresholds, certain_enough, misfit, open_candidates, refuse_no_risk
 from kgpyro.evaluation.ranking import mean_ndcg
 from kgpyro.files import table_file
 from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
@@ -162,7 +160,7 @@ class Predictions(Answers):
         """Which facts to hold for true, which for false, and which to leave undecided, with a promised error rate.
 
         Half of the labelled validation facts put probabilities to scale (Platt), the other half say how certain one has
-        to be (:mod:`kgpyro.evaluation.decisions`). The promise is for facts that are exchangeable with these.
+        to be (:mod:`kgpyro.evaluation.conformal`). The promise is for facts that are exchangeable with these.
 
         Args:
             triples: as :meth:`facts` takes them.

@@ -28,6 +28,11 @@ KEPT = {
 }  # fmt: skip
 
 
+def load(folder: str | Path, shard: bool = False, **own: Any) -> Posterior:
+    """Read a saved run; see :meth:`kgpyro.Posterior.load`. With ``shard`` its entities are spread over processes."""
+    return (ShardedPosterior if shard else Posterior).load(folder, **own)
+
+
 class ShardedPosterior(Posterior):
     """A posterior of which each process has the rows of some entities.
 
