@@ -256,26 +256,21 @@ def calibrate(options: dict[str, Any]) -> None:
 
     folder, posterior = Path(options["run"]), load(options)
     asked = {key: options[key] for key in ("negatives", "draws", "seed") if key in options}
-    uncertain = "test" in posterior.graph.confidences
-
-    def judged() -> Any:
-        if not uncertain:
-            return posterior.calibration("test", **asked)
-        return posterior.confidences("test", **{key: asked[key] for key in asked if key != "negatives"})
-
+    if uncertain := "test" in posterior.graph.confidences:
+        asked.pop("negatives", None)
+    judged: Any = posterior.confidences if uncertain else posterior.calibration
     posterior.recalibrate("none")
-    found = {"as predicted": judged()}
+    before = judged("test", **asked)
     posterior.recalibrate(**options)
-    if mapped := posterior.recalibration:
-        found[mapped.method] = judged()
-    before, *after = found.values()
+    mapped = posterior.recalibration
+    others = {mapped.method: judged("test", **asked)} if mapped else {}
     of = "confidences of test triples" if uncertain else f"test triples and false facts ({before.negatives})"
-    metrics = {name: one.attrs["metrics"] if uncertain else one.metrics for name, one in found.items()}
+    found = {"as predicted": before, **others}.items()
+    metrics = {name: one.attrs["metrics"] if uncertain else one.metrics for name, one in found}
     show(f"{posterior}: {of}", posterior.log.from_dict(metrics, "index"), index=True)
     posterior.store_recalibration(folder)
     state = "predictions go by recalibration.json" if mapped else "predictions are as the model makes them"
     if not uncertain:
-        others = {mapped.method: after[0]} if mapped else {}
         write(folder / "checks", {}, {"calibration.png": lambda: before.figure(**others)})
     say(f"\nsaved      {folder}: {state} from now on" + "; checks/calibration.png" * (not uncertain))
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kgpyro.data.queries import Queries
 from kgpyro.data.splitting import held_out, is_misordered, read_backwards
-from kgpyro.data.tables import CALLED, COLUMNS, SHORT, SPLITS, Rows, encode, name_of, parted, place_of, text_of
+from kgpyro.data.tables import CALLED, COLUMNS, SHORT, SPLITS, Rows, encode, name_of, parted, text_of
 from kgpyro.display import as_html
 from kgpyro.errors import InputError
 from kgpyro.files import write_text
@@ -252,7 +252,7 @@ class Graph(metaclass=_OfAnything):
         training does not, or negatives name what the graph has not.
         """
         named = ((list(map(name_of, row)) for row in rows) for rows in (train, valid, test))
-        where = (partial(place_of, f"graph {name!r}, {split}", "row") for split in SPLITS)
+        where = (partial("graph {!r}, {}, row {}".format, name, split) for split in SPLITS)
         graph = cls._encoded(name, dict(zip(SPLITS, map(Rows, named, where), strict=True)))
         return replace(graph, negatives={split: graph.ids(rows) for split, rows in (negatives or {}).items()})
 

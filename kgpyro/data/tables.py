@@ -65,11 +65,6 @@ class Rows(NamedTuple):
         return InputError(f"{self.where(number)}: {why}; expected head, relation and tail.")
 
 
-def place_of(file: object, kind: str, number: int) -> str:
-    """What messages call a line of a file, or a row of a list."""
-    return f"{file}, {kind} {number}"
-
-
 def name_of(value: object) -> str:
     """A value as a name: text as it is, a whole number without a point, so that 2.0 is what 2 is."""
     if isinstance(value, bytes):
@@ -179,7 +174,7 @@ def frame_rows(
     part = frame.iloc[:, list(places.values())].set_axis(list(places), axis=1)
     if (empty := part.isna()).to_numpy().any():
         row, column = np.argwhere(empty.to_numpy())[0]
-        raise InputError(f"{place_of(what, kind, part.index[row])}: no {part.columns[column]}.")
+        raise InputError(f"{what}, {kind} {part.index[row]}: no {part.columns[column]}.")
     said = part.pop("split").astype(str) if "split" in part else pd.Series("train", part.index)
     called = said.str.strip().str.lower().map(CALLED)
     if called.isna().any():
@@ -189,7 +184,7 @@ def frame_rows(
     for name in SPLITS:
         mine = part[(called == name).to_numpy()]
         rows = map(list, zip(*(map(name_of, mine[role].tolist()) for role in mine), strict=True))
-        found[name] = Rows(rows, lambda i, index=mine.index: place_of(what, kind, index[i - 1]))  # type: ignore[misc]
+        found[name] = Rows(rows, lambda i, index=mine.index: f"{what}, {kind} {index[i - 1]}")  # type: ignore[misc]
     return found
 
 
@@ -209,7 +204,7 @@ def text_rows(
         raise InputError(f"{path} is empty; it should hold one triple a line: head TAB relation TAB tail.")
     if separator == "\t" and columns is None and not header and len(first) < 5:
         rows = (line.split("\t") for block in _blocks(path) for line in block.removesuffix("\n").split("\n"))
-        return {"train": Rows(rows, partial(place_of, path, "line"), "tab-separated ")}, False
+        return {"train": Rows(rows, partial("{}, line {}".format, path), "tab-separated ")}, False
     header |= any(not name.isdecimal() for name in columns or ())
     frame = text_frame(path, separator)
     if header:
