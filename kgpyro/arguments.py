@@ -168,10 +168,10 @@ class Form(argparse.ArgumentParser):
         """What was given, by name. Raises InputError for whatever cannot be."""
         read, others = self.parse_known_args(words)
         if others:
-            (flag, *_), help_ = others[0].split("="), f"see {self.prog} --help."
-            if flag.startswith("-"):
-                raise InputError(f"there is no option {flag}; {meant(flag, self._option_string_actions, help_)}")
-            raise InputError(f"there is no place for {flag!r}; {help_}")
+            flag, see = others[0].partition("=")[0], f"see {self.prog} --help."
+            if re.match("--?[^-]", flag):
+                raise InputError(f"there is no option {flag}; {meant(flag, self._option_string_actions, see)}")
+            raise InputError(f"there is no place for {others[0]!r}; {see}")
         given = vars(read)
         found = self._of_file(given.pop("config")) if "config" in given else {}
         for name, value in given.items():
