@@ -10,9 +10,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 
 from kgpyro.guides.lookup import LookupTable
-from kgpyro.program.owners import RowsOf
 from kgpyro.program.plates import Symbols
-from kgpyro.program.setting import Setting
+from kgpyro.program.setting import RowsOf, Setting
 from kgpyro.program.variational import Guide, Site
 
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from kgpyro.program.owners import RowsOf
 from kgpyro.program.plates import Symbols
-from kgpyro.program.setting import Setting
+from kgpyro.program.setting import RowsOf, Setting
 from kgpyro.program.variational import Guide, Site
 
 

@@ -21,7 +21,8 @@ from kgpyro.data.graph import Graph
 from kgpyro.inference.elbo import WeightedELBO
 from kgpyro.posterior.draws import Draws
 from kgpyro.posterior.sharded import ShardedPosterior
-from kgpyro.program.owners import RowsOf, Share
+from kgpyro.program.owners import Share
+from kgpyro.program.setting import RowsOf
 
 FIT: dict[str, Any] = {
     "model": "lim", "dim": 6, "epochs": 1, "batch_size": 16, "device": "cpu", "precision": "64", "progress": False,

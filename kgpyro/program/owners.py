@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding
 
 ROWS = 1 << 14  # drawn at once where a table begins
 
@@ -142,24 +140,6 @@ def _uniform(key: int, ids: Tensor, like: Tensor) -> Tensor:
     x.bitwise_xor_((x >> 31).bitwise_and_((1 << 33) - 1))
     bits = 53 if like.dtype == torch.float64 else 24
     return x.bitwise_right_shift_(64 - bits).to(like.dtype).add_(0.5).mul_(2.0 ** (1 - bits))
-
-
-@dataclass(frozen=True)
-class RowsOf:
-    """Looks up symbols in a table of a row for each, ``(n, d), (m,) -> (m, d)``; of ``...`` it is the table.
-
-    The table's gradient has only these rows if it is ``sparse``. Where processes ``share`` it, each has its own.
-    """
-
-    sparse: bool
-    share: Share | None = None
-
-    def __call__(self, table: Tensor, symbols: Tensor | EllipsisType) -> Tensor:
-        if isinstance(symbols, EllipsisType):
-            return table
-        if self.share is not None:
-            return self.share.lookup(table, symbols, self.sparse)
-        return embedding(symbols, table, sparse=self.sparse)
 
 
 class _Lookup(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import EllipsisType
 from typing import TypeAlias, cast
 
@@ -18,15 +19,34 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.nn.functional import embedding
 
 from kgpyro.errors import InputError
 from kgpyro.program.batches import Batches
 from kgpyro.program.families import Family
 from kgpyro.program.interactions import Score
 from kgpyro.program.likelihood import AllCandidates, Answers, Given, Rows, SingleFacts
-from kgpyro.program.owners import RowsOf, Share
+from kgpyro.program.owners import Share
 from kgpyro.program.plates import Batch, Held, Symbols
 from kgpyro.program.priors import Prior, Unknown
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """Looks up symbols in a table of a row for each, ``(n, d), (m,) -> (m, d)``; of ``...`` it is the table.
+
+    The table's gradient has only these rows if it is ``sparse``. Where processes ``share`` it, each has its own.
+    """
+
+    sparse: bool
+    share: Share | None = None
+
+    def __call__(self, table: Tensor, symbols: Symbols) -> Tensor:
+        if isinstance(symbols, EllipsisType):
+            return table
+        if self.share is not None:
+            return self.share.lookup(table, symbols, self.sparse)
+        return embedding(symbols, table, sparse=self.sparse)
 
 
 class SymbolPrior(nn.Module):
