@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 
 import kgpyro
 from kgpyro.evaluation.ranking import all_metrics, rank_triples
-from kgpyro.posterior.acquisition import unknown
 from kgpyro.posterior.asked import fact_ids
+from kgpyro.posterior.discovery import unknown
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 STRATEGIES = ("random", "probability", "entropy", "epistemic")

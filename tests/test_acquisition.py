@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_posterior import posterior_of
 
-import kgpyro.posterior.acquisition
+import kgpyro.posterior.discovery
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
-from kgpyro.posterior.acquisition import MEASURES, shortlist
+from kgpyro.posterior.discovery import MEASURES, shortlist
 from kgpyro.posterior.fitted import Posterior
 
 DRAWS = 4000
@@ -39,9 +39,9 @@ def test_the_shortlist_is_the_top_of_all(
     torch.manual_seed(3)
     mean = torch.rand(5, 2, 5)
     aleatoric = 0.5 * (-mean * mean.log() - (1 - mean) * (-mean).log1p()) * torch.rand(5, 2, 5)
-    monkeypatch.setattr(kgpyro.posterior.acquisition, "NUMBERS_AT_ONCE", 10)
+    monkeypatch.setattr(kgpyro.posterior.discovery, "AT_ONCE", 10)
     monkeypatch.setattr(
-        kgpyro.posterior.acquisition,
+        kgpyro.posterior.discovery,
         "_moments",
         lambda _, heads, p, draws, seed: (mean[heads, p].clone(), aleatoric[heads, p].clone()),
     )
@@ -65,10 +65,10 @@ def test_running_sums_are_the_moments_of_the_draws(
 ) -> None:
     """Candidates in blocks of two; self-loops and an entity that training lacks included."""
     posterior = posterior_of(tiny, model=model, score=score, inverse=inverse)
-    monkeypatch.setattr(kgpyro.posterior.acquisition, "NUMBERS_AT_ONCE", 2 * max(4, posterior.kg.relation_size))
+    monkeypatch.setattr(kgpyro.posterior.discovery, "AT_ONCE", 2 * max(4, posterior.kg.relation_size))
     heads = torch.tensor([4, 0, 1])
     with torch.no_grad():
-        mean, aleatoric = kgpyro.posterior.acquisition._moments(posterior, heads, 1, 800, 0)
+        mean, aleatoric = kgpyro.posterior.discovery._moments(posterior, heads, 1, 800, 0)
     table = posterior.facts(torch.tensor([[h, 1, t] for h in heads.tolist() for t in range(5)]), draws=DRAWS)
     np.testing.assert_allclose(mean.flatten(), table["probability"], atol=ERROR)
     np.testing.assert_allclose(aleatoric.flatten(), table["aleatoric"], atol=ERROR)
@@ -101,7 +101,7 @@ def test_what_training_holds_is_no_news(tiny: Graph, monkeypatch: pytest.MonkeyP
     some = posterior.acquire(1000, draws=2, queries=3)
     assert 0 < len(some) <= 3 * 5
     assert len(some[["head", "relation"]].drop_duplicates()) <= 3
-    monkeypatch.setattr(kgpyro.posterior.acquisition, "FACTS_AT_MOST", 12)  # two queries
+    monkeypatch.setattr(kgpyro.posterior.discovery, "FACTS_AT_MOST", 12)  # two queries
     assert len(posterior.acquire(1000, draws=2)[["head", "relation"]].drop_duplicates()) <= 2
 
 

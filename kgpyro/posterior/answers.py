@@ -60,9 +60,7 @@ class Answers(PosteriorScores):
             ``aleatoric`` and ``epistemic`` (:func:`.summary`), ``score``, the mean of its log-odds
             over the draws, ``frequency``, in how many places of training triples its rarer entity is, ``error``,
             the Monte-Carlo standard error of ``probability``, and ``known``, the split that holds the fact, or an empty
-            string. A fact has one probability, the one that :meth:`predict` has too, whichever end is asked for, and
-            whatever other facts are asked with it. ``attrs["intervals"]`` says what intervals of this guide were seen
-            to cover.
+            string. ``attrs["intervals"]`` says what intervals of this guide were seen to cover.
 
         Raises:
             InputError: an unknown name or id, with the number of its fact, or a number that cannot be.
@@ -150,10 +148,8 @@ class Answers(PosteriorScores):
             ``low``, ``high`` (standard deviation and interval of that probability over the posterior), ``aleatoric``
             and ``epistemic`` (the two parts of the doubt, in nats; :func:`.summary`), ``score``, ``frequency`` and
             ``error`` as in :meth:`facts`, ``known`` (the split that holds the fact, or an empty string). Of equal
-            probabilities the higher score is first. Of a large graph an estimate of the probability over all draws
-            there could be chooses the candidates that are measured. Every one that is left out is estimated below the
-            last answer, by a Monte-Carlo error, so that no lucky draw makes it one. Where too many are left, all draws
-            look over all candidates.
+            probabilities the higher score is first. Of a large graph every candidate that is left out is estimated
+            below the last answer, by a Monte-Carlo error, so that no lucky draw makes it one.
 
         Raises:
             InputError: an unknown name, not two of the three, or a number that cannot be.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from kgpyro.display import Metrics, as_html
 from kgpyro.errors import InputError, meant
 from kgpyro.evaluation import ranking
 from kgpyro.evaluation.calibration import Recalibration
+from kgpyro.files import write_text
 from kgpyro.names import OWN
 from kgpyro.posterior.asked import Facts, refuse_numbers
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
@@ -27,7 +29,7 @@ from kgpyro.posterior.inference_data import to_arviz
 from kgpyro.posterior.plots import embeddings, plot_answers, plot_embeddings, plot_history
 from kgpyro.posterior.predictions import Predictions
 from kgpyro.posterior.replay import Program
-from kgpyro.posterior.runs import Bounded, Run, is_own_code, provenance, refusing, store_recalibration
+from kgpyro.posterior.runs import Bounded, Run, is_own_code, provenance, refusing
 from kgpyro.posterior.streaming import refuse_no_update, updated, with_facts
 from kgpyro.program.families import posterior_mean
 from kgpyro.program.interactions import resolve_score
@@ -90,8 +92,6 @@ class Posterior(Predictions):
         """Whether facts are ranked by the mean score of both their readings."""
         return not self.kg.categorical and self.config.get("closed_world") == "full"
 
-    # ---- ranks ------------------------------------------------------------------------------------------------------
-
     def ranks(
         self,
         split: str = "test",
@@ -107,25 +107,21 @@ class Posterior(Predictions):
             by: ``"score"``, the posterior mean of the score, or ``"probability"``, the posterior predictive. Under a
                 local closed world half of the readings of unknown facts are untrained, so that a score there is that
                 of the query's own reading; else it is that of both, as the probability always is.
-            draws: Monte-Carlo draws; by default 32 for scores that need them and 100 for probabilities.
-            unseen: only the triples with an entity that training has not seen.
-            progress: show a progress bar.
+            draws, unseen, progress: as of :meth:`evaluate`.
 
         Raises:
             InputError: unknown split or criterion, or no such triples.
         """
         if split not in SPLITS:
             raise InputError(f"unknown `split` {split!r}; {meant(split, SPLITS)}")
-        score = partial(self.mean_scores, both=self.both_readings)
-        functions: dict[str, Callable[..., Tensor]] = {"score": score, "probability": self.probabilities}
-        if by not in functions:
-            raise InputError(f"facts are ranked by 'score' or 'probability', not by {by!r}.")
-        options = {} if draws is None else {"draws": draws}
+        options: dict[str, Any] = {} if draws is None else {"draws": draws}
         refuse_numbers(**options)
-
-        def score_all(anchor: Tensor, row: Tensor) -> Tensor:
-            return functions[by](anchor, row, **options)
-
+        if by == "score":
+            score_all = partial(self.mean_scores, both=self.both_readings, **options)
+        elif by == "probability":
+            score_all = partial(self.probabilities, **options)
+        else:
+            raise InputError(f"facts are ranked by 'score' or 'probability', not by {by!r}.")
         triples = getattr(self.graph, split)
         if unseen:
             triples = triples[~self.graph.seen[triples[:, [0, 2]]].all(1)]
@@ -168,18 +164,15 @@ class Posterior(Predictions):
             InputError: unknown split or criterion.
         """
         graph, ranks = self.graph, self.ranks(split, by, draws, unseen, progress)
+        asked = getattr(graph, split), graph.known_queries, graph.num_entities
         if distribution:
             if unseen or relations:
                 raise InputError("`distribution` is of heads and tails of all triples; leave out the others.")
             p = partial(self.probabilities, draws=100 if draws is None else draws)
-            asked = getattr(graph, split), graph.known_queries, graph.num_entities
             ranks = ranks.join(ranking.answer_distributions(p, *asked, progress))
         if relations:
-            known = torch.cat([graph.train, graph.valid, graph.test])
-            sizes = graph.num_entities, graph.num_relations
-            ranks = pd.concat(
-                [ranks, ranking.rank_relations(self.mean_relation_scores, getattr(graph, split), known, *sizes)]
-            )
+            known, sizes = torch.cat([graph.train, graph.valid, graph.test]), (graph.num_entities, graph.num_relations)
+            ranks = pd.concat([ranks, ranking.rank_relations(self.mean_relation_scores, asked[0], known, *sizes)])
         return ranking.per_relation_table(ranks, self.graph) if per_relation else ranking.metrics_table(ranks)
 
     def evaluation(self, split: str, progress: bool = False) -> dict[str, Any]:
@@ -199,10 +192,8 @@ class Posterior(Predictions):
             prior = self.kg.symbol_prior(kind)
             found += [(kind, name, "learned", value) for name, value in prior.values().items()]
             for site in prior.latents:
-                if self.guide is None or self.samples is not None:
-                    mean = (self.samples or {})[site].mean(0)
-                else:
-                    mean = posterior_mean(self.guide.field(site)())
+                drawn = (self.samples or {}).get(site)
+                mean = posterior_mean(self.its_guide(site).field(site)()) if drawn is None else drawn.mean(0)
                 found.append((kind, site.removeprefix(f"{kind}_"), "latent", mean))
         rows = []
         for kind, name, how, values in found:
@@ -341,7 +332,13 @@ class Posterior(Predictions):
 
     def store_recalibration(self, folder: str | Path) -> None:
         """Write ``recalibration.json`` to a run's folder, or remove it. Raises InputError where that cannot be."""
-        store_recalibration(Path(folder), None if self.recalibration is None else asdict(self.recalibration))
+        path = Path(folder) / "recalibration.json"
+        if self.recalibration is not None:
+            return write_text(path, json.dumps(asdict(self.recalibration)) + "\n")
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be removed: {error}.") from error
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", **own: Any) -> Posterior:

@@ -87,8 +87,8 @@ def to_arviz(
         logits = observed_logits(logits, kg.completeness, torch.eq(asked[:, 0], asked[:, 2]).expand_as(logits))
         predicted = torch.bernoulli(logits.sigmoid()).long()
     found = {
-        "posterior": posterior,
-        "prior": prior,
+        "posterior": _of_chosen(posterior, chosen, kg),
+        "prior": _of_chosen(prior, chosen, kg),
         "posterior_predictive": {"y": predicted},
         "log_likelihood": {"y": F.logsigmoid((2 * y - 1) * logits)},
     }
@@ -151,13 +151,13 @@ def _posterior_draws(
         if (guide := scores.guide) is not None:
             rest = (site for site, _ in guide.others.get("", ()) if site != "intercept")
             found |= {site: guide.field(site)().sample(torch.Size([draws])) for site in rest}
-        return _of_chosen(found, chosen, scores.kg), logits
+        return found, logits
     each_site: dict[str, list[Tensor]] = defaultdict(list)
     for number in scores.numbers(draws, seed):
         for site, value in scores.joint(number).items():
             kind = next((k for k in VARIABLES if VARIABLES[k] == site), None)
             each_site[site].append(value if kind is None else value[chosen[kind]])
-    return _of_chosen({site: torch.stack(values) for site, values in each_site.items()}, chosen, scores.kg), logits
+    return {site: torch.stack(values) for site, values in each_site.items()}, logits
 
 
 def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str, Tensor]:
@@ -174,13 +174,11 @@ def _prior_draws(kg: Setting, chosen: dict[str, Tensor], draws: int) -> dict[str
             found[VARIABLES[kind]].append(sample.reshape(draws // times, len(ids), -1))
         for site in kg.hyper_latents:
             found[site].append(trace.nodes[site]["value"].unsqueeze(0))
-    drawn = {name: torch.cat(values) for name, values in found.items()}
-    return _of_chosen(drawn, chosen, kg)
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
-def _of_chosen(latents: dict[str, Tensor], chosen: dict[str, Tensor], kg: Setting) -> dict[str, Tensor]:
+def _of_chosen(found: dict[str, Tensor], chosen: dict[str, Tensor], kg: Setting) -> dict[str, Tensor]:
     """Latents; of parameters of priors that have a value per symbol, ``(draws, count, 1)``, the chosen ones."""
-    found = dict(latents)
     for site in kg.hyper_latents.keys() & found.keys():
         if found[site].dim() == 3:
             found[site] = found[site][:, chosen[site.partition("_")[0]], 0]

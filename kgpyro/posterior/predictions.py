@@ -19,10 +19,9 @@ from kgpyro.evaluation.calibration import Calibration, Recalibration, rising_qua
 from kgpyro.evaluation.conformal import Thresholds, certain_enough, misfit, open_candidates, refuse_no_risk
 from kgpyro.evaluation.ranking import mean_ndcg
 from kgpyro.files import table_file
-from kgpyro.posterior.acquisition import MEASURES, shortlist, unknown
 from kgpyro.posterior.answers import Answers
 from kgpyro.posterior.asked import Facts, fact_ids, query_ids, refuse_numbers
-from kgpyro.posterior.discovery import discovered
+from kgpyro.posterior.discovery import MEASURES, discovered, shortlist, unknown
 
 
 class Predictions(Answers):
@@ -39,8 +38,8 @@ class Predictions(Answers):
     ) -> pd.DataFrame | int:
         """All facts that no split holds whose probability is at least ``above``, over the whole graph.
 
-        The time is that of ``draws`` matrix products of all cells (half of them, where few are probable); memory is
-        that of the result, and with ``out`` of one block.
+        The time is that of ``draws`` matrix products of all cells at most; memory is that of the result, and with
+        ``out`` of one block.
 
         Args:
             above: least probability, recalibrated where :meth:`facts` is.
@@ -113,14 +112,11 @@ class Predictions(Answers):
     ) -> None:
         """Fit a map of predictions to the labels of the validation split (:class:`.Recalibration`).
 
-        From then on every column of :meth:`facts` and :meth:`predict` is of the recalibrated distribution. With open
-        negatives the probabilities are those of facts that the graph does not hold, the held-out facts taken for all
-        the true ones among them. With random, hard or verified ones they are those of facts that are as often true as
-        these labels: about one in two.
-
-        On an uncertain graph the labels are the confidences of the validation facts, and 0 for what counts as false:
-        probabilities are expected confidences of facts that are like these. How confidences scatter about them is
-        learned too, for :meth:`confidences`.
+        From then on every column of :meth:`facts` and :meth:`predict` is of the recalibrated distribution: with open
+        negatives of facts that the graph does not hold, the held-out ones taken for all the true ones among them; with
+        others of facts that are as often true as these labels, about one in two. On an uncertain graph labels are the
+        confidences of the validation facts, and 0 for what counts as false; how confidences scatter about their
+        expectation is learned too, for :meth:`confidences`.
 
         Args:
             method: temperature, platt, isotonic, stacked (by all evidence, the model's doubt included) or per_relation
@@ -207,10 +203,8 @@ class Predictions(Answers):
     ) -> pd.DataFrame:
         """Predicted confidences of an uncertain graph's facts, beside those that are given.
 
-        The mean of what a confidence may be has the least squared error, its median the least absolute error.
-        :meth:`recalibrate` learns from validation facts how given confidences scatter about predicted ones. After it
-        ``median``, ``low`` and ``high`` are quantiles of the confidence itself. Before it nothing says more than the
-        posterior of the fact's probability: ``low`` and ``high`` are its, and there is no median.
+        After :meth:`recalibrate`, ``median``, ``low`` and ``high`` are quantiles of the confidence itself; before it
+        ``low`` and ``high`` are of the fact's probability, and there is no median.
 
         Args:
             facts: a split, or a table with columns ``head``, ``relation``, ``tail`` and ``confidence``.
@@ -222,10 +216,9 @@ class Predictions(Answers):
         Returns:
             What :meth:`facts` says, with ``confidence``, and ``median`` where there is one; the probability is the mean
             of the predicted confidence. ``attrs["intervals"]`` says what the intervals are of. ``attrs["metrics"]``:
-            ``mse``, of the probability; ``mae``, of the median, or where there is none of the probability;
-            ``mae_of_mean``, of the probability; ``coverage``, the share of given confidences inside their interval; and
-            ``ndcg``, of the tails of each query ranked by probability among all that training leaves open (Chen et al.
-            2019).
+            ``mse`` and ``mae_of_mean`` of the probability; ``mae`` of the median, or of the probability; ``coverage``,
+            the share of given confidences inside their interval; and ``ndcg``, of the tails of each query ranked by
+            probability among all that training leaves open (Chen et al. 2019).
 
         Raises:
             InputError: a split without confidences, a table without the columns, or unknown names.
@@ -267,9 +260,9 @@ class Predictions(Answers):
     ) -> pd.DataFrame:
         """The unknown facts to have labelled next: those whose label would say most about the latents.
 
-        Unknown is every fact that the training split lacks: validation and test facts may be among them, as the model
-        has not seen them. ``draws`` posterior draws choose ``4 n`` facts, and ten times as many, drawn anew, decide
-        among these: the best of very many noisy estimates look better than they are.
+        Unknown is every fact that the training split lacks, validation and test facts too. ``draws`` posterior draws
+        choose ``4 n`` facts, and ten times as many, drawn anew, decide among these: the best of very many noisy
+        estimates look better than they are.
 
         Args:
             n: how many facts.
@@ -350,10 +343,8 @@ class Predictions(Answers):
         members = ((misfit(p, is_open) <= threshold) & is_open)[0].nonzero().squeeze(-1)
         members = members[p[0, members].argsort(descending=True, stable=True)]
         known = self._known(torch.where(asked < 0, members.unsqueeze(1), asked))
-        names = [self.graph.entities[i] for i in members.tolist()]
-        return pd.DataFrame(
-            {"head" if head is None else "tail": names, "probability": p[0, members].numpy(), "known": known}
-        )
+        names, role = [self.graph.entities[i] for i in members.tolist()], "head" if head is None else "tail"
+        return pd.DataFrame({role: names, "probability": p[0, members].numpy(), "known": known})
 
     def thresholds(self, draws: int = 100) -> Thresholds:
         """What answer sets are calibrated with, from the validation facts; cached."""

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,12 @@ class Run:
                 check_format(folder, metadata)
                 state = {k: tensors.get_tensor(k) for k in tensors.keys() if not _is_rows(k, tensors)}  # noqa: SIM118
             state |= _spread(folder)
-            found = [_object(folder / f) for f in ("metrics.json", "run.json") if (folder / f).is_file()]
-            metrics, provenance = found if len(found) == 2 else (_object(folder / "metrics.json"), {})
+            metrics = _object(folder / "metrics.json")
+            there = [name for name in ("run", "recalibration") if (folder / f"{name}.json").is_file()]
+            rest = {name: _object(folder / f"{name}.json") for name in there}
             log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").is_file() else pd.DataFrame()
-            path = folder / "recalibration.json"
-            recalibration = _object(path) if path.is_file() else None
-            graph, config = read_graph(folder), read_config(folder)
-            return cls(graph, config, metrics, log, state, provenance, recalibration)
+            said = rest.get("run", {}), rest.get("recalibration")
+            return cls(read_graph(folder), read_config(folder), metrics, log, state, *said)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,18 +151,6 @@ class Run:
                 )
 
 
-def store_recalibration(folder: Path, recalibration: dict[str, Any] | None) -> None:
-    """Write it to a run's folder; None removes what is there. Raises InputError where that cannot be."""
-    path = folder / "recalibration.json"
-    if recalibration is not None:
-        write_text(path, json.dumps(recalibration) + "\n")
-        return
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be removed: {error}.") from error
-
-
 def is_own_code(option: Any) -> bool:
     """Whether an option names code of the user's."""
     return isinstance(option, str) and is_dotted(option) and not option.startswith("pykeen:")
@@ -184,23 +171,22 @@ def _is_rows(key: str, file: Any) -> bool:
     return key.startswith("guide.") and is_spread(key) and len(file.get_slice(key).get_shape()) > 0
 
 
-def _file(number: int, shards: int) -> str:
-    return f"posterior-{number + 1}-of-{shards}.safetensors"
+def _file(folder: Path, number: int, shards: int) -> Path:
+    return folder / f"posterior-{number + 1}-of-{shards}.safetensors"
 
 
 def _files(folder: Path) -> list[Path]:
     """Those that have rows of entities, in their order."""
     with safe_open(folder / POSTERIOR, framework="pt") as file:
         shards = int((file.metadata() or {}).get("shards", 1))
-    return [folder / _file(i, shards) for i in range(shards)] if shards > 1 else [folder / POSTERIOR]
+    return [_file(folder, i, shards) for i in range(shards)] if shards > 1 else [folder / POSTERIOR]
 
 
 def _spread(folder: Path) -> dict[str, Tensor]:
     """The tables of entities of all files, put together, as shapes alone."""
-    files = _files(folder)
+    files, found = _files(folder), {}
     with safe_open(files[0], framework="pt") as file:
         keys = [key for key in file.keys() if _is_rows(key, file)]  # noqa: SIM118
-    found: dict[str, Tensor] = {}
     for key in keys:
         parts = [_slice(path, key) for path in files]
         shape = (sum(part.get_shape()[0] for part in parts), *parts[0].get_shape()[1:])
@@ -217,7 +203,7 @@ def write_rows(folder: Path, tables: Mapping[str, Tensor], number: int, shards: 
     """Write one process's rows of the entities' tables, the ``number``-th file from 0 of as many as ``shards``."""
     tables = {key: value.detach().cpu().contiguous() for key, value in tables.items()}
     metadata = {"format": FORMAT, "kgpyro": VERSION}
-    write_whole(folder / _file(number, shards), lambda path: safetensors.torch.save_file(dict(tables), path, metadata))
+    write_whole(_file(folder, number, shards), lambda path: safetensors.torch.save_file(dict(tables), path, metadata))
 
 
 @torch.no_grad()
@@ -320,34 +306,26 @@ def _commit() -> str | None:
     """The commit that this source is of, marked where files were changed since."""
     source = Path(__file__)
     git = ["git", "-C", str(source.parent)]
-    commands = (
-        ["ls-files", "--error-unmatch", source.name],
-        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    run = partial(subprocess.run, capture_output=True, text=True, check=True, env=env)
     try:
-        found = [
-            subprocess.run(git + c, capture_output=True, text=True, check=True, env=_without_git()) for c in commands
-        ]
+        run([*git, "ls-files", "--error-unmatch", source.name])
+        return str(run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip())
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found[1].stdout.strip()
-
-
-def _without_git() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
 
 def new_run_folder(folder: str | Path) -> Path:
     """The folder, if a run can be written there. Raises InputError where it holds another run or is no folder."""
-    folder = Path(folder)
+    folder, reason = Path(folder), ""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"`out` {folder} is a file; name a folder.")
-    if (folder / POSTERIOR).exists():
-        raise InputError(f"`out` {folder} holds another run; name a new folder, or remove it first.")
-    if (folder / "config.yaml").exists():
-        raise InputError(
-            f"`out` {folder} holds another run, unfinished; go on with it by `resume` {folder}, or name a new folder."
-        )
+        reason = "is a file; name a folder."
+    elif (folder / POSTERIOR).exists():
+        reason = "holds another run; name a new folder, or remove it first."
+    elif (folder / "config.yaml").exists():
+        reason = f"holds another run, unfinished; go on with it by `resume` {folder}, or name a new folder."
+    if reason:
+        raise InputError(f"`out` {folder} {reason}")
     return folder
 
 

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from kgpyro.data.graph import SPLITS, Graph
 from kgpyro.data.tables import Rows, encode
 from kgpyro.errors import InputError
-from kgpyro.posterior.acquisition import unknown
 from kgpyro.posterior.asked import fact_ids, is_ids, named_facts
 from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
+from kgpyro.posterior.discovery import unknown
 from kgpyro.posterior.draws import Draws
 from kgpyro.posterior.replay import Program
 from kgpyro.posterior.runs import is_own_code
