@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from test_posterior import posterior_of
 
+import kgpyro
 import kgpyro.posterior.inference_data
 from kgpyro.data.graph import Graph
 from kgpyro.errors import InputError
@@ -66,6 +67,14 @@ def test_a_draw_is_one_draw_in_every_group(tiny: Graph, inverse: bool) -> None:
     error = 5 * np.sqrt((p * (1 - p) * centred**2).sum())
     assert (centred**2).sum() > 2 * error
     assert abs(((predicted - p) * centred).sum()) < error
+
+
+def test_a_draw_of_a_mixture_is_one_draw(tiny: Graph) -> None:
+    options: dict[str, Any] = {"model": "lim", "guide": "mixture(members=2)", "score": "DistMult", "dim": 4}
+    data = kgpyro.fit(tiny, epochs=2, progress=False, **options).to_arviz(draws=20)
+    logits, y = logits_by_hand(data, True), data["observed_data"]["y"].to_numpy()
+    expected = -np.logaddexp(0, np.where(y, -logits, logits))
+    np.testing.assert_allclose(values(data, "log_likelihood", "y"), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["lim", "lfm"])

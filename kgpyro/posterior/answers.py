@@ -238,14 +238,11 @@ class Answers(PosteriorScores):
     def _candidates(
         self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, by: str, floor: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates of queries ``(b,)``: whose they are ``(n,)``, in order, their ids ``(n,)``, and what others reach.
+        """Candidates of queries: whose they are ``(n,)``, in order, their ids ``(n,)``, and what others reach ``(b,)``.
 
-        Others reach an estimate ``(b,)``, -1 where there is none.
-
-        Args:
-            by: ``"all"`` that there are, the ``kept`` best by ``"estimates"`` or by all ``"draws"``, or those whose
-                estimates are not below the ``"floor"``, and none where these are too many.
-            floor: a probability for each query, ``(b,)``.
+        They are ``"all"`` that there are, the ``kept`` best by ``"estimates"`` or by all ``"draws"``, or those whose
+        estimates are not below the ``"floor"``, a probability for each query, and none where these are too many.
+        Others reach an estimate, -1 where there is none.
         """
         each, none, size = torch.arange(len(asked)), torch.full((len(asked),), -1.0), self.graph.num_entities
         if by == "all":

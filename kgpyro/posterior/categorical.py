@@ -1,4 +1,8 @@
-"""From the answers of a categorical likelihood to evidence for facts."""
+"""From the answers of a categorical likelihood to evidence for facts.
+
+A query with n answers holds a fact with about n times the probability that one answer is its candidate. When a fit
+ends, a line per relation links evidence to log-odds of facts (:meth:`Posterior.recalibrate`, ``per_relation``).
+"""
 
 from __future__ import annotations
 
@@ -33,10 +37,7 @@ def of_open_answers(
     what it usually has.
 
     Args:
-        logits: log-odds of being *the* answer, of all candidates of ``b`` queries, ``(b, E)``.
-        graph: whose training facts are held.
-        usual: :func:`usual_answers`.
-        anchor, row: of the queries, ``(b,)``.
+        logits: log-odds of being *the* answer, of all candidates of the queries ``anchor, row``, ``(b, E)``.
         query, candidate: the query of each fact, from 0 to ``b - 1``, and its other end, ``(n,)``.
     """
     known = graph.training_queries

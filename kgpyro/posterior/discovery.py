@@ -92,14 +92,7 @@ def shortlist(
     posterior: Answers, size: int, by: str, draws: int, relation: int | None, queries: int | None, seed: int,
     progress: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The facts that training lacks with the highest measure, best first, as ids of shape ``(size or fewer, 3)``.
-
-    Args:
-        by: one of ``MEASURES``, estimated over ``draws`` posterior draws.
-        relation: only facts of this relation.
-        queries: largest number of queries ``(head, relation, ?)`` to look at, at random. Default: as many as have
-            ``FACTS_AT_MOST`` facts.
-    """
+    """The facts that training lacks with the highest measure, best first, as ids of shape ``(size or fewer, 3)``."""
     graph, count = posterior.graph, posterior.graph.num_entities
     total = count * (graph.num_relations if relation is None else 1)
     queries = max(1, FACTS_AT_MOST // count) if queries is None else queries

@@ -142,16 +142,14 @@ def _posterior_draws(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws of the chosen symbols' latents, ``(draws, n, d)``, of all other latents, and of the facts' logits."""
     logits = scores.fact_logits(facts, draws, seed)
-    if scores.form is not None and not (scores.guide is not None and scores.guide.members > 1):
+    if scores.form is not None and (guide := scores.guide) is not None:
         parts = zip(*scores.tables_of(draws, seed, chosen["entity"], chosen["relation"]), strict=True)
         entities, relations, intercepts = (torch.cat(each) for each in itertools.islice(parts, 3))
         found = {"entities": entities, "relations": relations}
         if scores.form.intercept:
             found["intercept"] = intercepts
-        if (guide := scores.guide) is not None:
-            rest = (site for site, _ in guide.others.get("", ()) if site != "intercept")
-            found |= {site: guide.field(site)().sample(torch.Size([draws])) for site in rest}
-        return found, logits
+        rest = (site for site, _ in guide.others.get("", ()) if site != "intercept")
+        return found | {site: guide.field(site)().sample(torch.Size([draws])) for site in rest}, logits
     each_site: dict[str, list[Tensor]] = defaultdict(list)
     for number in scores.numbers(draws, seed):
         for site, value in scores.joint(number).items():

@@ -83,9 +83,9 @@ def sites_run(program: Program, what: Callable) -> dict[str, Any]:
 
 
 class _Unread(Messenger):
-    """Around a model: what has a row or a column for every entity is drawn where the model looks at it, or not at all.
+    """What has a row or a column for every entity is drawn where the model looks at it, or not at all.
 
-    A model's form shows without. The tables of a million entities would take more than their posterior.
+    A model's form shows without; tables of a million entities would take more than their posterior.
     """
 
     def __init__(self, like: Tensor):

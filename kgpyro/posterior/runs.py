@@ -70,11 +70,9 @@ class Run:
     def write(self, folder: str | Path, unfinished: bool = False, shards: int = 1) -> None:
         """Write all files; ``posterior.safetensors`` is the last, so that where it is the run is complete.
 
-        Args:
-            folder: a new one, or that of the ``unfinished`` fit whose run this is, or of a run to replace.
-            shards: how many files have the rows of the entities (:func:`write_rows`), if more than this one.
-
-        Raises InputError where the folder holds another run or cannot be written.
+        The folder is a new one, or that of the ``unfinished`` fit whose run this is, or of a run to replace; ``shards``
+        files have the rows of the entities (:func:`write_rows`), if more than this one. Raises InputError where the
+        folder holds another run or cannot be written.
         """
         folder = Path(folder) if unfinished else new_run_folder(folder)
         check_writable_config(self.config)
@@ -90,10 +88,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: str | Path) -> Run:
-        """Read all files.
-
-        Raises InputError where there is no run, or a file of it is missing or damaged.
-        """
+        """Read all files. Raises InputError where there is no run, or a file of it is missing or damaged."""
         folder = Path(folder)
         refuse_no_run(folder)
         with refusing(folder):
@@ -118,14 +113,10 @@ class Run:
         return found
 
     def fill(self, modules: Mapping[str, nn.Module], folder: Path, first: int | None = None) -> None:
-        """Give modules their weights, those of tables block by block.
+        """Give modules their weights, by the part of the state that is theirs, those of tables block by block.
 
-        Args:
-            modules: by the part of the state that is theirs.
-            folder: which the run was read from.
-            first: of the entities whose rows the tables have, where that is a part of all.
-
-        Raises InputError where the weights do not fit.
+        ``first`` is of the entities whose rows the tables have, where that is a part of all. Raises InputError where
+        the weights do not fit.
         """
         made = {f"{part}.{k}": v for part, module in modules.items() for k, v in module.state_dict().items()}
         tables = {k: made[k] for k, v in self.state.items() if v.is_meta and k in made}

@@ -181,13 +181,7 @@ class PosteriorScores(Draws):
         return (scores + score.candidates(anchor, back, candidates, torch.ones_like(row, dtype=torch.bool))) / 2
 
     def _query(self, anchor: Tensor, relations: Tensor, reverse: Tensor) -> Tensor:
-        """Query vectors of a linear score, ``(b, d_e)``; of both readings where relations have inverses.
-
-        Args:
-            anchor: latents of the given entities, ``(b, d_e)``.
-            relations: those of :meth:`_latent_rows`.
-            reverse: which ask for heads, ``(b,)``, bool.
-        """
+        """Query vectors of a linear score, ``(b, d_e)``, of all readings; ``reverse`` says which ask for heads."""
         score = self.kg.score
         if not self.inverse:
             return score.queries(anchor, relations, reverse)
@@ -333,13 +327,17 @@ class PosteriorScores(Draws):
         return reduce(Tensor.add_, of(anchor, row, range(draws), draws, 0, ..., both)).div_(draws)
 
     def _exact_means(self, anchor: Tensor, row: Tensor, both: bool) -> Tensor:
-        """The mean scores by the member of a mixture in use."""
+        """The mean scores by the member of a mixture in use, of the candidates that this process owns."""
         assert self.guide is not None and self.form is not None
-        entities, relations = self._moments()
-        scores = self._read(entities[anchor], row, entities, relations[self._latent_rows(row)], both)
-        if not self.form.per_fact:
-            variance = posterior_variance(self.guide.posterior("entity", anchor))
-            scores.scatter_add_(1, anchor[:, None], self._loops(variance, relations, row, both))
+        (entities, relations), share = self._moments(), self.kg.share
+        q = None if self.form.per_fact else self.guide.posterior("entity", anchor)
+        head = entities[anchor] if share is None else posterior_mean(q)
+        scores = self._read(head, row, entities, relations[self._latent_rows(row)], both)
+        if q is not None:
+            loops = self._loops(posterior_variance(q), relations, row, both)
+            first, last = (0, len(entities)) if share is None else (share.first, share.last)
+            own = ((anchor >= first) & (anchor < last)).nonzero().squeeze(-1)
+            scores[own, anchor[own] - first] += loops[own, 0]
         return scores
 
     def _loops(self, variance: Tensor, relations: Tensor, row: Tensor, both: bool) -> Tensor:

@@ -17,7 +17,7 @@ from kgpyro.errors import InputError
 from kgpyro.evaluation.ranking import at_once
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.posterior.runs import Run, check_writable_config, new_run_folder, start_run, write_rows
-from kgpyro.program.families import is_gaussian, posterior_mean, posterior_variance
+from kgpyro.program.families import is_gaussian
 from kgpyro.program.owners import Share, is_spread
 
 WHOLE = "`{}` needs the whole table of entities; where it fits, load the run on one machine, without `shard`."
@@ -25,6 +25,7 @@ WHOLE = "`{}` needs the whole table of entities; where it fits, load the run on 
 KEPT = {
     "evaluate", "evaluation", "ranks", "facts", "answers", "predict", "modules", "forget", "prior_parameters", "other",
     "store_recalibration", "in_turn", "numbers", "drawn", "fact_logits", "tables_of", "refuse_categorical", "its_guide",
+    "mean_scores",
 }  # fmt: skip
 
 
@@ -59,19 +60,6 @@ class ShardedPosterior(Posterior):
         """Raise InputError for a model without the standard likelihood of latents per symbol."""
         if self.form is None or self.form.per_fact:
             raise InputError("`shard` is for `model` lim, whose likelihood takes the latents as they are.")
-
-    @torch.no_grad()
-    def mean_scores(self, anchor: Tensor, row: Tensor, draws: int = 32, both: bool = False) -> Tensor:
-        """The same of this process's own candidates, exactly, ``(b,), (b,) -> (b, n)``."""
-        assert self.guide is not None
-        q = self.guide.posterior("entity", anchor)
-        entities, relations = self.guide.posterior("entity", ...), posterior_mean(self.guide.posterior("relation", ...))
-        both = both and not self.kg.categorical
-        own_rows = relations[self._latent_rows(row)]
-        scores = self._read(posterior_mean(q), row, posterior_mean(entities), own_rows, both)
-        own = self.share.own(anchor).nonzero().squeeze(-1)
-        scores[own, anchor[own] - self.share.first] += self._loops(posterior_variance(q), relations, row, both)[own, 0]
-        return scores
 
     def _candidates(
         self, asked: Tensor, kept: int, draws: int, seed: int, new: bool, by: str, floor: Tensor
@@ -108,10 +96,7 @@ class ShardedPosterior(Posterior):
         return super().facts(*given, **options)
 
     def save(self, folder: str | Path, overwrite: bool = False, unfinished: bool = False) -> None:
-        """Write the run's files, and one file of each process's rows beside ``posterior.safetensors``.
-
-        It loads in any number of processes. Args and what is raised are as of any posterior.
-        """
+        """As of any posterior, with a file of each process's rows; it loads in any number of processes."""
         check_writable_config(self.config)
         folder = Path(folder) if unfinished or overwrite else new_run_folder(folder)
         self.share.barrier()  # every process has looked before one writes
@@ -131,10 +116,7 @@ class ShardedPosterior(Posterior):
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", **own: Any) -> ShardedPosterior:
-        """Read a saved run into the processes that there are, of torchrun for example: each reads its own rows.
-
-        Args and what is raised are as of :meth:`Posterior.load`; it may have been saved by any number of processes.
-        """
+        """As :meth:`Posterior.load`, into the processes that there are, such as torchrun's: each reads its rows."""
         if str(device) != "cpu":
             raise InputError("a run is spread over processors; leave out `device`.")
         run = Run.read(folder)
