@@ -294,10 +294,9 @@ class Predictions(Answers):
         else:
             ids = unknown(fact_ids(self.graph, candidates), self.graph)
             ids = ids if row is None else ids[ids[:, 1] == row]
+            ids = ids[self._measured(ids, draws, seed)[by].nlargest(4 * n).index.tolist()]
         if not len(ids):
             raise InputError("training holds all of these facts; there is nothing to acquire.")
-        if candidates is not None:
-            ids = ids[self._measured(ids, draws, seed)[by].nlargest(4 * n).index.tolist()]
         found = self._measured(ids, 10 * draws, seed + 1).nlargest(n, by).reset_index(drop=True)
         return found[["head", "relation", "tail", "probability", "entropy", "epistemic"]]
 

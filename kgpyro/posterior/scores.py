@@ -8,7 +8,7 @@ relation's intercept, in each draw: one probability, whichever end is asked for.
 of the log-likelihood of each reading, is a bound of this model too, since softplus is convex.
 
 A categorical likelihood says how probable it is that one answer of a query is this candidate. The evidence for a fact
-is the mean over both of its queries of what :mod:`kgpyro.posterior.categorical` makes of that.
+is the mean over both of its queries of what :mod:`kgpyro.posterior.uncertainty` makes of that.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from kgpyro.errors import InputError
 from kgpyro.kernels.pairs import Pairs
-from kgpyro.posterior.categorical import log_odds, of_open_answers, usual_answers
 from kgpyro.posterior.draws import AT_ONCE, Draws
 from kgpyro.posterior.replay import replayed_logits
+from kgpyro.posterior.uncertainty import log_odds, of_open_answers, usual_answers
 from kgpyro.program.families import posterior_mean, posterior_variance
 
 OTHER_END = 1_000_003  # added to a seed: of the other end of a self-loop, where facts have latents of their own

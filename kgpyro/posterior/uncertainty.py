@@ -1,4 +1,9 @@
-"""From posterior draws of logits to what a prediction says: probability, its spread, and what kind of doubt is left."""
+"""From posterior draws of logits to what a prediction says: probability, its spread, and what kind of doubt is left.
+
+Of a categorical likelihood also the evidence for a fact: a query with n answers holds a fact with about n times the
+probability that one answer is its candidate. When a fit ends, a line per relation links evidence to log-odds of facts
+(:meth:`Posterior.recalibrate`, ``per_relation``).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kgpyro.data.graph import Graph
 
 IN_CACHE = 1 << 16  # draws of log-odds at once
 # What nominal 90 % intervals held of true probabilities, by guide or inference: 25 entities, benchmarks/coverage.py
@@ -96,3 +103,43 @@ def spread(drawn: Tensor) -> dict[str, np.ndarray]:
     """Mean and central 90 % over draws, ``(draws, n) -> (n,)`` each: ``mean``, ``low``, ``high``."""
     low, high = torch.quantile(drawn, torch.tensor([0.05, 0.95], dtype=drawn.dtype), dim=0)
     return {"mean": drawn.mean(0).numpy(), "low": low.numpy(), "high": high.numpy()}
+
+
+def log_odds(log_p: Tensor) -> Tensor:
+    """From the logarithm of a probability, elementwise."""
+    log_p = log_p.clamp_max(-1e-7)
+    return log_p - (-torch.expm1(log_p)).log()
+
+
+def usual_answers(graph: Graph) -> Tensor:
+    """How many answers an answered query of each row has in training, on average, shape ``(2 R,)``."""
+    queries = graph.training_queries
+    asked = torch.bincount(queries.relation, minlength=2 * graph.num_relations)
+    answers = torch.bincount(queries.relation, queries.counts, minlength=len(asked))
+    return (answers + 1) / (asked + 1)
+
+
+def of_open_answers(
+    logits: Tensor, graph: Graph, usual: Tensor, anchor: Tensor, row: Tensor, query: Tensor, candidate: Tensor
+) -> Tensor:
+    """Evidence that candidates answer queries, shape ``(n,)``: log-odds of being the answer, plus ``log n``.
+
+    A candidate stands beside those alone that training does not hold: what training holds uses up most of the
+    probability of a query that has many answers. ``n`` is half of what training has of the query, and half of
+    what it usually has.
+
+    Args:
+        logits: log-odds of being *the* answer, of all candidates of the queries ``anchor, row``, ``(b, E)``.
+        query, candidate: the query of each fact, from 0 to ``b - 1``, and its other end, ``(n,)``.
+    """
+    known = graph.training_queries
+    place = known.positions(anchor.cpu(), row.cpu())
+    log_p = F.logsigmoid(logits)
+    own = log_p[query, candidate]
+    held = torch.zeros_like(logits, dtype=torch.bool)
+    rows, ids = (pair.to(logits.device) for pair in known.answer_pairs(place))
+    held[rows, ids] = True
+    total = log_p.masked_fill(held, -torch.inf).logsumexp(1)[query]
+    total = torch.where(held[query, candidate], torch.logaddexp(total, own), total)
+    count = torch.where(place >= 0, known.counts[place.clamp_min(0)], 0).to(usual)
+    return log_odds(own - total) + ((count + usual[row]) / 2).log()[query]
