@@ -382,12 +382,12 @@ class PosteriorScores(Draws):
         return entities, relations
 
     @torch.no_grad()
-    def check_form(self, queries: int = 8) -> None:
+    def check_form(self) -> None:
         """Hold the closed form against the model replayed on the same draw; where they differ, predict by replay."""
         if self.form is None or self.form.per_fact:
             return
         asked = self.graph.training_queries
-        index = torch.linspace(0, len(asked) - 1, min(queries, len(asked))).long()
+        index = torch.linspace(0, len(asked) - 1, min(8, len(asked))).long()
         anchor, row = asked.anchor[index].to(self.device), asked.relation[index].to(self.device)
         values, both = self.joint(0), not self.kg.categorical
         entities, relations = values[self._site("entity")], values[self._site("relation")][self._latent_rows(row)]

@@ -56,7 +56,7 @@ class ShardedPosterior(Posterior):
     def kept(self) -> int:
         return 0  # draws of all latents: rows are drawn as they are asked for
 
-    def check_form(self, queries: int = 8) -> None:
+    def check_form(self) -> None:
         """Raise InputError for a model without the standard likelihood of latents per symbol."""
         if self.form is None or self.form.per_fact:
             raise InputError("`shard` is for `model` lim, whose likelihood takes the latents as they are.")
