@@ -105,8 +105,8 @@ class PosteriorScores(Draws):
             for number in part if draws is None else self.numbers(draws, seed):
                 yield self._replayed(self.joint(number), anchor, row, number, both)[:, candidates].clone()
             return
-        ids = ... if self.kg.categorical else candidates
-        for number, scores in zip(part, self._scores(anchor, row, part, draws, seed, ids, both), strict=True):
+        of = (..., False) if self.kg.categorical else (candidates, both)
+        for number, scores in zip(part, self._scores(anchor, row, part, draws, seed, *of), strict=True):
             yield self._with_level(scores, row, self._intercepts([number], draws, seed)[0], candidates)
 
     def _with_level(self, scores: Tensor, row: Tensor, intercepts: Tensor, candidates: Tensor | EllipsisType) -> Tensor:
@@ -121,7 +121,6 @@ class PosteriorScores(Draws):
     ) -> Iterator[Tensor]:  # fmt: skip
         """Scores ``(b, c)`` in each draw, in closed form."""
         assert self.form is not None
-        both = both and not self.kg.categorical
         R, each = self.graph.num_relations, torch.arange(len(row), device=self.device)
         ends, place = torch.unique(anchor, return_inverse=True)
         rows, latent = torch.unique(self._latent_rows(row), return_inverse=True)
@@ -227,9 +226,8 @@ class PosteriorScores(Draws):
                 reverse = torch.full_like(asked, way, dtype=torch.bool)
                 start, end = end, end + len(mine)
                 for i in range(len(entities)):
-                    its_relations = relations[i].index_select(0, latents)
-                    query = self._query(entities[i].index_select(0, anchor), its_relations, reverse)
-                    scores[i, start:end] = its.products(query, entities[i])
+                    given = entities[i].index_select(0, anchor), relations[i].index_select(0, latents)
+                    scores[i, start:end] = its.products(self._query(*given, reverse), entities[i])
             at_once = max(1, AT_ONCE // (len(entities) * max(self.kg.entity_size, self.kg.relation_size)))
             for part in alone.split(at_once):
                 t = entities[:, e[part, 1]]
