@@ -309,7 +309,7 @@ class Answers(PosteriorScores):
         assert self.guide is not None
         guide, everyone = self.guide, torch.arange(self.graph.num_entities, device=self.device)
         each = (posterior_variance(guide.posterior("entity", everyone[b])).mean(1) for b in self._blocks(len(everyone)))
-        means = self._moments()[0].square().sum(1)
+        means = torch.linalg.vector_norm(self._moments()[0], dim=1).square()  # without a table of squares
         return means, self._cached("variances", guide.member, lambda: torch.cat([*each]), guide.members)
 
     def _looked_over(self, anchor: Tensor, row: Tensor, draws: int, seed: int) -> Tensor:
