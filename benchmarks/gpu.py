@@ -21,33 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from speed import BATCH, training_module
 from torch import Tensor
 
 import kgpyro
 from kgpyro.data.graph import Graph
 from kgpyro.evaluation.ranking import rank_triples
-from kgpyro.inference.options import Options
 from kgpyro.inference.training import Training
 from kgpyro.kernels.candidates import all_candidates_log_prob
 from kgpyro.kernels.gaussian import gaussian_draw_and_kl
 from kgpyro.kernels.softmax import log_normaliser
-from kgpyro.posterior.building import batches_of, build_guide, build_setting, program_of, sites_of
 from kgpyro.posterior.fitted import Posterior
 from kgpyro.randomness import seeded
 
-BATCH, REPEATS = 512, 5
-CONFIG: dict[str, Any] = vars(
-    Options(
-        model="lim",
-        batch_size=BATCH,
-        epochs=1,
-        negatives="all",
-        closed_world="local",
-        inverse=True,
-        kl_weight=1.0,
-        kl_schedule="constant",
-    )
-)
+REPEATS = 5
 
 
 def pack(file: Path) -> None:
@@ -185,15 +172,8 @@ class Bench:
 
     def training(self, dim: int, estimator: str) -> Training:
         """The training module of a LIM, on the device."""
-        config = CONFIG | {"dim": dim, "estimator": estimator}
-        batches = batches_of(self.graph, config, torch.float32)
-        kg = build_setting(self.graph, config)
-        kg.start_at_base_rates(batches)
-        program = program_of("lim", kg, batches)
-        guide = build_guide("lookup", kg, sites_of(program))
-        module = Training(program, guide, config).to(self.device)
+        module = training_module(self.graph, estimator, dim).to(self.device)
         module.batches.to(self.device)
-        self.program = program
         return module
 
     def steps(self) -> None:
@@ -275,7 +255,7 @@ class Bench:
         """Filtered ranks of the test set, both sides, beside PyKEEN's evaluator."""
         dim = 16 if self.quick else 200
         module = self.training(dim, "local")
-        posterior = Posterior(self.graph, self.program, module.bound.guide, CONFIG | {"dim": dim})
+        posterior = Posterior(self.graph, module.program, module.bound.guide, module.config)
         posterior.evaluation("test")
         ours = self.row("evaluation", **self.timed(lambda: posterior.evaluation("test"), steps=1))
         from pykeen.evaluation import RankBasedEvaluator

@@ -218,11 +218,7 @@ def untrained(entities: int, relations: int, triples: int) -> Posterior:
     )
     names = [tuple(f"{kind}{i}" for i in range(n)) for kind, n in (("e", entities), ("r", relations))]
     graph = Graph("power law", *names, rows[2].clone(), rows[0].clone(), rows[1].clone())
-    config: dict[str, Any] = {
-        "model": "lim", "prior": "normal", "entity_prior": None, "relation_prior": None, "score": "ComplEx", "dim": DIM,
-        "guide": "lookup", "inverse": True, "likelihood": "bernoulli", "completeness": 1.0, "closed_world": "local",
-        "unanswered": None, "negatives": 8, "negative_weight": None, "seed": 0, "precision": "32",
-    }  # fmt: skip
+    config = vars(Options(model="lim", dim=DIM, inverse=True, closed_world="local", negatives=8))
     kg = build_setting(graph, config)
     program = program_of("lim", kg, batches_of(graph, config, torch.float32))
     return Posterior(graph, program, build_guide("lookup", kg, sites_of(program)), config)

@@ -192,6 +192,7 @@ def ours(estimator: str, half: bool, score: str = "ComplEx") -> Callable[[Graph]
 
 
 def training_module(graph: Graph, estimator: str, dim: int = DIM, score: str = "ComplEx") -> Training:
+    """A LIM before its first step."""
     config = CONFIG | {"dim": dim, "score": score, "estimator": estimator}
     batches, kg = batches_of(graph, config, torch.float32), build_setting(graph, config)
     kg.start_at_base_rates(batches)

@@ -38,13 +38,12 @@ class ClosedForm:
         kg: the setting.
         guide: of independent coordinates with Gaussian marginals, else of the Gaussian that has their moments.
         batches: of the fit.
-        per_fact: whether latents are of facts, so that symbols count for as many as they are in.
 
     Raises:
         InputError: the guide is a point estimate, whose scale would fall to nothing, or there is nothing to learn so.
     """
 
-    def __init__(self, kg: Setting, guide: Guide, batches: Batches, per_fact: bool = False):
+    def __init__(self, kg: Setting, guide: Guide, batches: Batches):
         self.kg, self.guide = kg, guide
         self.learned: dict[str, tuple[str, float]] = {}
         for kind in kg.families:
@@ -65,7 +64,7 @@ class ClosedForm:
         for kind, (name, _) in self.learned.items():
             prior = kg.symbol_prior(kind)
             value, per = prior.learned[name].requires_grad_(False), prior.unknown[name].per
-            if per_fact and per != "symbol":
+            if guide.per_fact and per != "symbol":
                 raise InputError(
                     f"where latents are of facts (lfm), `learn_by` em learns one {name} per symbol; write "
                     f"learn_per_symbol, or leave it out."

@@ -29,7 +29,6 @@ from kgpyro.inference.training import (
     Diverged,
     Training,
     is_alone,
-    is_per_fact,
     precision_in_use,
     train,
 )
@@ -92,7 +91,7 @@ def fit_program(
         watched.randomness.reseed(config["seed"])
     guide = _guide(program, sites, config)
     if config["kl_weight"] is None:
-        config["kl_weight"] = 1 / program.batches.total if is_per_fact(guide) else 1.0
+        config["kl_weight"] = 1 / program.batches.total if guide.per_fact else 1.0
     posterior = (Posterior if share is None else ShardedPosterior)(graph, program, guide, config)
     posterior.provenance = provenance(
         whole, config | {"precision": precision_in_use(config["precision"], config["device"])}
@@ -103,7 +102,7 @@ def fit_program(
                 raise InputError(f"`start` has {key} {given}, the fit {config[key]}; let them be the same.")
         start_at(posterior.modules(), graph, start.modules(), start.graph)
 
-    em = ClosedForm(program.kg, guide, program.batches, is_per_fact(guide)) if config["learn_by"] == "em" else None
+    em = ClosedForm(program.kg, guide, program.batches) if config["learn_by"] == "em" else None
     module = Training(program, guide, config, watched.randomness, em)
     bar = _bar(posterior, module, watched.progress, len(whole.valid))
     rank = _train(posterior, module, bar, watched, folder, begin)

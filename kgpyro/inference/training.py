@@ -25,7 +25,7 @@ from kgpyro.inference.progress import Progress, asking
 from kgpyro.posterior.replay import Program
 from kgpyro.program.batches import Batches
 from kgpyro.program.owners import is_spread
-from kgpyro.program.variational import PER_FACT, Guide
+from kgpyro.program.variational import Guide
 from kgpyro.randomness import seeded
 
 
@@ -146,7 +146,7 @@ class Training(pl.LightningModule):
             config["epochs"],
         )
         self.elbo = WeightedELBO(config["kl_weight"], config["estimator"], program.parameters)
-        self.bound = self.elbo(program.model, guide)
+        self.bound, self.per_fact = self.elbo(program.model, guide), guide.per_fact
         self.step = self.skipped = self.failures = 0
         self.finite_loss = True
         self.trained_on = self.device
@@ -189,9 +189,7 @@ class Training(pl.LightningModule):
         self.elbo.kl_weight, self.index = self.schedule(self.step), index
         if self.closed_form and self.step and self.step % self.schedule.steps_per_epoch == 0:
             self.closed_form.step(self.elbo.symbol_weights)
-        if (
-            is_per_fact(self.bound.guide) and self.schedule.weight
-        ):  # β prices what is known of symbols, not of intercepts
+        if self.per_fact and self.schedule.weight:  # β prices what is known of symbols, not of intercepts
             self.elbo.global_weight = self.elbo.kl_weight / self.schedule.weight
         if self.config["lr_schedule"] == "linear":  # of the step alone, so that a checkpoint need not know it
             for group in self.trainer.optimizers[0].param_groups:
@@ -247,11 +245,6 @@ class Training(pl.LightningModule):
 def is_alone(config: Mapping[str, Any]) -> bool:
     """Whether a fit takes one process."""
     return config["devices"] * config["nodes"] == 1
-
-
-def is_per_fact(guide: Guide) -> bool:
-    """Whether a guide has latents of single facts, as of the LFM."""
-    return any(frame in PER_FACT for frame in (*guide.symbols, *guide.others))
 
 
 def frequency_weights(batches: Batches, power: float, device: torch.device | str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from kgpyro.inference.progress import Progress
-from kgpyro.inference.training import Training, is_per_fact
+from kgpyro.inference.training import Training
 from kgpyro.posterior.fitted import Posterior
 
 WORSE = 0.01  # by which validation MRR may fall from a fit's half on without a word
@@ -36,7 +36,7 @@ def warnings_of(posterior: Posterior, module: Training, bar: Progress) -> list[s
         found.append(f"The fit was interrupted after {module.step} of {bar.steps} steps; `resume` goes on with it.")
     collapsed = [site for site, kl in metrics["kl_per_latent"].items() if kl < COLLAPSED]
     if collapsed and not module.bound.guide.point:
-        way_out = "lower `kl_weight`" if is_per_fact(module.bound.guide) else "train longer, or lower `kl_weight`"
+        way_out = "lower `kl_weight`" if module.per_fact else "train longer, or lower `kl_weight`"
         found.append(
             f"The posterior has collapsed to the prior at {', '.join(sorted(collapsed))} (mean KL per latent below "
             f"{COLLAPSED:g} nat): these latents carry next to no information about their symbols; {way_out}."

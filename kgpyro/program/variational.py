@@ -166,6 +166,11 @@ class Guide(nn.Module):
                 self.fields[name.replace(".", "|")] = MeanField(site, count, self.point)
 
     @property
+    def per_fact(self) -> bool:
+        """Whether it has latents of single facts, as for the LFM."""
+        return any(frame in PER_FACT for frame in (*self.symbols, *self.others))
+
+    @property
     def member(self) -> int:
         """The number of the mixture's member in use."""
         return _MEMBER.get() % self.members
