@@ -22,6 +22,7 @@ from kgpyro.posterior.runs import provenance
 from kgpyro.program.variational import PER_FACT, Site, pyro_alone
 
 LARGEST = 20_000  # numbers that all latents together may be
+MIXED = 1.05  # R-hat up to which chains agree
 CELLS = 5_000_000  # facts whose likelihood each step of a trajectory may take
 
 
@@ -100,11 +101,11 @@ def report(table: pd.DataFrame, started: float, warmup: int, draws: int) -> tupl
     found: dict[str, Any] = {"warmup": warmup, "draws": draws, "seconds": round(time.monotonic() - started, 1)}
     found |= {"r_hat": worst, "ess": least, "by_site": table.to_dict(orient="index")}
     warned = []
-    if worst > 1.05 or least < 100:
+    if worst > MIXED or least < 100:
         warned.append(
-            f"The chain has not mixed: R-hat {worst:.2f} (1.05 is the most), effective sample size {least:.0f} (100 is "
-            f"the least). Latents may trade places without any change of the model, which harms no prediction; else "
-            f"raise warmup and draws."
+            f"The chain has not mixed: R-hat {worst:.2f} ({MIXED:g} is the most), effective sample size {least:.0f} "
+            f"(100 is the least). Latents may trade places without any change of the model, which harms no prediction; "
+            f"else raise warmup and draws."
         )
     return found, warned
 

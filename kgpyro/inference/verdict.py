@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from kgpyro.inference.nuts import MIXED
 from kgpyro.inference.progress import Progress
 from kgpyro.inference.training import Training
 from kgpyro.posterior.fitted import Posterior
@@ -11,7 +12,6 @@ from kgpyro.posterior.fitted import Posterior
 WORSE = 0.01  # by which validation MRR may fall from a fit's half on without a word
 COLLAPSED = 1.0  # nats of KL per latent vector below which a posterior says next to nothing about its symbol
 ENOUGH = 100  # training facts below which little can be learned
-MIXED = 1.05  # R-hat up to which chains agree
 
 
 def warnings_of(posterior: Posterior, module: Training, bar: Progress) -> list[str]:
